@@ -1,0 +1,217 @@
+"""Secrets as hashes, grants, and the authorization request: the schema of oauth_store.
+
+Carries over what VS-2 held: clients (their secret as a hash, out of the JSON) and live tokens, so that its clients stay
+authorized. Codes, which live for ten minutes, and tokens whose client is gone are left out.
+"""
+
+import hashlib
+import json
+import secrets
+import time
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import context, op
+from sqlalchemy.dialects import mysql
+
+from oauth_store.errors import SchemaError
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+TABLES = ("oauth_tokens", "oauth_codes", "oauth_clients")
+KINDS = {"access": "access_token", "refresh": "refresh_token"}
+LIFETIME_SECONDS = {"access_token": 3600, "refresh_token": 30 * 24 * 3600}
+"""What a token without an expiry gets, from now on: nothing lives for ever here."""
+
+ClientId = sa.String(512).with_variant(
+    mysql.VARCHAR(512, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+)
+Hash = sa.LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb")
+GrantId = sa.LargeBinary(16).with_variant(mysql.VARBINARY(16), "mysql", "mariadb")
+
+
+def upgrade() -> None:
+    if context.is_offline_mode():
+        refuse_rows_offline()
+        clients, tokens = [], []
+    else:
+        now = int(time.time())
+        clients = [converted_client(row) for row in rows("oauth_clients")]
+        tokens = converted_tokens({client["client_id"] for client in clients}, now)
+    # Renaming instead would keep the old constraints' names on PostgreSQL.
+    drop_tables()
+    create_tables()
+    insert("oauth_clients", clients)
+    insert("oauth_tokens", tokens)
+
+
+def downgrade() -> None:
+    clients: list[dict[str, Any]] = []
+    if context.is_offline_mode():
+        refuse_rows_offline()
+    else:
+        clients = [
+            {
+                "client_id": row.client_id,
+                "client_json": row.client_metadata,
+                "created_at": float(row.created_at),
+            }
+            for row in rows("oauth_clients")
+        ]
+        lost = {name: len(rows(name)) for name in ("oauth_tokens", "oauth_codes")}
+        context.config.print_stdout(
+            "Going down to 0001 keeps %d registered clients, and loses %d tokens, %d codes and every client secret: "
+            "only their hashes are known. All clients have to be authorized again.",
+            len(clients),
+            lost["oauth_tokens"],
+            lost["oauth_codes"],
+        )
+    drop_tables()
+    context.script.get_revision("0001").module.upgrade()
+    insert("oauth_clients", clients)
+
+
+def create_tables() -> None:
+    op.create_table(
+        "oauth_clients",
+        sa.Column("client_id", ClientId, nullable=False),
+        sa.Column("client_metadata", sa.Text(), nullable=False),
+        sa.Column("client_secret_hash", Hash),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("last_used_at", sa.BigInteger()),
+        sa.PrimaryKeyConstraint("client_id", name="pk_oauth_clients"),
+    )
+    op.create_index("ix_oauth_clients_last_used_at_created_at", "oauth_clients", ["last_used_at", "created_at"])
+    op.create_table(
+        "oauth_codes",
+        sa.Column("handle_hash", Hash, nullable=False),
+        sa.Column("code_hash", Hash),
+        sa.Column("browser_hash", Hash),
+        sa.Column("client_id", ClientId, nullable=False),
+        sa.Column("grant_id", GrantId, nullable=False),
+        sa.Column("subject", sa.Text()),
+        sa.Column("redirect_uri", sa.Text(), nullable=False),
+        sa.Column("redirect_uri_provided_explicitly", sa.Boolean(), nullable=False),
+        sa.Column("code_challenge", sa.Text(), nullable=False),
+        sa.Column("scopes", sa.Text(), nullable=False),
+        sa.Column("resource", sa.Text()),
+        sa.Column("state", sa.Text()),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.Column("approved_at", sa.BigInteger()),
+        sa.Column("consumed_at", sa.BigInteger()),
+        sa.PrimaryKeyConstraint("handle_hash", name="pk_oauth_codes"),
+        sa.UniqueConstraint("code_hash", name="uq_oauth_codes_code_hash"),
+    )
+    for column in ("client_id", "grant_id", "expires_at"):
+        op.create_index(f"ix_oauth_codes_{column}", "oauth_codes", [column])
+    op.create_table(
+        "oauth_tokens",
+        sa.Column("token_hash", Hash, nullable=False),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("paired_hash", Hash),
+        sa.Column("grant_id", GrantId, nullable=False),
+        sa.Column("client_id", ClientId, nullable=False),
+        sa.Column("subject", sa.Text()),
+        sa.Column("scopes", sa.Text(), nullable=False),
+        sa.Column("resource", sa.Text()),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger(), nullable=False),
+        sa.Column("first_used_at", sa.BigInteger()),
+        sa.Column("consumed_at", sa.BigInteger()),
+        sa.Column("revoked_at", sa.BigInteger()),
+        sa.Column("revoked_reason", sa.String(64)),
+        sa.Column("replay", sa.LargeBinary()),
+        sa.PrimaryKeyConstraint("token_hash", name="pk_oauth_tokens"),
+        sa.ForeignKeyConstraint(
+            ["client_id"], ["oauth_clients.client_id"], name="fk_oauth_tokens_client_id", ondelete="CASCADE"
+        ),
+    )
+    for column in ("grant_id", "client_id", "expires_at"):
+        op.create_index(f"ix_oauth_tokens_{column}", "oauth_tokens", [column])
+
+
+def converted_client(row: Any) -> dict[str, Any]:
+    metadata = parsed(row.client_json, dict, f"client {row.client_id}")
+    secret = metadata.pop("client_secret", None)
+    return {
+        "client_id": row.client_id,
+        "client_metadata": json.dumps({key: value for key, value in metadata.items() if value is not None}),
+        "client_secret_hash": None if secret is None else sha256(secret),
+        "created_at": int(row.created_at),
+        "last_used_at": int(row.created_at),  # may have been used: such a registration is never purged
+    }
+
+
+def converted_tokens(clients: set[str], now: int) -> list[dict[str, Any]]:
+    live = {
+        row.token: row
+        for row in rows("oauth_tokens")
+        if row.client_id in clients and (row.expires_at is None or row.expires_at > now)
+    }
+    grants: dict[str, bytes] = {}
+    converted = []
+    for number, (token, row) in enumerate(live.items(), start=1):
+        which = f"token {number} of client {row.client_id}"  # never the token itself
+        if row.token_type not in KINDS:
+            raise SchemaError(f"{which} has the unknown type {row.token_type!r}; mend or delete that row; {UNCHANGED}")
+        kind = KINDS[row.token_type]
+        paired = row.refresh_token if row.refresh_token in live else None
+        grant_id = grants.get(paired or token) or secrets.token_bytes(16)
+        grants[token] = grant_id
+        converted.append(
+            {
+                "token_hash": sha256(token),
+                "kind": kind,
+                "paired_hash": None if paired is None else sha256(paired),
+                "grant_id": grant_id,
+                "client_id": row.client_id,
+                "scopes": " ".join(parsed(row.scopes, list, which)),
+                "resource": row.resource,
+                "created_at": now,
+                "expires_at": int(row.expires_at or now + LIFETIME_SECONDS[kind]),
+            }
+        )
+    return converted
+
+
+UNCHANGED = "the database is as it was"
+
+
+def parsed(value: str, kind: type, which: str) -> Any:
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    if not isinstance(found, kind):
+        raise SchemaError(f"{which} cannot be read: its JSON is broken; mend or delete that row; {UNCHANGED}")
+    return found
+
+
+def refuse_rows_offline() -> None:
+    # SQL alone cannot hash, so it cannot carry rows over: it must not drop them either.
+    op.execute("CREATE TABLE oauth_store_offline_sql_is_for_empty_databases_only (held BIGINT CHECK (held = 0))")
+    op.execute("INSERT INTO oauth_store_offline_sql_is_for_empty_databases_only SELECT count(*) FROM oauth_clients")
+    op.execute("DROP TABLE oauth_store_offline_sql_is_for_empty_databases_only")
+
+
+def rows(table: str) -> list[Any]:
+    return list(op.get_bind().execute(sa.text(f"SELECT * FROM {table}")))  # noqa: S608 (a constant of this file)
+
+
+def insert(table: str, values: list[dict[str, Any]]) -> None:
+    if values:
+        reflected = sa.Table(table, sa.MetaData(), autoload_with=op.get_bind())
+        op.get_bind().execute(reflected.insert(), values)
+
+
+def drop_tables() -> None:
+    for table in TABLES:
+        op.drop_table(table)
+
+
+def sha256(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()

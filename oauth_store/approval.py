@@ -1,0 +1,121 @@
+"""Who may let a client in: the `Approval` protocol, and `AutoApproval`."""
+
+import logging
+import os
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+from fastmcp.server.auth.redirect_validation import UNSAFE_REDIRECT_URI_SCHEMES, is_loopback_host
+from mcp.server.auth.provider import AuthorizeError
+from mcp.shared.auth import OAuthClientInformationFull
+from starlette.requests import Request
+
+from oauth_store.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from oauth_store.provider import SQLAlchemyOAuthProvider
+
+logger = logging.getLogger("oauth_store")
+
+current_request: ContextVar[Request | None] = ContextVar("current_request", default=None)
+"""The HTTP request to /authorize under way; None where `authorize()` was called by other means."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationRequest:
+    """What a client asks the owner for: a row of `oauth_codes` that is not approved yet.
+
+    The `handle` names it, in this and in any other process on the same database. It is a secret of the browser that
+    started the request: good for `provider.approve()` and `provider.deny()`, never as a code.
+    """
+
+    handle: str
+    client: OAuthClientInformationFull
+    redirect_uri: str
+    scopes: list[str]
+    resource: str | None
+
+
+class Approval(Protocol):
+    """Decides whether a client gets in. Anything with this method will do."""
+
+    async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:
+        """Return the URL to send the browser to.
+
+        A page of yours that asks the owner and then calls `provider.approve(handle, subject=...)` or
+        `provider.deny(handle)`, or what these two return, to decide at once.
+        """
+        ...
+
+
+class AutoApproval:
+    """Lets in everyone who asks, without asking the owner: what `InMemoryOAuthProvider` does.
+
+    For tests, and for servers that only those can reach who may use them.
+    """
+
+    async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:
+        """Approve the request at once."""
+        return await provider.approve(request.handle)
+
+
+class LoopbackApproval(AutoApproval):
+    """The default where every URL of the server is loopback: lets in only what runs on this machine.
+
+    A tunnel to localhost, or a web page that registers a redirect URI of its own with the server on the owner's
+    machine, gets `access_denied`.
+    """
+
+    async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:
+        """Approve the request if it came from this machine and its answer stays there."""
+        refused = _leaves_this_machine(current_request.get(), request.redirect_uri)
+        if refused:
+            logger.warning(
+                "authorization refused: %s. Nobody is asked on a server without an approval, so only clients on this "
+                "machine get in; pass approval= to SQLAlchemyOAuthProvider to let in others",
+                refused,
+            )
+            raise AuthorizeError("access_denied", "this server lets in clients on its own machine only")
+        return await super().authorize(provider, request)
+
+
+def default_approval(urls: list[str]) -> Approval:
+    """Return the approval of a server with these public URLs where its owner has not chosen one.
+
+    Raises `ConfigurationError` unless all of them are loopback.
+    """
+    if os.environ.get("MCP_OAUTH_PASSWORD_HASH"):
+        raise ConfigurationError(
+            "MCP_OAUTH_PASSWORD_HASH is set, but this release has no sign-in page yet; unset it, and pass approval="
+        )
+    public = [url for url in urls if not is_loopback_host(urlsplit(url).hostname)]
+    if public:
+        raise ConfigurationError(
+            f"who may let a client in at {public[0]}? Anyone who finds the URL could get a token. Pass "
+            "approval=<your own Approval> to ask the owner, approval=AutoApproval() to let in everyone, or use a "
+            "loopback base_url to let in clients on this machine only"
+        )
+    logger.warning("no approval= is set: clients on this machine are let in without asking, all others are refused")
+    return LoopbackApproval()
+
+
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+
+
+def _leaves_this_machine(request: Request | None, redirect_uri: str) -> str | None:
+    """Return why a request or its answer crosses this machine's border, or None if neither does."""
+    if request is None:
+        return "it did not come over HTTP"
+    forwarded = [name for name in _FORWARDED if name in request.headers]
+    if forwarded:
+        return f"it has the header {forwarded[0]}, so it was forwarded"
+    if request.client is None or not is_loopback_host(request.client.host):
+        return "it came from another machine"
+    if not is_loopback_host(urlsplit(f"//{request.headers.get('host', '')}").hostname):
+        return "its Host header is not loopback"
+    target = urlsplit(redirect_uri)
+    if target.scheme in ("http", "https"):
+        return None if is_loopback_host(target.hostname) else f"its redirect URI leads to {target.hostname}"
+    return "its redirect URI is not safe" if target.scheme in UNSAFE_REDIRECT_URI_SCHEMES else None

@@ -1,0 +1,69 @@
+"""A registered client, as the handlers see it: what it may ask for, and where its codes may be sent."""
+
+from urllib.parse import urlsplit
+
+from fastmcp.server.auth.redirect_validation import is_loopback_host
+from mcp.shared.auth import InvalidRedirectUriError, OAuthClientInformationFull
+from pydantic import AnyUrl, PrivateAttr
+
+OFFLINE_ACCESS = "offline_access"
+"""The scope by which clients ask for a refresh token. Accepted, whatever the server's scopes are."""
+
+
+class StoredClient(OAuthClientInformationFull):
+    """A row of `oauth_clients`. Its secret is known as a hash alone, and never leaves the process."""
+
+    _secret_hash: bytes | None = PrivateAttr(default=None)
+    _grantable: list[str] = PrivateAttr(default_factory=list)
+
+    @classmethod
+    def load(cls, metadata: str, *, secret_hash: bytes | None, server_scopes: list[str]) -> "StoredClient":
+        """Return the client of a stored row. `server_scopes` are for a client that registered without any."""
+        client = cls.model_validate_json(metadata)
+        client._secret_hash = secret_hash
+        client._grantable = client.scope.split() if client.scope else server_scopes
+        return client
+
+    @property
+    def secret_hash(self) -> bytes | None:
+        return self._secret_hash
+
+    def validate_scope(self, requested_scope: str | None) -> list[str] | None:
+        """Return the scopes to grant (RFC 6749, section 3.3): what was asked for, less what cannot be granted.
+
+        A request that names none that can be granted gets what the client may have: Claude registers without scopes,
+        and a token without the server's required ones would be refused for ever.
+        """
+        asked = requested_scope.split() if requested_scope else []
+        granted = [scope for scope in asked if scope in self._grantable and scope != OFFLINE_ACCESS]
+        granted = granted or [scope for scope in self._grantable if scope != OFFLINE_ACCESS]
+        if OFFLINE_ACCESS in asked:
+            granted.append(OFFLINE_ACCESS)
+        return list(dict.fromkeys(granted))
+
+    def validate_redirect_uri(self, redirect_uri: AnyUrl | None) -> AnyUrl:
+        """Return the redirect URI to use. On loopback any port will do (RFC 8252, section 7.3).
+
+        Raises `InvalidRedirectUriError` for one that the client did not register.
+        """
+        registered = self.redirect_uris or []
+        if redirect_uri is None:
+            return super().validate_redirect_uri(None)
+        if any(_same(str(redirect_uri), str(uri)) for uri in registered):
+            return redirect_uri
+        raise InvalidRedirectUriError("redirect_uri is not registered for this client")
+
+
+def _same(presented: str, registered: str) -> bool:
+    one, other = urlsplit(presented), urlsplit(registered)
+    if one._replace(path=one.path or "/") == other._replace(path=other.path or "/"):
+        return True
+    if one.scheme != "http" or not is_loopback_host(other.hostname) or "@" in one.netloc:
+        return False
+    return (one.scheme, one.hostname, one.path or "/", one.query, one.fragment) == (
+        other.scheme,
+        other.hostname,
+        other.path or "/",
+        other.query,
+        other.fragment,
+    )

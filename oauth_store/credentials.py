@@ -1,0 +1,60 @@
+"""Secrets: how they are minted, what of them is stored, and how a refresh answer is sealed."""
+
+import hashlib
+import hmac
+import secrets
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+_NONCE_BYTES = 12  # what AES-GCM asks for
+
+
+def mint(kind: str) -> str:
+    """Return a new secret of 256 random bits, prefixed with its kind: `access_`, `refresh_`, `code_`, `request_`."""
+    return f"{kind}_{secrets.token_urlsafe(32)}"
+
+
+def mint_grant_id() -> bytes:
+    """Return a new grant id, 16 random bytes. It is no secret: log lines carry it."""
+    return secrets.token_bytes(16)
+
+
+def hash_secret(secret: str) -> bytes:
+    """Return the SHA-256 of a secret, 32 bytes: all that is ever stored of it.
+
+    Our secrets carry 256 random bits, so neither a salt nor a slow hash would add anything.
+    """
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def matches(secret: str, stored_hash: bytes) -> bool:
+    """Tell in constant time whether `secret` is the one that `stored_hash` was made of."""
+    return hmac.compare_digest(hash_secret(secret), stored_hash)
+
+
+def seal(presented: str, access_token: str, refresh_token: str) -> bytes:
+    """Encrypt a token pair so that only the holder of the `presented` refresh token can read it.
+
+    AES-256-GCM with a fresh nonce, under a key that is derived from the presented token, and bound to its row. The
+    database has the hash of that token alone, so a stolen file opens nothing, and there is no server key to keep.
+    """
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    plain = f"{access_token} {refresh_token}".encode()
+    return nonce + _cipher(presented).encrypt(nonce, plain, hash_secret(presented))
+
+
+def unseal(presented: str, sealed: bytes) -> tuple[str, str]:
+    """Return the access and the refresh token that `seal` encrypted under the same `presented` refresh token.
+
+    Raises `cryptography.exceptions.InvalidTag` if `sealed` was made for another token or was tampered with.
+    """
+    nonce, encrypted = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
+    access_token, refresh_token = _cipher(presented).decrypt(nonce, encrypted, hash_secret(presented)).decode().split()
+    return access_token, refresh_token
+
+
+def _cipher(presented: str) -> AESGCM:
+    key = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"oauth_store replay").derive(presented.encode())
+    return AESGCM(key)

@@ -1,0 +1,246 @@
+"""Codes and tokens of a grant, in a session: consume, issue, answer again, revoke. Who may ask is decided elsewhere."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from mcp.shared.auth import OAuthToken
+from sqlalchemy import Row, Update, bindparam, func, insert, null, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from oauth_store.credentials import hash_secret, mint, unseal
+from oauth_store.models import Code, Token
+
+logger = logging.getLogger("oauth_store")
+
+ACCESS, REFRESH = "access_token", "refresh_token"
+
+_UNCHECKED = {"synchronize_session": False}  # no objects are loaded that could grow stale
+
+code_by_hash = select(Code.__table__).where(
+    Code.code_hash == bindparam("b_hash"), Code.approved_at.is_not(None), Code.expires_at > bindparam("b_now")
+)
+live_access_token = select(Token.__table__).where(
+    Token.token_hash == bindparam("b_hash"),
+    Token.kind == ACCESS,
+    Token.consumed_at.is_(None),
+    Token.revoked_at.is_(None),
+    Token.expires_at > bindparam("b_now"),
+)
+known_refresh_token = select(Token.__table__).where(
+    Token.token_hash == bindparam("b_hash"),
+    Token.kind == REFRESH,
+    Token.revoked_at.is_(None),
+    Token.expires_at > bindparam("b_now"),
+)
+_pair = select(Token.__table__).where(Token.token_hash.in_((bindparam("b_access"), bindparam("b_refresh"))))
+_consume_code = (
+    update(Code)
+    .where(
+        Code.code_hash == bindparam("b_hash"),
+        Code.client_id == bindparam("b_client_id"),
+        Code.approved_at.is_not(None),
+        Code.consumed_at.is_(None),
+        Code.expires_at > bindparam("b_now"),
+    )
+    .values(consumed_at=bindparam("b_now"))
+)
+_consume_refresh_token = (
+    update(Token)
+    .where(
+        Token.token_hash == bindparam("b_hash"),
+        Token.kind == REFRESH,
+        Token.client_id == bindparam("b_client_id"),
+        Token.consumed_at.is_(None),
+        Token.revoked_at.is_(None),
+        Token.expires_at > bindparam("b_now"),
+    )
+    .values(
+        consumed_at=bindparam("b_now"),
+        first_used_at=func.coalesce(Token.first_used_at, bindparam("b_now")),
+        replay=bindparam("b_replay"),
+    )
+)
+_consume_access_token = (
+    update(Token)
+    .where(Token.token_hash == bindparam("b_hash"), Token.kind == ACCESS, Token.consumed_at.is_(None))
+    .values(consumed_at=bindparam("b_now"))
+)
+_close_codes = (
+    update(Code)
+    .where(Code.grant_id == bindparam("b_grant_id"))
+    .values(consumed_at=func.coalesce(Code.consumed_at, bindparam("b_now")))
+)
+_revoke_tokens = (
+    update(Token)
+    .where(Token.grant_id == bindparam("b_grant_id"), Token.revoked_at.is_(None))
+    .values(revoked_at=bindparam("b_now"), revoked_reason=bindparam("b_reason"), replay=null())
+)
+_stamp_first_use = (
+    update(Token)
+    .where(Token.token_hash.in_((bindparam("b_hash"), bindparam("b_paired"))), Token.first_used_at.is_(None))
+    .values(first_used_at=bindparam("b_now"))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An access token and, where the client uses them, its refresh token, on the way to the client."""
+
+    access_token: str
+    refresh_token: str | None
+
+    @classmethod
+    def mint(cls, *, with_refresh_token: bool) -> "Pair":
+        return cls(mint("access"), mint("refresh") if with_refresh_token else None)
+
+
+async def _execute(session: AsyncSession, statement: Update, **values: Any) -> int:
+    result = await session.execute(statement, values, execution_options=_UNCHECKED)
+    return int(result.rowcount)  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+
+
+async def consume_code(session: AsyncSession, code: str, client_id: str, now: int) -> tuple[bool, Row[Any] | None]:
+    """Consume an approved code. Return whether it was this call that did, and the row, if there is one.
+
+    UPDATE, row count, and only then SELECT: of any number of callers, in any number of processes, one wins.
+    """
+    code_hash = hash_secret(code)
+    won = await _execute(session, _consume_code, b_hash=code_hash, b_client_id=client_id, b_now=now)
+    row = (await session.execute(code_by_hash, {"b_hash": code_hash, "b_now": now})).one_or_none()
+    return won == 1, row
+
+
+async def consume_refresh_token(
+    session: AsyncSession, presented: str, client_id: str, replay: bytes | None, now: int
+) -> tuple[bool, Row[Any] | None]:
+    """Consume a live refresh token and its access token. Return whether it was this call that did, and the row."""
+    presented_hash = hash_secret(presented)
+    won = await _execute(
+        session, _consume_refresh_token, b_hash=presented_hash, b_client_id=client_id, b_replay=replay, b_now=now
+    )
+    row = (await session.execute(known_refresh_token, {"b_hash": presented_hash, "b_now": now})).one_or_none()
+    if won == 1 and row is not None and row.paired_hash is not None:
+        await _execute(session, _consume_access_token, b_hash=row.paired_hash, b_now=now)
+    return won == 1, row
+
+
+async def issue(
+    session: AsyncSession,
+    pair: Pair,
+    grant: Row[Any],
+    *,
+    scopes: Sequence[str],
+    resource: str | None,
+    now: int,
+    access_expiry: int,
+    refresh_expiry: int,
+) -> OAuthToken:
+    """Store a pair of the grant that `grant`, a code's or a token's row, belongs to, and return the answer.
+
+    The refresh token keeps the original scopes; only the access token is narrowed to `scopes` (RFC 6749, section 6).
+    """
+    common = {
+        "grant_id": grant.grant_id,
+        "client_id": grant.client_id,
+        "subject": grant.subject,
+        "resource": resource,
+        "created_at": now,
+    }
+    access_hash = hash_secret(pair.access_token)
+    refresh_hash = hash_secret(pair.refresh_token) if pair.refresh_token else None
+    access = {
+        "token_hash": access_hash,
+        "kind": ACCESS,
+        "paired_hash": refresh_hash,
+        "scopes": " ".join(scopes),
+        "expires_at": now + access_expiry,
+        **common,
+    }
+    refresh = {
+        "token_hash": refresh_hash,
+        "kind": REFRESH,
+        "paired_hash": access_hash,
+        "scopes": grant.scopes,
+        "expires_at": now + refresh_expiry,
+        **common,
+    }
+    await session.execute(insert(Token), [access, refresh] if pair.refresh_token else [access])
+    return _answer(pair, access_expiry, access["scopes"])
+
+
+async def answer_again(
+    session: AsyncSession, presented: str, row: Row[Any], scopes: Sequence[str], *, grace: int, now: int
+) -> OAuthToken | None:
+    """Answer a refresh token that was consumed already; end its grant if it is reused. `None` means invalid_grant.
+
+    Within the grace, or while the successor was never used (then the answer was lost), it is the same pair again.
+    Anything else is reuse, a sign of theft (RFC 9700, section 4.14.2).
+    """
+    within_grace = now - row.consumed_at < grace
+    successor = await _live_successor(session, presented, row, now)
+    unused = successor is not None and successor.refresh.first_used_at is None
+    if not (within_grace or (grace and unused)):
+        logger.warning("refresh token reused: grant %s is revoked", row.grant_id.hex())
+        await revoke(session, row.grant_id, "reuse detected", now)
+        return None
+    if successor is None or not successor.has(scopes):
+        return None
+    logger.info("refresh answered again: grant %s", row.grant_id.hex())
+    return successor.answer(now)
+
+
+@dataclass(frozen=True, slots=True)
+class _Successor:
+    """The pair that followed a consumed refresh token. An access token that has expired may be purged already."""
+
+    pair: Pair
+    access: Row[Any] | None
+    refresh: Row[Any]
+
+    def has(self, scopes: Sequence[str]) -> bool:
+        return self.access is None or set(self.access.scopes.split()) == set(scopes)
+
+    def answer(self, now: int) -> OAuthToken:
+        if self.access is None:
+            return _answer(self.pair, 0, self.refresh.scopes)
+        return _answer(self.pair, max(0, self.access.expires_at - now), self.access.scopes)
+
+
+async def _live_successor(session: AsyncSession, presented: str, row: Row[Any], now: int) -> _Successor | None:
+    if row.replay is None:
+        return None
+    try:
+        access_token, refresh_token = unseal(presented, row.replay)
+    except InvalidTag:
+        return None
+    hashes = {"b_access": hash_secret(access_token), "b_refresh": hash_secret(refresh_token)}
+    rows = {found.kind: found for found in await session.execute(_pair, hashes)}
+    refresh = rows.get(REFRESH)
+    if refresh is None or refresh.consumed_at is not None or refresh.revoked_at is not None:
+        return None
+    if refresh.expires_at <= now:
+        return None
+    return _Successor(Pair(access_token, refresh_token), rows.get(ACCESS), refresh)
+
+
+async def revoke(session: AsyncSession, grant_id: bytes, reason: str, now: int) -> None:
+    """End a grant: its code, and every token of it, also those that a refresh inserts at this moment."""
+    await _execute(session, _close_codes, b_grant_id=grant_id, b_now=now)
+    # At READ COMMITTED the UPDATE waits for a refresh under way and then misses the rows that it inserted. Whatever is
+    # still to come needs one of the rows seen here, so that a round that finds nothing is the last.
+    while await _execute(session, _revoke_tokens, b_grant_id=grant_id, b_reason=reason, b_now=now):
+        pass
+
+
+async def stamp_first_use(session: AsyncSession, row: Row[Any], now: int) -> None:
+    """Note on both of a pair that one of them was presented: its predecessor is no longer answered again."""
+    await _execute(session, _stamp_first_use, b_hash=row.token_hash, b_paired=row.paired_hash, b_now=now)
+
+
+def _answer(pair: Pair, expires_in: int, scopes: str) -> OAuthToken:
+    return OAuthToken(
+        access_token=pair.access_token, expires_in=expires_in, scope=scopes, refresh_token=pair.refresh_token
+    )

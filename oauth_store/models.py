@@ -1,0 +1,106 @@
+"""The three tables. Times are integer epoch seconds, scopes are space-separated, secrets are SHA-256 hashes."""
+
+from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, LargeBinary, MetaData, String, Text
+from sqlalchemy.dialects import mysql
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+CLIENT_ID_LENGTH = 512
+"""Characters of the longest client_id that is accepted; a client ID metadata document's is a URL."""
+
+# MariaDB compares text without regard to case, and cannot index a blob, unless it is told otherwise.
+_ClientId = String(CLIENT_ID_LENGTH).with_variant(
+    mysql.VARCHAR(CLIENT_ID_LENGTH, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+)
+_Hash = LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb")
+_GrantId = LargeBinary(16).with_variant(mysql.VARBINARY(16), "mysql", "mariadb")
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Client(Base):
+    """A registered client (RFC 7591). Its secret is stored as a hash, and is not in `client_metadata`."""
+
+    __tablename__ = "oauth_clients"
+
+    client_id: Mapped[str] = mapped_column(_ClientId, primary_key=True)
+    client_metadata: Mapped[str] = mapped_column(Text)
+    """The registration as JSON, less its secret."""
+    client_secret_hash: Mapped[bytes | None] = mapped_column(_Hash)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    last_used_at: Mapped[int | None] = mapped_column(BigInteger)
+    """Null until the owner has approved a grant: only such a registration may ever be purged."""
+
+    __table_args__ = (Index(None, "last_used_at", "created_at"),)
+
+
+class Code(Base):
+    """An authorization request, from /authorize to the exchange of its code (RFC 6749, section 4.1).
+
+    The browser carries the handle and the client gets the code: two secrets, since whoever started the flow knows the
+    handle. A code is looked up among approved rows only. A consumed one stays until it expires, so that its replay is
+    seen.
+    """
+
+    __tablename__ = "oauth_codes"
+
+    handle_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
+    code_hash: Mapped[bytes | None] = mapped_column(_Hash, unique=True)
+    """Null until the owner has approved the request."""
+    browser_hash: Mapped[bytes | None] = mapped_column(_Hash)
+    """The cookie of the browser that started the request, where the approval sets one."""
+    # No foreign key: a client that is known by its metadata document gets its row with the first approval.
+    client_id: Mapped[str] = mapped_column(_ClientId, index=True)
+    grant_id: Mapped[bytes] = mapped_column(_GrantId, index=True)
+    subject: Mapped[str | None] = mapped_column(Text)
+    redirect_uri: Mapped[str] = mapped_column(Text)
+    redirect_uri_provided_explicitly: Mapped[bool] = mapped_column(Boolean)
+    code_challenge: Mapped[str] = mapped_column(Text)
+    scopes: Mapped[str] = mapped_column(Text)
+    resource: Mapped[str | None] = mapped_column(Text)
+    state: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int] = mapped_column(BigInteger, index=True)
+    """First of the request; once it is approved, of the code."""
+    approved_at: Mapped[int | None] = mapped_column(BigInteger)
+    consumed_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Token(Base):
+    """An access or a refresh token. The two of a pair name each other; all of one grant share its `grant_id`.
+
+    A token is live while it is neither expired, consumed nor revoked. Rotation consumes both of a pair; a consumed
+    refresh token stays until it expires, so that its replay is answered and its reuse is seen.
+    """
+
+    __tablename__ = "oauth_tokens"
+
+    token_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    """`access_token` or `refresh_token`, the hints of RFC 7009. Every lookup names it."""
+    paired_hash: Mapped[bytes | None] = mapped_column(_Hash)
+    grant_id: Mapped[bytes] = mapped_column(_GrantId, index=True)
+    client_id: Mapped[str] = mapped_column(
+        _ClientId, ForeignKey("oauth_clients.client_id", ondelete="CASCADE"), index=True
+    )
+    subject: Mapped[str | None] = mapped_column(Text)
+    scopes: Mapped[str] = mapped_column(Text)
+    resource: Mapped[str | None] = mapped_column(Text)
+    """The server that the token is good for (RFC 8707). Null, in rows that came from VS-2, means this one."""
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int] = mapped_column(BigInteger, index=True)
+    first_used_at: Mapped[int | None] = mapped_column(BigInteger)
+    """When either token of the pair was first presented; on the refresh token's row it outlives the access token."""
+    consumed_at: Mapped[int | None] = mapped_column(BigInteger)
+    revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+    revoked_reason: Mapped[str | None] = mapped_column(String(64))
+    replay: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """On a consumed refresh token: the pair that followed, sealed under the token itself."""

@@ -1,0 +1,463 @@
+"""The provider: every step of the OAuth flows is guard clauses, one transaction, and the answer."""
+
+import logging
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from fastmcp.server.auth import AccessToken, OAuthProvider
+from fastmcp.server.auth.redirect_validation import build_client_redirect
+from mcp.server.auth.provider import (
+    AuthorizationCode,
+    AuthorizationParams,
+    AuthorizeError,
+    RefreshToken,
+    RegistrationError,
+    TokenError,
+)
+from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
+from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
+from pydantic import AnyHttpUrl, AnyUrl
+from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from oauth_store import endpoints, grants, schema
+from oauth_store.approval import Approval, AuthorizationRequest, default_approval
+from oauth_store.clients import OFFLINE_ACCESS, StoredClient
+from oauth_store.credentials import hash_secret, mint, mint_grant_id, seal
+from oauth_store.database import Database, flow_step
+from oauth_store.errors import ConfigurationError
+from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, Token
+from oauth_store.urls import check_public_url, same_resource
+
+logger = logging.getLogger("oauth_store")
+
+REQUEST_EXPIRY_SECONDS = 600
+"""How long the owner may take to approve a request."""
+
+_client_by_id = select(Client.__table__).where(Client.client_id == bindparam("b_client_id"))
+_token_by_hash = select(Token.__table__).where(Token.token_hash == bindparam("b_hash"))
+
+
+class SQLAlchemyOAuthProvider(OAuthProvider):
+    """An OAuth 2.1 authorization server for FastMCP that keeps its state in a database.
+
+    In place of `InMemoryOAuthProvider`:
+
+        mcp = FastMCP("wiki", auth=SQLAlchemyOAuthProvider(base_url="https://wiki.example.com"))
+    """
+
+    def __init__(
+        self,
+        database: str | Path | AsyncEngine | None = None,
+        *,
+        base_url: AnyHttpUrl | str,
+        resource_base_url: AnyHttpUrl | str | None = None,
+        issuer_url: AnyHttpUrl | str | None = None,
+        service_documentation_url: AnyHttpUrl | str | None = None,
+        client_registration_options: ClientRegistrationOptions | None = None,
+        revocation_options: RevocationOptions | None = None,
+        required_scopes: list[str] | None = None,
+        approval: Approval | None = None,
+        authorization_code_expiry_seconds: int = 600,
+        access_token_expiry_seconds: int = 3600,
+        refresh_token_expiry_seconds: int = 30 * 24 * 3600,
+        refresh_grace_seconds: int = 120,
+    ) -> None:
+        """Check the settings. The database is opened at first use, and may not exist before.
+
+        Args:
+            database: A file's path, ":memory:", or a SQLAlchemy URL; or an AsyncEngine, which is used as it is and
+                never disposed. None reads MCP_OAUTH_DB, else it is "mcp_oauth.db" in the working directory.
+            base_url: The public URL of the server; this and the next six mean what they mean for `OAuthProvider`.
+            client_registration_options: None switches registration on.
+            revocation_options: None switches revocation on.
+            approval: Who may let a client in. None lets in clients on this machine, if all URLs are loopback.
+            authorization_code_expiry_seconds: From the approval to the exchange of the code.
+            access_token_expiry_seconds: From one refresh to the next.
+            refresh_token_expiry_seconds: From the last refresh.
+            refresh_grace_seconds: How long a refresh token that was just used is answered with the same pair again,
+                at most the access token's lifetime. 0 never answers twice.
+
+        Raises:
+            ConfigurationError: If a setting is missing, contradictory or not usable.
+        """
+        for name, url in (
+            ("base_url", base_url),
+            ("resource_base_url", resource_base_url),
+            ("issuer_url", issuer_url),
+            ("service_documentation_url", service_documentation_url),
+        ):
+            if url is not None:
+                check_public_url(name, url)
+        for name, seconds, least in (
+            ("authorization_code_expiry_seconds", authorization_code_expiry_seconds, 1),
+            ("access_token_expiry_seconds", access_token_expiry_seconds, 1),
+            ("refresh_token_expiry_seconds", refresh_token_expiry_seconds, 1),
+            ("refresh_grace_seconds", refresh_grace_seconds, 0),
+        ):
+            if isinstance(seconds, bool) or not isinstance(seconds, int) or seconds < least:
+                raise ConfigurationError(f"{name} is {seconds!r}; expected a whole number of seconds, {least} or more")
+        super().__init__(
+            base_url=base_url,
+            resource_base_url=resource_base_url,
+            issuer_url=issuer_url,
+            service_documentation_url=service_documentation_url,
+            client_registration_options=client_registration_options or ClientRegistrationOptions(enabled=True),
+            revocation_options=revocation_options or RevocationOptions(enabled=True),
+            required_scopes=required_scopes,
+        )
+        self._database = Database(database, schema.prepare)
+        urls = [str(url) for url in (self.base_url, self.resource_base_url, self.issuer_url) if url is not None]
+        self._approval = approval if approval is not None else default_approval(urls)
+        self._code_expiry = authorization_code_expiry_seconds
+        self._access_expiry = access_token_expiry_seconds
+        self._refresh_expiry = refresh_token_expiry_seconds
+        self._grace = min(refresh_grace_seconds, access_token_expiry_seconds)
+
+    async def check_schema(self) -> None:
+        """Open the database now, rather than at the first request. Meant for a server's lifespan.
+
+        Raises `SchemaError` or `DatabaseUnavailable`, which say what to do.
+        """
+        await self._database.ready()
+
+    async def aclose(self) -> None:
+        """Finish the steps under way and close all connections. The provider opens them again if it is used again."""
+        await self._database.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # Clients
+
+    @flow_step
+    async def get_client(self, client_id: str) -> StoredClient | None:
+        """Return a registered client, or None."""
+        if len(client_id) > CLIENT_ID_LENGTH:
+            return None
+        async with self._database.read() as session:
+            row = (await session.execute(_client_by_id, {"b_client_id": client_id})).one_or_none()
+        if row is None or row.client_id != client_id:  # MariaDB pads: 'abc ' equals 'abc'
+            return None
+        return StoredClient.load(
+            row.client_metadata, secret_hash=row.client_secret_hash, server_scopes=self._server_scopes
+        )
+
+    @flow_step
+    async def register_client(self, client_info: OAuthClientInformationFull) -> None:
+        """Store a registration (RFC 7591), or replace the one of the same client_id. Its secret is stored as a hash.
+
+        Raises `RegistrationError`.
+        """
+        if len(client_info.client_id) > CLIENT_ID_LENGTH:
+            raise RegistrationError(
+                "invalid_client_metadata", f"client_id is longer than {CLIENT_ID_LENGTH} characters"
+            )
+        valid = (self.client_registration_options or ClientRegistrationOptions()).valid_scopes
+        refused = set((client_info.scope or "").split()) - {*(valid or []), OFFLINE_ACCESS}
+        if valid is not None and refused:
+            raise RegistrationError("invalid_client_metadata", f"scopes not valid here: {' '.join(sorted(refused))}")
+        secret = client_info.client_secret
+        values = {
+            "client_metadata": client_info.model_dump_json(exclude={"client_secret"}, exclude_none=True),
+            "client_secret_hash": hash_secret(secret) if secret else None,
+        }
+        replace = update(Client).where(Client.client_id == client_info.client_id).values(values)
+        try:
+            async with self._database.write() as session:
+                replaced = await session.execute(replace)
+                if not replaced.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+                    new = {"client_id": client_info.client_id, "created_at": int(time.time()), **values}
+                    await session.execute(insert(Client).values(new))
+        except IntegrityError:  # another process registered it in between
+            async with self._database.write() as session:
+                await session.execute(replace)
+
+    # Authorization
+
+    async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
+        """Store the request, and return the URL that the approval sends the browser to (RFC 6749, section 4.1.1).
+
+        Raises `AuthorizeError`.
+        """
+        resource = self._own_resource
+        if params.resource is not None and resource is not None and not same_resource(params.resource, resource):
+            raise AuthorizeError("invalid_target", "resource is not this server")
+        scopes = params.scopes
+        if scopes is None:
+            scopes = client.scope.split() if client.scope else self._server_scopes
+        elif client.scope:
+            scopes = [scope for scope in scopes if scope in {*client.scope.split(), OFFLINE_ACCESS}]
+        request = AuthorizationRequest(
+            handle=mint("request"),
+            client=client,
+            redirect_uri=str(params.redirect_uri),
+            scopes=scopes,
+            resource=resource or params.resource,
+        )
+        await self._store_request(request, params)
+        return await self._approval.authorize(self, request)
+
+    @flow_step
+    async def _store_request(self, request: AuthorizationRequest, params: AuthorizationParams) -> None:
+        now = int(time.time())
+        async with self._database.write() as session:
+            await session.execute(
+                insert(Code).values(
+                    handle_hash=hash_secret(request.handle),
+                    client_id=request.client.client_id,
+                    grant_id=mint_grant_id(),
+                    redirect_uri=request.redirect_uri,
+                    redirect_uri_provided_explicitly=params.redirect_uri_provided_explicitly,
+                    code_challenge=params.code_challenge,
+                    scopes=" ".join(request.scopes),
+                    resource=request.resource,
+                    state=params.state,
+                    created_at=now,
+                    expires_at=now + REQUEST_EXPIRY_SECONDS,
+                )
+            )
+
+    @flow_step
+    async def approve(self, handle: str, *, subject: str | None = None) -> str:
+        """Approve a request, and return the URL that takes the browser, and the code, back to the client.
+
+        Called again before the code was used, it replaces the code. `subject` names who approved; every token carries
+        it. Raises `AuthorizeError` if the request is unknown, expired, denied, or its code was used.
+        """
+        now = int(time.time())
+        code = mint("code")
+        values = {
+            "code_hash": hash_secret(code),
+            "subject": subject,
+            "approved_at": now,
+            "expires_at": now + self._code_expiry,
+        }
+        async with self._database.write() as session:
+            row = await self._answer_request(session, handle, values, now)
+            used = await session.execute(
+                update(Client).where(Client.client_id == row.client_id).values(last_used_at=now)
+            )
+            if not used.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+                raise AuthorizeError("unauthorized_client", "the client is not registered")
+        logger.info("grant %s approved", row.grant_id.hex())
+        return self._redirect(row, code=code)
+
+    @flow_step
+    async def deny(self, handle: str) -> str:
+        """Deny a request, and return the URL that tells the client so (RFC 6749, section 4.1.2.1).
+
+        Raises `AuthorizeError` if the request is unknown, expired, denied, or its code was used.
+        """
+        now = int(time.time())
+        async with self._database.write() as session:
+            row = await self._answer_request(session, handle, {"consumed_at": now}, now)
+        logger.info("grant %s denied", row.grant_id.hex())
+        return self._redirect(row, error="access_denied", error_description="the owner of this server said no")
+
+    async def _answer_request(self, session: AsyncSession, handle: str, values: dict[str, Any], now: int) -> Row[Any]:
+        named = Code.handle_hash == hash_secret(handle)
+        answered = await session.execute(
+            update(Code).where(named, Code.consumed_at.is_(None), Code.expires_at > now).values(values)
+        )
+        if not answered.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+            raise AuthorizeError("invalid_request", "this request is unknown, expired or already answered; start again")
+        return (await session.execute(select(Code.__table__).where(named))).one()
+
+    def _redirect(self, row: Row[Any], **params: str) -> str:
+        if row.state is not None:
+            params["state"] = row.state
+        return build_client_redirect(row.redirect_uri, params, iss=str(self.issuer_url))
+
+    # Codes
+
+    @flow_step
+    async def load_authorization_code(
+        self, client: OAuthClientInformationFull, authorization_code: str
+    ) -> AuthorizationCode | None:
+        """Return an approved code of this client until it expires, or None.
+
+        A consumed one too: the handler checks client, redirect_uri and PKCE, only then the exchange sees the replay.
+        """
+        parameters = {"b_hash": hash_secret(authorization_code), "b_now": int(time.time())}
+        async with self._database.read() as session:
+            row = (await session.execute(grants.code_by_hash, parameters)).one_or_none()
+        if row is None or row.client_id != client.client_id:
+            return None
+        return AuthorizationCode(
+            code=authorization_code,
+            client_id=row.client_id,
+            redirect_uri=AnyUrl(row.redirect_uri),
+            redirect_uri_provided_explicitly=row.redirect_uri_provided_explicitly,
+            code_challenge=row.code_challenge,
+            scopes=row.scopes.split(),
+            expires_at=row.expires_at,
+            resource=row.resource,
+            subject=row.subject,
+        )
+
+    @flow_step
+    async def exchange_authorization_code(
+        self, client: OAuthClientInformationFull, authorization_code: AuthorizationCode
+    ) -> OAuthToken:
+        """Exchange a code for a token pair, once (RFC 6749, section 4.1.3). A second time it ends the grant.
+
+        Raises `TokenError`.
+        """
+        if not self._is_ours(authorization_code.resource):
+            raise TokenError("invalid_grant", "the code is for another resource")
+        now = int(time.time())
+        pair = grants.Pair.mint(with_refresh_token="refresh_token" in client.grant_types)
+        try:
+            async with self._database.write() as session:
+                won, row = await grants.consume_code(session, authorization_code.code, client.client_id, now)
+                if won and row is not None:
+                    return await self._issue(session, pair, row, authorization_code.scopes, now)
+                if row is not None and row.client_id == client.client_id:
+                    logger.warning("authorization code replayed: grant %s is revoked", row.grant_id.hex())
+                    await grants.revoke(session, row.grant_id, "code replayed", now)
+        except IntegrityError as error:
+            raise TokenError("invalid_client", "the client is not registered any more") from error
+        raise TokenError("invalid_grant", "the authorization code is unknown, expired or already used")
+
+    # Tokens
+
+    @flow_step
+    async def load_refresh_token(self, client: OAuthClientInformationFull, refresh_token: str) -> RefreshToken | None:
+        """Return a refresh token of this client, or None. A consumed one too, so that its exchange can decide."""
+        parameters = {"b_hash": hash_secret(refresh_token), "b_now": int(time.time())}
+        async with self._database.read() as session:
+            row = (await session.execute(grants.known_refresh_token, parameters)).one_or_none()
+        if row is None or row.client_id != client.client_id:
+            return None
+        return RefreshToken(
+            token=refresh_token,
+            client_id=row.client_id,
+            scopes=row.scopes.split(),
+            expires_at=row.expires_at,
+            resource=row.resource,
+            subject=row.subject,
+        )
+
+    @flow_step
+    async def exchange_refresh_token(
+        self, client: OAuthClientInformationFull, refresh_token: RefreshToken, scopes: list[str]
+    ) -> OAuthToken:
+        """Rotate a refresh token (RFC 6749, section 6). Every answer to one refresh token is the same answer.
+
+        Raises `TokenError`: always `invalid_grant` for a dead refresh token, since any other code strands clients.
+        """
+        if not set(scopes) <= set(refresh_token.scopes):
+            raise TokenError("invalid_scope", "the scopes exceed those that were granted")
+        if not self._is_ours(refresh_token.resource):
+            raise TokenError("invalid_grant", "the refresh token is for another resource")
+        now = int(time.time())
+        presented = refresh_token.token
+        pair = grants.Pair.mint(with_refresh_token=True)
+        replay = seal(presented, pair.access_token, str(pair.refresh_token)) if self._grace else None
+        async with self._database.write() as session:
+            won, row = await grants.consume_refresh_token(session, presented, client.client_id, replay, now)
+            if won and row is not None:
+                return await self._issue(session, pair, row, scopes, now)
+            if row is not None and row.client_id == client.client_id:
+                again = await grants.answer_again(session, presented, row, scopes, grace=self._grace, now=now)
+                if again is not None:
+                    return again
+        raise TokenError("invalid_grant", "the refresh token is unknown, expired, revoked or already used")
+
+    async def _issue(
+        self, session: AsyncSession, pair: grants.Pair, grant: Row[Any], scopes: list[str], now: int
+    ) -> OAuthToken:
+        return await grants.issue(
+            session,
+            pair,
+            grant,
+            scopes=scopes,
+            resource=grant.resource or self._own_resource,
+            now=now,
+            access_expiry=self._access_expiry,
+            refresh_expiry=self._refresh_expiry,
+        )
+
+    async def load_access_token(self, token: str) -> AccessToken | None:
+        """Return a live access token, or None. It has no side effects: the revocation endpoint calls it too."""
+        row = await self._live_access_token(token)
+        return None if row is None else _access_token(token, row)
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """Return a live access token that was issued for this server (RFC 8707), or None."""
+        row = await self._live_access_token(token)
+        if row is None or not self._is_ours(row.resource):
+            return None
+        if row.first_used_at is None:
+            self._database.start(lambda: self._stamp_first_use(row))
+        return _access_token(token, row)
+
+    @flow_step
+    async def _live_access_token(self, token: str) -> Row[Any] | None:
+        parameters = {"b_hash": hash_secret(token), "b_now": int(time.time())}
+        async with self._database.read() as session:
+            return (await session.execute(grants.live_access_token, parameters)).one_or_none()
+
+    async def _stamp_first_use(self, row: Row[Any]) -> None:
+        async with self._database.write() as session:
+            await grants.stamp_first_use(session, row, int(time.time()))
+
+    @flow_step
+    async def revoke_token(self, token: AccessToken | RefreshToken) -> None:
+        """End the grant of a token (RFC 7009): the pair, everything rotated from it, and its code."""
+        async with self._database.write() as session:
+            row = (await session.execute(_token_by_hash, {"b_hash": hash_secret(token.token)})).one_or_none()
+            if row is None:
+                return
+            await grants.revoke(session, row.grant_id, "revoked by the client", int(time.time()))
+        logger.info("grant %s revoked by the client", row.grant_id.hex())
+
+    # The server around it
+
+    def set_mcp_path(self, mcp_path: str | None) -> None:
+        """Learn where the MCP endpoint is, and so the resource that tokens are for. A known path is never unset."""
+        if mcp_path is not None or self._mcp_path is None:
+            super().set_mcp_path(mcp_path)
+
+    @property
+    def _own_resource(self) -> str | None:
+        return None if self._mcp_path is None else str(self._resource_url)
+
+    def _is_ours(self, resource: str | None) -> bool:
+        own = self._own_resource
+        return resource is None or own is None or same_resource(resource, own)
+
+    @property
+    def _server_scopes(self) -> list[str]:
+        options = self.client_registration_options or ClientRegistrationOptions()
+        return options.default_scopes or options.valid_scopes or self.required_scopes
+
+    def get_routes(self, mcp_path: str | None = None) -> list[Route]:
+        """Return FastMCP's routes, with ours where its handlers fall short: see `endpoints`."""
+        return endpoints.replace_routes(self, super().get_routes(mcp_path))
+
+    def get_middleware(self) -> list[Middleware]:
+        """Return FastMCP's middleware behind ours, which answers 503 while the database is away."""
+        return [Middleware(endpoints.OutageMiddleware), *super().get_middleware()]
+
+
+def _access_token(token: str, row: Row[Any]) -> AccessToken:
+    return AccessToken(
+        token=token,
+        client_id=row.client_id,
+        scopes=row.scopes.split(),
+        expires_at=row.expires_at,
+        resource=row.resource,
+        subject=row.subject,
+    )

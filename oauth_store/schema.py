@@ -1,0 +1,160 @@
+"""The state of the schema, and its migrations: the only module that imports Alembic, and only to migrate."""
+
+import asyncio
+import io
+import re
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DatabaseError
+
+from oauth_store.database import Database, create_file, database_url
+from oauth_store.errors import OAuthStoreError, SchemaError
+from oauth_store.models import Base
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+HEAD = "0002"
+"""The revision that this release needs."""
+VERSION_TABLE = "oauth_store_version"
+VS2 = "VS-2 tables without a version"
+EMPTY = "empty"
+
+_UPGRADE = "run `alembic upgrade head` (in a checkout) or `oauth-store upgrade`"
+
+# Alembic's context is global: of two upgrades in one process, one ran its statements on the other's database.
+_alembic = threading.Lock()
+
+
+def found(connection: Connection) -> str:
+    """Return what stands in a database: `EMPTY`, `VS2`, or the revision of its schema.
+
+    Raises `SchemaError` for tables of our names that are none of ours.
+    """
+    inspector = inspect(connection)
+    tables = set(inspector.get_table_names())
+    if VERSION_TABLE in tables:
+        revision = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 (a constant)
+        if revision is not None:
+            return str(revision)
+    ours = tables & set(Base.metadata.tables)
+    if not ours:
+        return EMPTY
+    columns = {column["name"] for table in ours for column in inspector.get_columns(table)}
+    if {"client_json", "token", "code"} & columns:
+        return VS2
+    raise SchemaError(
+        f"found tables named {', '.join(sorted(ours))} that are not of oauth_store, and no {VERSION_TABLE}; "
+        "use another database, or another schema of it"
+    )
+
+
+def check(revision: str, where: str) -> None:
+    """Raise `SchemaError` unless `revision`, as `found` returned it, is the one that this release needs."""
+    if revision == HEAD:
+        return
+    if revision == VS2:
+        raise SchemaError(f"{where} is a VS-2 database; stop the server that uses it, then {_UPGRADE}")
+    if re.fullmatch(r"\d{4}", revision) and revision < HEAD:
+        raise SchemaError(f"{where} is at schema {revision}, this release needs {HEAD}; {_UPGRADE}")
+    raise SchemaError(
+        f"{where} is at schema {revision}, which this release does not know (it needs {HEAD}); "
+        "install the newer release of fastmcp-oauth-store that the database was upgraded with"
+    )
+
+
+async def prepare(database: Database) -> None:
+    """Look at the schema before the first step: create it in an empty database, never change one that has data.
+
+    Raises `SchemaError` if the schema is behind, ahead, or not ours, and `DatabaseUnavailable` if the file cannot be
+    created.
+    """
+    if database.sqlite and not database.memory and database.owned:
+        await asyncio.to_thread(create_file, database.url)
+    revision = await _found(database)
+    if revision == EMPTY:
+        await _create(database)
+        revision = HEAD if database.memory else await _found(database)
+    if not (database.memory and revision == EMPTY):
+        check(revision, database.display_name)
+
+
+async def _found(database: Database) -> str:
+    try:
+        async with database.read() as session:
+            return await (await session.connection()).run_sync(found)
+    except DatabaseError as error:
+        if "file is not a database" in str(error.orig):
+            raise SchemaError(
+                f"{database.display_name} is not an SQLite database; set MCP_OAUTH_DB to another path"
+            ) from error
+        raise
+
+
+async def _create(database: Database) -> None:
+    if database.memory:
+        async with database.write() as session:
+            await (await session.connection()).run_sync(Base.metadata.create_all)
+    elif database.owned:
+        await asyncio.to_thread(upgrade, database.url)
+    else:
+        # Through its own connection: the URL of an engine with a `creator` may name another database.
+        await asyncio.to_thread(_alembic.acquire)
+        try:
+            async with database.writer.connect() as connection:
+                await connection.run_sync(lambda sync: _command("upgrade", HEAD, connection=sync))
+        finally:
+            _alembic.release()
+
+
+def upgrade(database: str | Path | URL | None = None, revision: str = "head", *, sql: bool = False) -> str:
+    """Migrate a database to `revision`, or return the SQL that would. Blocks; not for an event loop.
+
+    Raises `OAuthStoreError` with what to do about it, and has then changed nothing.
+    """
+    return _migrate("upgrade", database, revision, sql=sql)
+
+
+def downgrade(database: str | Path | URL | None = None, revision: str = "-1", *, sql: bool = False) -> str:
+    """Migrate a database down to `revision`: see `upgrade`."""
+    return _migrate("downgrade", database, revision, sql=sql)
+
+
+def _migrate(command: str, database: str | Path | URL | None, revision: str, *, sql: bool) -> str:
+    url = database if isinstance(database, URL) else database_url(database)
+    with _alembic:
+        return _command(command, revision, url=url, sql=sql)
+
+
+def _command(name: str, revision: str, *, sql: bool = False, **attributes: Any) -> str:
+    from alembic import command
+    from alembic.util import CommandError
+
+    output = io.StringIO()
+    config = alembic_config(output_buffer=output)
+    config.attributes.update(attributes)
+    try:
+        getattr(command, name)(config, revision, sql=sql)
+    except CommandError as error:
+        if isinstance(error.__cause__, OAuthStoreError):
+            raise error.__cause__ from None
+        raise SchemaError(str(error)) from error
+    return output.getvalue()
+
+
+def alembic_ini() -> Path:
+    """Return the path of our `alembic.ini`: beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).parent
+    inside = package / "alembic.ini"
+    return inside if inside.exists() else package.parent / "alembic.ini"
+
+
+def alembic_config(**options: Any) -> "Config":
+    """Return the Alembic configuration for our migrations."""
+    from alembic.config import Config
+
+    return Config(str(alembic_ini()), **options)

@@ -1,0 +1,37 @@
+"""URLs of the server, and the comparison of resources."""
+
+from urllib.parse import urlsplit
+
+from fastmcp.server.auth.redirect_validation import is_loopback_host
+from pydantic import AnyHttpUrl, TypeAdapter, ValidationError
+
+from oauth_store.errors import ConfigurationError
+
+_http_url = TypeAdapter(AnyHttpUrl)
+
+
+def check_public_url(name: str, url: AnyHttpUrl | str) -> None:
+    """Raise `ConfigurationError` unless `url` can be a public URL of the server: https, or http on loopback."""
+    try:
+        parsed = _http_url.validate_python(str(url))
+    except ValidationError as error:
+        raise ConfigurationError(
+            f"{name} is {str(url)!r}, which is no URL; expected one such as https://wiki.example.com"
+        ) from error
+    if parsed.scheme != "https" and not is_loopback_host(parsed.host):
+        raise ConfigurationError(f"{name} is {str(url)!r}; expected https:// (http:// only on loopback)")
+    if parsed.query is not None or parsed.fragment is not None or parsed.username is not None:
+        raise ConfigurationError(f"{name} is {str(url)!r}; expected a URL without user, query and fragment")
+
+
+def same_resource(one: str, other: str) -> bool:
+    """Compare two resource URLs (RFC 8707): the case of scheme and host, and one trailing slash, do not matter."""
+    return _normalized(one) == _normalized(other)
+
+
+def _normalized(resource: str) -> str:
+    try:
+        url = urlsplit(str(_http_url.validate_python(resource)))
+    except ValidationError:
+        return resource  # equal to itself alone
+    return url._replace(path=url.path.removesuffix("/")).geturl()

