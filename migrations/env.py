@@ -6,14 +6,14 @@ from typing import Any
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection, exc, inspect, text
+from sqlalchemy import Connection, exc, text
 from sqlalchemy.engine import URL
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database import create_engine, create_file, database_url, is_memory
-from oauth_store.errors import DatabaseUnavailable, OAuthStoreError, SchemaError
+from oauth_store.database import create_engine, create_file, database_url, display_name, is_memory
+from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 from oauth_store.models import Base
-from oauth_store.schema import VERSION_TABLE
+from oauth_store.schema import EMPTY, VERSION_TABLE, VS2, check, explained, found
 
 LOCK = 0x0A07_5702E
 """Names our migrations among a server's advisory locks."""
@@ -42,37 +42,44 @@ def run_offline(url: URL) -> None:
 
 def run_online(connection: Connection) -> None:
     """Migrate in one transaction that no other process can come between."""
-    sqlite = connection.dialect.name == "sqlite"
-    scrub = sqlite and holds_plain_tokens(connection)
-    if sqlite:
-        connection.exec_driver_sql("PRAGMA foreign_keys = OFF")  # dropping a parent would delete its children
-        if scrub:
-            # all other connections closed: they would keep old pages, and their tokens, from being wiped
-            connection.exec_driver_sql("PRAGMA locking_mode = EXCLUSIVE")
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    elif connection.dialect.name == "postgresql":
+    standing = found(connection)
+    connection.rollback()  # the look began a transaction, in which no PRAGMA takes effect
+    if standing not in {EMPTY, VS2, *(script.revision for script in context.script.walk_revisions())}:
+        check(standing, display_name(connection.engine.url))  # ahead: says so
+    if connection.dialect.name == "sqlite":
+        run_on_sqlite(connection, scrub=standing in (VS2, "0001"))
+        return
+    if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+    run_migrations(connection)
+
+
+def run_on_sqlite(connection: Connection, *, scrub: bool) -> None:
+    """Migrate an SQLite database. `scrub` wipes the free pages, where every token stands that VS-2 ever deleted."""
+    enforced = connection.exec_driver_sql("PRAGMA foreign_keys").scalar()
+    connection.exec_driver_sql("PRAGMA foreign_keys = OFF")  # dropping a parent would delete its children
+    if scrub:
+        # All other connections closed: they would keep old pages from being wiped.
+        connection.exec_driver_sql("PRAGMA locking_mode = EXCLUSIVE")
+    try:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        run_migrations(connection)
+        if scrub:
+            connection.exec_driver_sql("VACUUM")
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.rollback()
+        connection.exec_driver_sql("PRAGMA locking_mode = NORMAL")
+        connection.exec_driver_sql(f"PRAGMA foreign_keys = {enforced}")
+        connection.rollback()
+
+
+def run_migrations(connection: Connection) -> None:
+    """Migrate, and commit."""
     context.configure(connection=connection, **OPTIONS)
     with context.begin_transaction():
         context.run_migrations()
     connection.commit()
-    if sqlite:
-        if scrub:
-            # Free pages hold every token that VS-2 ever deleted.
-            connection.exec_driver_sql("VACUUM")
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        connection.exec_driver_sql("PRAGMA foreign_keys = ON")
-        connection.commit()
-
-
-def holds_plain_tokens(connection: Connection) -> bool:
-    """Tell whether the tables of VS-2 stand in the database."""
-    inspector = inspect(connection)
-    held = inspector.has_table("oauth_tokens") and "token" in {
-        column["name"] for column in inspector.get_columns("oauth_tokens")
-    }
-    connection.rollback()  # the look began a transaction, in which no PRAGMA takes effect
-    return held
 
 
 async def connect_and_run(url: URL) -> None:
@@ -83,18 +90,12 @@ async def connect_and_run(url: URL) -> None:
     try:
         async with engine.connect() as connection:
             await connection.run_sync(run_online)
-    except exc.DBAPIError as error:
-        cause = str(error.orig)
-        where = url.render_as_string(hide_password=True) if url.host else url.database
-        if "file is not a database" in cause:
-            raise SchemaError(f"{where} is not an SQLite database; set MCP_OAUTH_DB to another path") from error
-        if "database is locked" in cause:
+    except (exc.DBAPIError, OSError) as error:
+        if "database is locked" in str(error):
             raise DatabaseUnavailable(
-                f"{where} is in use by another process; stop the server that uses it, and run this again"
+                f"{display_name(url)} is in use by another process; stop the server that uses it, and run this again"
             ) from error
-        raise DatabaseUnavailable(f"cannot migrate {where}: {cause}") from error
-    except OSError as error:
-        raise DatabaseUnavailable(f"cannot reach {url.render_as_string(hide_password=True)}: {error}") from error
+        raise explained(error, display_name(url)) from error
     finally:
         await engine.dispose()
 

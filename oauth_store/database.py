@@ -74,6 +74,13 @@ def database_url(database: str | Path | None = None) -> URL:
     return url.set(drivername=drivername)
 
 
+def display_name(url: URL) -> str:
+    """Return the path of a file, or a URL without its password."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database or ":memory:")
+    return url.render_as_string(hide_password=True)
+
+
 def is_memory(url: URL) -> bool:
     """Tell whether `url` is an SQLite database that lives in this process alone."""
     return url.get_backend_name() == "sqlite" and (
@@ -100,13 +107,18 @@ def create_file(url: URL) -> None:
         ) from error
 
 
-def create_engine(url: URL, **options: Any) -> AsyncEngine:
-    """Return an engine for `url` with the settings that we need. Errors never print bound values."""
+def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
+    """Return an engine for `url` with the settings that we need. Errors never print bound values.
+
+    `wal=False` leaves the journal mode of an SQLite file as it is: for a look at a file that may be none of ours.
+    """
     if url.get_backend_name() == "sqlite":
         # autocommit as far as the driver goes: write() and the migrations begin their transactions themselves
         options["connect_args"] = {"isolation_level": None}
         engine = create_async_engine(url, hide_parameters=True, **options)
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
+        if wal:
+            event.listen(engine.sync_engine, "connect", _configure_wal)
         return engine
     if options.get("poolclass") is not NullPool:
         options = {"pool_pre_ping": True, "pool_timeout": POOL_TIMEOUT_SECONDS, **options}
@@ -117,12 +129,17 @@ def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:
     cursor = connection.cursor()
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}",
-        "journal_mode = WAL",  # readers never wait for the writer
         "synchronous = FULL",  # a revoked token must not come back after a power cut
         "foreign_keys = ON",
         "secure_delete = ON",  # nothing of a deleted row stays in the file
     ):
         cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _configure_wal(connection: DBAPIConnection, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")  # readers never wait for the writer
     cursor.close()
 
 
@@ -154,7 +171,7 @@ class Database:
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self.memory = is_memory(self.url)
         if self.sqlite and self.owned and not self.memory:
-            self.reader = self._create_engine(isolation_level="AUTOCOMMIT")
+            self.reader = self._create_engine(wal=False, isolation_level="AUTOCOMMIT")
         else:
             self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -203,11 +220,11 @@ class Database:
                 if attempt < ATTEMPTS and _is_conflict(error):
                     await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 (spread, not a secret)
                     continue
-                if _is_outage(error):
-                    cause = str(getattr(error, "orig", None) or error) or type(error).__name__
-                    logger.error("database unavailable: %s", cause)
-                    raise DatabaseUnavailable(f"the database is not available: {cause}") from error
-                raise
+                unavailable = outage(error, self.display_name)
+                if unavailable is None:
+                    raise
+                logger.error("%s", unavailable)
+                raise unavailable from error
         raise AssertionError("unreachable")  # the last attempt returned or raised
 
     async def ready(self) -> None:
@@ -220,23 +237,18 @@ class Database:
                 return
             try:
                 await self._prepare(self)
-            except OAuthStoreError as error:
-                logger.error("%s", error)
-                raise
             except Exception as error:
-                if not _is_outage(error):
+                known = error if isinstance(error, OAuthStoreError) else outage(error, self.display_name)
+                if known is None:
                     raise
-                cause = str(getattr(error, "orig", None) or error) or type(error).__name__
-                logger.error("database unavailable: %s", cause)
-                raise DatabaseUnavailable(f"cannot open {self.display_name}: {cause}") from error
+                logger.error("%s", known)
+                raise known from (None if known is error else error)
             self._prepared = True
 
     @property
     def display_name(self) -> str:
-        """The database for an operator's eyes: the path of a file, or a URL without its password."""
-        if self.sqlite:
-            return str(self.url.database or ":memory:")
-        return self.url.render_as_string(hide_password=True)
+        """The database for an operator's eyes."""
+        return display_name(self.url)
 
     async def _enter_loop(self) -> None:
         loop = asyncio.get_running_loop()
@@ -332,14 +344,13 @@ def _is_conflict(error: Exception) -> bool:
     return isinstance(error, exc.DBAPIError) and getattr(error.orig, "sqlstate", None) in _CONFLICT_STATES
 
 
-def _is_outage(error: Exception) -> bool:
+def outage(error: Exception, where: str) -> DatabaseUnavailable | None:
+    """Return `error` as an operator should read it if it means that the database cannot be used now, else None."""
     if isinstance(error, exc.DBAPIError):
-        return (
-            error.connection_invalidated
-            or isinstance(error, exc.OperationalError | exc.InterfaceError | exc.InternalError)
-            or _is_conflict(error)
-        )
-    if isinstance(error, exc.TimeoutError | OSError | TimeoutError):
-        return True
-    # what asyncpg raises before there is a connection
-    return type(error).__module__.startswith("asyncpg.")
+        # Unique keys, foreign keys and values are the step's own business; whatever else a driver reports is not.
+        if isinstance(error, exc.IntegrityError | exc.DataError):
+            return None
+    elif not isinstance(error, exc.TimeoutError | OSError | TimeoutError):
+        return None
+    cause = str(getattr(error, "orig", None) or error) or type(error).__name__
+    return DatabaseUnavailable(f"{where} cannot be used: {cause}")

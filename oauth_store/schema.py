@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DBAPIError
 
-from oauth_store.database import Database, create_file, database_url
+from oauth_store.database import Database, create_file, database_url, outage
 from oauth_store.errors import OAuthStoreError, SchemaError
 from oauth_store.models import Base
 
@@ -75,24 +75,28 @@ async def prepare(database: Database) -> None:
     """
     if database.sqlite and not database.memory and database.owned:
         await asyncio.to_thread(create_file, database.url)
-    revision = await _found(database)
+    revision = await state(database)
     if revision == EMPTY:
         await _create(database)
-        revision = HEAD if database.memory else await _found(database)
+        revision = HEAD if database.memory else await state(database)
     if not (database.memory and revision == EMPTY):
         check(revision, database.display_name)
 
 
-async def _found(database: Database) -> str:
+async def state(database: Database) -> str:
+    """Return what `found` returns, without changing the database."""
     try:
         async with database.read() as session:
             return await (await session.connection()).run_sync(found)
-    except DatabaseError as error:
-        if "file is not a database" in str(error.orig):
-            raise SchemaError(
-                f"{database.display_name} is not an SQLite database; set MCP_OAUTH_DB to another path"
-            ) from error
-        raise
+    except (DBAPIError, OSError) as error:
+        raise explained(error, database.display_name) from error
+
+
+def explained(error: Exception, where: str) -> Exception:
+    """Return `error` as an operator should read it, or as it is if it tells of a mistake of ours."""
+    if "file is not a database" in str(error):
+        return SchemaError(f"{where} is not an SQLite database; set MCP_OAUTH_DB to another path")
+    return outage(error, where) or error
 
 
 async def _create(database: Database) -> None:
