@@ -1,0 +1,283 @@
+"""The routes, over HTTP: a real server on a port, and requests as clients send them."""
+
+import base64
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+import pytest
+from fastmcp import FastMCP
+
+from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
+from tests.conftest import REDIRECT_URI
+from tests.flows import pkce, query_of
+from tests.serving import free_port, serving
+
+
+class Server:
+    """A running server and an HTTP client for it."""
+
+    def __init__(self, http: httpx2.AsyncClient, provider: SQLAlchemyOAuthProvider) -> None:
+        self.http = http
+        self.provider = provider
+
+    async def register(self, **metadata: Any) -> dict[str, Any]:
+        """Register a client, and return the answer."""
+        values = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none", "client_name": "Test"}
+        answer = await self.http.post("/register", json=values | metadata)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    async def code(self, client_id: str, **params: str) -> tuple[str, str]:
+        """Take a client through /authorize, and return its code and code verifier."""
+        verifier, challenge = pkce()
+        values = {
+            "response_type": "code",
+            "client_id": client_id,
+            "redirect_uri": REDIRECT_URI,
+            "code_challenge": challenge,
+            "code_challenge_method": "S256",
+            "state": "the-state",
+        }
+        answer = await self.http.get("/authorize", params=values | params)
+        assert answer.status_code == 302, answer.text
+        return query_of(answer.headers["location"])["code"], verifier
+
+    async def exchange(
+        self, for_client: str, form: dict[str, str] | None = None, headers: dict[str, str] | None = None
+    ) -> httpx2.Response:
+        """Exchange a fresh code of a client at /token, authenticated by `form` or `headers`."""
+        code, verifier = await self.code(for_client)
+        values = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "code_verifier": verifier,
+            "redirect_uri": REDIRECT_URI,
+        }
+        return await self.http.post("/token", data=values | (form or {}), headers=headers)
+
+    async def tokens(self, client_id: str) -> dict[str, Any]:
+        """The tokens of a public client."""
+        answer = await self.exchange(client_id, {"client_id": client_id})
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    async def mcp(self, access_token: str | None) -> httpx2.Response:
+        """A call of the MCP endpoint."""
+        headers = {"accept": "application/json, text/event-stream"}
+        if access_token:
+            headers["authorization"] = f"Bearer {access_token}"
+        return await self.http.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "ping"}, headers=headers)
+
+
+def basic(client_id: str, secret: str) -> dict[str, str]:
+    """The Authorization header of client_secret_basic (RFC 6749, section 2.3.1)."""
+    credentials = f"{quote(client_id, safe='')}:{quote(secret, safe='')}"
+    return {"Authorization": "Basic " + base64.b64encode(credentials.encode()).decode()}
+
+
+@pytest.fixture
+async def server(database_url: str) -> AsyncIterator[Server]:
+    port = free_port()
+    async with SQLAlchemyOAuthProvider(
+        database_url, base_url=f"http://127.0.0.1:{port}", approval=AutoApproval()
+    ) as provider:
+        mcp: FastMCP[None] = FastMCP("test", auth=provider)
+        async with (
+            serving(mcp.http_app(stateless_http=True), port) as url,
+            httpx2.AsyncClient(base_url=url) as http,
+        ):
+            yield Server(http, provider)
+
+
+class TestClientAuthentication:
+    """How a client authenticates at /token and /revoke (RFC 6749, section 2.3)."""
+
+    async def test_a_public_client_needs_no_secret(self, server: Server) -> None:
+        """A client of the method none gets its tokens by client_id and PKCE."""
+        client = await server.register()
+        assert "client_secret" not in client
+        assert (await server.tokens(client["client_id"]))["access_token"]
+
+    async def test_client_secret_post(self, server: Server) -> None:
+        """A secret in the body lets its client in."""
+        client = await server.register(token_endpoint_auth_method="client_secret_post")
+        answer = await server.exchange(
+            client["client_id"], {key: client[key] for key in ("client_id", "client_secret")}
+        )
+        assert answer.status_code == 200
+
+    async def test_client_secret_basic_without_client_id_in_the_body(self, server: Server) -> None:
+        """A secret in the Authorization header lets its client in, as both TypeScript SDKs send it."""
+        client = await server.register(token_endpoint_auth_method="client_secret_basic")
+        answer = await server.exchange(client["client_id"], headers=basic(client["client_id"], client["client_secret"]))
+        assert answer.status_code == 200, answer.text
+        refreshed = await server.http.post(
+            "/token",
+            data={"grant_type": "refresh_token", "refresh_token": answer.json()["refresh_token"]},
+            headers=basic(client["client_id"], client["client_secret"]),
+        )
+        assert refreshed.status_code == 200, refreshed.text
+
+    @pytest.mark.parametrize("method", ["client_secret_post", "client_secret_basic"])
+    async def test_a_wrong_or_missing_secret_is_invalid_client(self, server: Server, method: str) -> None:
+        """A confidential client without its secret gets 401 invalid_client, and its code is not used up."""
+        client = await server.register(token_endpoint_auth_method=method)
+        client_id, secret = client["client_id"], client["client_secret"]
+        code, verifier = await server.code(client_id)
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "code_verifier": verifier,
+            "redirect_uri": REDIRECT_URI,
+        }
+        for attempt, headers in (
+            (form | {"client_id": client_id}, None),
+            (form | {"client_id": client_id, "client_secret": "wrong"}, None),
+            (form | {"client_id": client_id, "client_secret": ""}, None),
+            (form, basic(client_id, "wrong")),
+            (form, basic(client_id, "")),
+            (form, {"Authorization": "Basic nonsense"}),
+            (form | {"client_id": "somebody-else"}, basic(client_id, secret)),
+            (form | {"client_id": client_id, "client_secret": secret}, basic(client_id, secret)),
+        ):
+            answer = await server.http.post("/token", data=attempt, headers=headers)
+            assert (answer.status_code, answer.json()["error"]) == (401, "invalid_client")
+            assert secret not in answer.text
+            assert ("www-authenticate" in answer.headers) == (headers is not None)
+        answer = await server.http.post("/token", data=form | {"client_id": client_id, "client_secret": secret})
+        assert answer.status_code == 200
+
+    async def test_an_unknown_client_is_invalid_client(self, server: Server) -> None:
+        """A client that is not registered gets 401 invalid_client, on which clients register anew."""
+        for path in ("/token", "/revoke"):
+            answer = await server.http.post(path, data={"client_id": "nobody", "token": "x"})
+            assert (answer.status_code, answer.json()["error"]) == (401, "invalid_client")
+
+
+class TestToken:
+    """The token endpoint."""
+
+    async def test_pkce_is_verified(self, server: Server) -> None:
+        """A wrong code_verifier gets invalid_grant, and does not use the code up."""
+        client_id = (await server.register())["client_id"]
+        code, verifier = await server.code(client_id)
+        form = {
+            "grant_type": "authorization_code",
+            "client_id": client_id,
+            "code": code,
+            "redirect_uri": REDIRECT_URI,
+        }
+        wrong = await server.http.post("/token", data=form | {"code_verifier": pkce()[0]})
+        assert wrong.json()["error"] == "invalid_grant"
+        right = await server.http.post("/token", data=form | {"code_verifier": verifier})
+        assert right.status_code == 200
+
+    async def test_a_replay_without_pkce_ends_nothing(self, server: Server) -> None:
+        """Who holds an old code, but not its verifier, cannot sign the owner out; who holds both can."""
+        client_id = (await server.register())["client_id"]
+        code, verifier = await server.code(client_id)
+        form = {
+            "grant_type": "authorization_code",
+            "client_id": client_id,
+            "code": code,
+            "code_verifier": verifier,
+            "redirect_uri": REDIRECT_URI,
+        }
+        token = (await server.http.post("/token", data=form)).json()
+        replay = await server.http.post("/token", data=form | {"code_verifier": pkce()[0]})
+        assert replay.json()["error"] == "invalid_grant"
+        assert (await server.mcp(token["access_token"])).status_code != 401
+        replay = await server.http.post("/token", data=form)
+        assert replay.json()["error"] == "invalid_grant"
+        assert (await server.mcp(token["access_token"])).status_code == 401
+
+    async def test_a_scope_of_a_refresh_may_have_any_white_space(self, server: Server) -> None:
+        """Claude sends a leading space: it is no scope."""
+        client_id = (await server.register(scope="read"))["client_id"]
+        token = await server.tokens(client_id)
+        answer = await server.http.post(
+            "/token",
+            data={
+                "grant_type": "refresh_token",
+                "client_id": client_id,
+                "refresh_token": token["refresh_token"],
+                "scope": " read ",
+            },
+        )
+        assert answer.status_code == 200, answer.text
+
+    async def test_a_body_of_six_megabytes_is_refused(self, server: Server) -> None:
+        """A body over the SDK's limit is 413, on every route that takes one."""
+        for path in ("/token", "/revoke", "/register", "/authorize"):
+            answer = await server.http.post(path, content=b"a=" + b"x" * 6 * 2**20)
+            assert answer.status_code == 413, path
+
+
+class TestRevoke:
+    """The revocation endpoint (RFC 7009)."""
+
+    @pytest.mark.parametrize("kind", ["access_token", "refresh_token"])
+    @pytest.mark.parametrize("hint", [None, "access_token", "refresh_token", "something_else"])
+    async def test_a_public_client_revokes(self, server: Server, kind: str, hint: str | None) -> None:
+        """A public client gets 200 whatever the hint, and both of its tokens are dead."""
+        client_id = (await server.register())["client_id"]
+        token = await server.tokens(client_id)
+        form = {"client_id": client_id, "token": token[kind]} | ({"token_type_hint": hint} if hint else {})
+        answer = await server.http.post("/revoke", data=form)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["cache-control"] == "no-store"
+        assert (await server.mcp(token["access_token"])).status_code == 401
+        refused = await server.http.post(
+            "/token",
+            data={"grant_type": "refresh_token", "client_id": client_id, "refresh_token": token["refresh_token"]},
+        )
+        assert refused.json()["error"] == "invalid_grant"
+
+    async def test_a_confidential_client_revokes_with_basic(self, server: Server) -> None:
+        """A confidential client that authenticates in the header gets 200 too."""
+        client = await server.register(token_endpoint_auth_method="client_secret_basic")
+        headers = basic(client["client_id"], client["client_secret"])
+        token = (await server.exchange(client["client_id"], headers=headers)).json()
+        answer = await server.http.post("/revoke", data={"token": token["refresh_token"]}, headers=headers)
+        assert answer.status_code == 200
+        assert (await server.mcp(token["access_token"])).status_code == 401
+
+    async def test_an_unknown_token_is_revoked_already(self, server: Server) -> None:
+        """A token that does not exist gets 200."""
+        client_id = (await server.register())["client_id"]
+        answer = await server.http.post("/revoke", data={"client_id": client_id, "token": "nonsense"})
+        assert answer.status_code == 200
+
+    async def test_another_clients_token_stays(self, server: Server) -> None:
+        """A client cannot revoke what is not its own."""
+        mine, other = [(await server.register())["client_id"] for _ in range(2)]
+        token = await server.tokens(mine)
+        for presented in (token["access_token"], token["refresh_token"]):
+            answer = await server.http.post("/revoke", data={"client_id": other, "token": presented})
+            assert answer.status_code == 200
+        assert (await server.mcp(token["access_token"])).status_code != 401
+
+    async def test_a_missing_token_is_invalid_request(self, server: Server) -> None:
+        """A request without a token is 400 invalid_request."""
+        client_id = (await server.register())["client_id"]
+        answer = await server.http.post("/revoke", data={"client_id": client_id})
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+
+
+async def test_a_browser_client_may_call_the_token_routes(server: Server) -> None:
+    """CORS lets pages of other origins, such as MCP Inspector, register, get tokens and revoke; never authorize."""
+    preflight = {"Origin": "https://inspector.example", "Access-Control-Request-Method": "POST"}
+    for path in ("/register", "/token", "/revoke"):
+        answer = await server.http.options(path, headers=preflight)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "*"), path
+    assert "access-control-allow-origin" not in (await server.http.options("/authorize", headers=preflight)).headers
+
+
+async def test_the_mcp_endpoint_wants_a_token(server: Server) -> None:
+    """Without a token, or with a wrong one, it is 401 with a challenge that leads to the metadata."""
+    for token in (None, "access_nonsense"):
+        answer = await server.mcp(token)
+        assert answer.status_code == 401
+        assert "/.well-known/oauth-protected-resource/mcp" in answer.headers["www-authenticate"]
