@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 DEFAULT_DATABASE = "mcp_oauth.db"
 BUSY_TIMEOUT_SECONDS = 5
+POOL_SIZE = 10
 POOL_TIMEOUT_SECONDS = 10
 ATTEMPTS = 6
 """How often a step is tried while the database reports a deadlock or a serialization failure."""
@@ -121,7 +122,9 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
             event.listen(engine.sync_engine, "connect", _configure_wal)
         return engine
     if options.get("poolclass") is not NullPool:
-        options = {"pool_pre_ping": True, "pool_timeout": POOL_TIMEOUT_SECONDS, **options}
+        # no overflow: its connections are closed and opened again with every request
+        options |= {"pool_pre_ping": True, "pool_size": POOL_SIZE, "max_overflow": 0}
+        options |= {"pool_timeout": POOL_TIMEOUT_SECONDS}
     return create_async_engine(url, hide_parameters=True, **options)
 
 
@@ -159,6 +162,7 @@ class Database:
         self._prepared = False
         self._steps: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._left_loop = False
         self._preparing = asyncio.Lock()
         self._exclusive = asyncio.Lock()
         self.owned = not isinstance(database, AsyncEngine)
@@ -229,12 +233,19 @@ class Database:
 
     async def ready(self) -> None:
         """Prepare the database at the first call. Raises `SchemaError` or `DatabaseUnavailable` until that succeeds."""
-        await self._enter_loop()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._prepared = False
+            self._loop, self._left_loop = loop, self._left_loop or self._loop is not None
+            self._preparing, self._exclusive = asyncio.Lock(), asyncio.Lock()
         if self._prepared:
             return
         async with self._preparing:
             if self._prepared:
                 return
+            if self._left_loop:
+                await self._disconnect(foreign=True)
+                self._left_loop = False
             try:
                 await self._prepare(self)
             except Exception as error:
@@ -250,26 +261,20 @@ class Database:
         """The database for an operator's eyes."""
         return display_name(self.url)
 
-    async def _enter_loop(self) -> None:
-        loop = asyncio.get_running_loop()
-        if loop is self._loop:
-            return
-        first, self._loop = self._loop is None, loop
-        self._preparing, self._exclusive = asyncio.Lock(), asyncio.Lock()
-        if first or self.memory or not self.owned:
-            return
-        # A pool waits on primitives of its loop. A server's connections belong to the old loop, which may be closed:
-        # they can only be forgotten. SQLite's answer to whichever loop asks.
-        for engine in (self.writer, self.reader):
-            await engine.dispose(close=self.sqlite)
+    async def _disconnect(self, *, foreign: bool) -> None:
+        """Close all connections. A server's that belong to a `foreign` loop, maybe a dead one, are just forgotten."""
+        if self.owned and not (foreign and self.memory):
+            for engine in (self.writer, self.reader):
+                await engine.dispose(close=self.sqlite or not foreign)
 
     async def aclose(self) -> None:
         """Wait for the steps under way, then close all connections. An engine that was passed in stays open."""
-        while self._steps:
+        foreign = self._loop is not asyncio.get_running_loop()
+        while self._steps and not foreign:
             await asyncio.gather(*self._steps, return_exceptions=True)
-        if self.owned:
-            for engine in (self.writer, self.reader):
-                await engine.dispose()
+        await self._disconnect(foreign=foreign)
+        if self.memory and self.owned:
+            await self.writer.dispose()
         self._prepared = False
 
 

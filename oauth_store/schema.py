@@ -26,6 +26,22 @@ EMPTY = "empty"
 
 _UPGRADE = "run `alembic upgrade head` (in a checkout) or `oauth-store upgrade`"
 
+_VS2_COLUMNS = {
+    "oauth_clients": {"client_id", "client_json", "created_at"},
+    "oauth_codes": {
+        "code",
+        "client_id",
+        "redirect_uri",
+        "redirect_uri_provided_explicitly",
+        "code_challenge",
+        "scopes",
+        "expires_at",
+        "resource",
+    },
+    "oauth_tokens": {"token", "client_id", "scopes", "expires_at", "token_type", "refresh_token", "resource"},
+}
+"""To the letter: an application's own tables of these names must never be taken for VS-2's, which are dropped."""
+
 # Alembic's context is global: of two upgrades in one process, one ran its statements on the other's database.
 _alembic = threading.Lock()
 
@@ -41,15 +57,15 @@ def found(connection: Connection) -> str:
         revision = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 (a constant)
         if revision is not None:
             return str(revision)
-    ours = tables & set(Base.metadata.tables)
+    ours = tables & set(_VS2_COLUMNS)
     if not ours:
         return EMPTY
-    columns = {column["name"] for table in ours for column in inspector.get_columns(table)}
-    if {"client_json", "token", "code"} & columns:
+    foreign = [name for name in sorted(ours) if {c["name"] for c in inspector.get_columns(name)} != _VS2_COLUMNS[name]]
+    if not foreign:
         return VS2
     raise SchemaError(
-        f"found tables named {', '.join(sorted(ours))} that are not of oauth_store, and no {VERSION_TABLE}; "
-        "use another database, or another schema of it"
+        f"found tables named {', '.join(foreign)} that are neither of VS-2 nor, without a revision in "
+        f"{VERSION_TABLE}, of schema {HEAD}, which this release needs; use another database, or another schema of it"
     )
 
 
@@ -58,7 +74,10 @@ def check(revision: str, where: str) -> None:
     if revision == HEAD:
         return
     if revision == VS2:
-        raise SchemaError(f"{where} is a VS-2 database; stop the server that uses it, then {_UPGRADE}")
+        raise SchemaError(
+            f"{where} is a VS-2 database, this release needs schema {HEAD}; "
+            f"stop the server that uses it, then {_UPGRADE}"
+        )
     if re.fullmatch(r"\d{4}", revision) and revision < HEAD:
         raise SchemaError(f"{where} is at schema {revision}, this release needs {HEAD}; {_UPGRADE}")
     raise SchemaError(
@@ -75,12 +94,15 @@ async def prepare(database: Database) -> None:
     """
     if database.sqlite and not database.memory and database.owned:
         await asyncio.to_thread(create_file, database.url)
+    if database.memory and database.owned:  # nobody else can have left anything in it
+        async with database.write() as session:
+            await (await session.connection()).run_sync(Base.metadata.create_all)
+        return
     revision = await state(database)
     if revision == EMPTY:
         await _create(database)
-        revision = HEAD if database.memory else await state(database)
-    if not (database.memory and revision == EMPTY):
-        check(revision, database.display_name)
+        revision = await state(database)
+    check(revision, database.display_name)
 
 
 async def state(database: Database) -> str:
@@ -100,19 +122,20 @@ def explained(error: Exception, where: str) -> Exception:
 
 
 async def _create(database: Database) -> None:
-    if database.memory:
-        async with database.write() as session:
-            await (await session.connection()).run_sync(Base.metadata.create_all)
-    elif database.owned:
+    if database.owned:
         await asyncio.to_thread(upgrade, database.url)
-    else:
-        # Through its own connection: the URL of an engine with a `creator` may name another database.
-        await asyncio.to_thread(_alembic.acquire)
-        try:
-            async with database.writer.connect() as connection:
-                await connection.run_sync(lambda sync: _command("upgrade", HEAD, connection=sync))
-        finally:
-            _alembic.release()
+        return
+    loop = asyncio.get_running_loop()
+
+    async def through_its_own_connection() -> None:  # the URL of an engine with a `creator` may name another database
+        async with database.writer.connect() as connection:
+            await connection.run_sync(lambda sync: _command("upgrade", HEAD, connection=sync))
+
+    def alone() -> None:
+        with _alembic:  # held by a thread, which lets go of it even if the task that waits here is cancelled
+            asyncio.run_coroutine_threadsafe(through_its_own_connection(), loop).result()
+
+    await asyncio.to_thread(alone)
 
 
 def upgrade(database: str | Path | URL | None = None, revision: str = "head", *, sql: bool = False) -> str:

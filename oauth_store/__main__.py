@@ -1,0 +1,5 @@
+"""`python -m oauth_store` is `oauth-store`."""
+
+from oauth_store.cli import main
+
+main()
