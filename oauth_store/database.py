@@ -27,6 +27,8 @@ T = TypeVar("T")
 DEFAULT_DATABASE = "mcp_oauth.db"
 BUSY_TIMEOUT_SECONDS = 5
 POOL_SIZE = 10
+CONNECT_TIMEOUT_SECONDS = 10
+COMMAND_TIMEOUT_SECONDS = 30
 POOL_TIMEOUT_SECONDS = 10
 ATTEMPTS = 6
 """How often a step is tried while the database reports a deadlock or a serialization failure."""
@@ -36,6 +38,8 @@ _DRIVERS = {
     "sqlite": ("sqlite+aiosqlite", "aiosqlite", None),
     "postgresql": ("postgresql+asyncpg", "asyncpg", "postgresql"),
     "postgres": ("postgresql+asyncpg", "asyncpg", "postgresql"),
+    "mysql": ("mysql+asyncmy", "asyncmy", "mysql"),
+    "mariadb": ("mysql+asyncmy", "asyncmy", "mysql"),
 }
 
 
@@ -64,10 +68,12 @@ def database_url(database: str | Path | None = None) -> URL:
             f"no support for {scheme!r} databases; expected a file's path, ':memory:', or a URL of {supported}"
         )
     drivername, module, extra = _DRIVERS[scheme]
-    if driver and f"{drivername.partition('+')[0]}+{driver}" != drivername:
+    if driver and driver != drivername.partition("+")[2]:
         raise ConfigurationError(
             f"no support for the driver {driver!r}; expected {drivername}://, or {scheme}:// without a driver"
         )
+    if scheme == "sqlite" and url.query:
+        raise ConfigurationError("options of an SQLite URL are not supported; expected the file's path alone")
     if extra and importlib.util.find_spec(module) is None:
         raise ConfigurationError(f"{module} is not installed; run: pip install 'fastmcp-oauth-store[{extra}]'")
     if module == "asyncpg" and "sslmode" in url.query:  # libpq's name for it, in the URLs that hosters hand out
@@ -85,7 +91,9 @@ def display_name(url: URL) -> str:
 def is_memory(url: URL) -> bool:
     """Tell whether `url` is an SQLite database that lives in this process alone."""
     return url.get_backend_name() == "sqlite" and (
-        url.database in (None, "", ":memory:") or "mode=memory" in str(url.database) or "mode" in url.query
+        url.database in (None, "", ":memory:")
+        or "mode=memory" in str(url.database)
+        or url.query.get("mode") == "memory"
     )
 
 
@@ -121,10 +129,21 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
         if wal:
             event.listen(engine.sync_engine, "connect", _configure_wal)
         return engine
-    if options.get("poolclass") is not NullPool:
+    pooled = options.get("poolclass") is not NullPool
+    if pooled:
         # no overflow: its connections are closed and opened again with every request
         options |= {"pool_pre_ping": True, "pool_size": POOL_SIZE, "max_overflow": 0}
         options |= {"pool_timeout": POOL_TIMEOUT_SECONDS}
+    if url.get_backend_name() == "postgresql":
+        # asyncpg would wait a minute for a connection, and for ever for an answer; so may a migration
+        options["connect_args"] = {
+            "timeout": CONNECT_TIMEOUT_SECONDS,
+            "command_timeout": COMMAND_TIMEOUT_SECONDS if pooled else None,
+        }
+    else:
+        # at MySQL's own REPEATABLE READ, a SELECT after the UPDATE may not see what another transaction committed
+        options = {"isolation_level": "READ COMMITTED", **options}
+        options["connect_args"] = {"connect_timeout": CONNECT_TIMEOUT_SECONDS}
     return create_async_engine(url, hide_parameters=True, **options)
 
 
@@ -162,7 +181,8 @@ class Database:
         self._prepared = False
         self._steps: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._left_loop = False
+        self._stale = False
+        self._inode: int | None = None
         self._preparing = asyncio.Lock()
         self._exclusive = asyncio.Lock()
         self.owned = not isinstance(database, AsyncEngine)
@@ -224,36 +244,54 @@ class Database:
                 if attempt < ATTEMPTS and _is_conflict(error):
                     await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 (spread, not a secret)
                     continue
-                unavailable = outage(error, self.display_name)
-                if unavailable is None:
-                    raise
-                logger.error("%s", unavailable)
-                raise unavailable from error
+                raise self._explained(error) from error
         raise AssertionError("unreachable")  # the last attempt returned or raised
+
+    def _explained(self, error: Exception) -> Exception:
+        """Return an error as clients and operators should get it, and log it if it is one for operators."""
+        explained = error if isinstance(error, OAuthStoreError) else outage(error, self.display_name)
+        if explained is None:
+            return error
+        logger.error("%s", explained)
+        return explained
+
+    def check_file(self) -> None:
+        """Raise `DatabaseUnavailable` if the SQLite file is gone: SQLite would write to the deleted one, to no avail.
+
+        A stat() costs 2 microseconds, and opens nothing.
+        """
+        if self._inode is None:
+            return
+        try:
+            inode = os.stat(str(self.url.database)).st_ino
+        except OSError as error:
+            raise DatabaseUnavailable(
+                f"{self.display_name} is gone: {os.strerror(error.errno or 0)}; put it back, or restart the server to "
+                "begin with an empty one"
+            ) from error
+        if inode != self._inode:
+            self._prepared, self._stale, self._inode = False, True, None
+            raise DatabaseUnavailable(f"{self.display_name} was replaced while it was in use; the next step opens it")
 
     async def ready(self) -> None:
         """Prepare the database at the first call. Raises `SchemaError` or `DatabaseUnavailable` until that succeeds."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._prepared = False
-            self._loop, self._left_loop = loop, self._left_loop or self._loop is not None
+            self._loop, self._stale = loop, self._stale or self._loop is not None
             self._preparing, self._exclusive = asyncio.Lock(), asyncio.Lock()
         if self._prepared:
             return
         async with self._preparing:
             if self._prepared:
                 return
-            if self._left_loop:
+            if self._stale:
                 await self._disconnect(foreign=True)
-                self._left_loop = False
+                self._stale = False
             try:
                 await self._prepare(self)
             except Exception as error:
-                known = error if isinstance(error, OAuthStoreError) else outage(error, self.display_name)
-                if known is None:
-                    raise
-                logger.error("%s", known)
-                raise known from (None if known is error else error)
+                raise self._explained(error) from error
             self._prepared = True
 
     @property
@@ -291,6 +329,7 @@ class _Session:
         if self._database.memory:
             await self._database._exclusive.acquire()
         try:
+            self._database.check_file()
             if self._write and self._database.sqlite:
                 await self._begin_immediate()
         except BaseException:
@@ -345,8 +384,16 @@ _CONFLICT_STATES = {"40001", "40P01"}
 """SQLSTATE of a serialization failure and of a deadlock."""
 
 
+_CONFLICT_NUMBERS = {1213, 1205, 1020}
+"""MySQL's numbers for a deadlock, a lock that was waited for too long, and a row that changed since it was read."""
+
+
 def _is_conflict(error: Exception) -> bool:
-    return isinstance(error, exc.DBAPIError) and getattr(error.orig, "sqlstate", None) in _CONFLICT_STATES
+    if not isinstance(error, exc.DBAPIError) or error.orig is None:
+        return False
+    if getattr(error.orig, "sqlstate", None) in _CONFLICT_STATES:
+        return True
+    return bool(error.orig.args) and error.orig.args[0] in _CONFLICT_NUMBERS
 
 
 def outage(error: Exception, where: str) -> DatabaseUnavailable | None:

