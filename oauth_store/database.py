@@ -143,7 +143,10 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
     else:
         # at MySQL's own REPEATABLE READ, a SELECT after the UPDATE may not see what another transaction committed
         options = {"isolation_level": "READ COMMITTED", **options}
-        options["connect_args"] = {"connect_timeout": CONNECT_TIMEOUT_SECONDS}
+        options["connect_args"] = {
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "init_command": f"SET SESSION innodb_lock_wait_timeout = {BUSY_TIMEOUT_SECONDS}",  # its own is 50 s
+        }
     return create_async_engine(url, hide_parameters=True, **options)
 
 
@@ -183,6 +186,7 @@ class Database:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stale = False
         self._inode: int | None = None
+        self._wal_inode: int | None = None
         self._preparing = asyncio.Lock()
         self._exclusive = asyncio.Lock()
         self.owned = not isinstance(database, AsyncEngine)
@@ -255,23 +259,48 @@ class Database:
         logger.error("%s", explained)
         return explained
 
-    def check_file(self) -> None:
-        """Raise `DatabaseUnavailable` if the SQLite file is gone: SQLite would write to the deleted one, to no avail.
+    @property
+    def inode(self) -> int | None:
+        """The number of the SQLite file that is open; None while there is none, or none of ours to look after."""
+        return self._inode
 
-        A stat() costs 2 microseconds, and opens nothing.
+    def check_file(self, inode: int | None) -> None:
+        """Raise `DatabaseUnavailable` unless the SQLite file that was opened is still the one at its path.
+
+        SQLite would write to a deleted file, to no avail. A stat() costs 2 microseconds, and opens nothing.
         """
-        if self._inode is None:
+        if inode is None:
             return
         try:
-            inode = os.stat(str(self.url.database)).st_ino
+            found = os.stat(str(self.url.database)).st_ino
         except OSError as error:
             raise DatabaseUnavailable(
                 f"{self.display_name} is gone: {os.strerror(error.errno or 0)}; put it back, or restart the server to "
                 "begin with an empty one"
             ) from error
-        if inode != self._inode:
-            self._prepared, self._stale, self._inode = False, True, None
+        if found != inode:
+            if inode == self._inode:
+                self._prepared = False
             raise DatabaseUnavailable(f"{self.display_name} was replaced while it was in use; the next step opens it")
+
+    def note_wal(self, inode: int | None) -> None:
+        """Remember which -wal belongs to the file that is open: SQLite makes and deletes it as it needs it."""
+        if inode is not None and inode == self._inode:
+            self._wal_inode = _inode(f"{self.url.database}-wal")
+
+    async def _leave_replaced_file(self) -> None:
+        """Let go of a file that another one took the place of, and keep its -wal away from that one.
+
+        SQLite pairs the two by name alone: it would write the pages of the old file into the new one.
+        """
+        if self._inode is None or self._inode == _inode(str(self.url.database)):
+            return
+        wal = f"{self.url.database}-wal"
+        if self._wal_inode is not None and self._wal_inode == _inode(wal):
+            os.replace(wal, f"{wal}.replaced")
+            Path(f"{self.url.database}-shm").unlink(missing_ok=True)
+            logger.warning("what was not yet in the replaced file itself is kept in %s.replaced", wal)
+        await self._disconnect(foreign=False)
 
     async def ready(self) -> None:
         """Prepare the database at the first call. Raises `SchemaError` or `DatabaseUnavailable` until that succeeds."""
@@ -289,7 +318,12 @@ class Database:
                 await self._disconnect(foreign=True)
                 self._stale = False
             try:
+                await self._leave_replaced_file()
+                self._inode = None
                 await self._prepare(self)
+                if self.sqlite and self.owned and not self.memory:
+                    self._inode = _inode(str(self.url.database))
+                    self.note_wal(self._inode)
             except Exception as error:
                 raise self._explained(error) from error
             self._prepared = True
@@ -313,7 +347,15 @@ class Database:
         await self._disconnect(foreign=foreign)
         if self.memory and self.owned:
             await self.writer.dispose()
-        self._prepared = False
+        self._prepared, self._inode = False, None
+
+
+def _inode(path: str) -> int | None:
+    """Return the number of a file, which no other one gets as long as it is open, or None if there is none."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
 
 
 class _Session:
@@ -323,13 +365,15 @@ class _Session:
     def __init__(self, database: Database, *, write: bool) -> None:
         self._database = database
         self._write = write
-        self._session = AsyncSession(database.writer if write else database.reader, expire_on_commit=False)
+        self._engine = database.writer if write else database.reader
+        self._session = AsyncSession(self._engine, expire_on_commit=False)
+        self._inode, self._pool = database.inode, self._engine.pool
 
     async def __aenter__(self) -> AsyncSession:
         if self._database.memory:
             await self._database._exclusive.acquire()
         try:
-            self._database.check_file()
+            self._database.check_file(self._inode)
             if self._write and self._database.sqlite:
                 await self._begin_immediate()
         except BaseException:
@@ -349,13 +393,18 @@ class _Session:
     ) -> None:
         try:
             if self._write and error is None:
+                self._database.check_file(self._inode)  # it may have waited long for its turn
                 await self._session.commit()
+                self._database.note_wal(self._inode)
         finally:
             await self._close()
 
     async def _close(self) -> None:
         try:
-            await self._session.close()  # rolls back what was not committed
+            if self._database.sqlite and self._pool is not self._engine.pool:
+                await self._session.invalidate()  # the pool was disposed, and nothing else closes this connection
+            else:
+                await self._session.close()  # rolls back what was not committed
         finally:
             if self._database.memory:
                 self._database._exclusive.release()

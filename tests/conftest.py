@@ -60,11 +60,34 @@ async def drop_postgres_database(server: str, url: str) -> None:
     await _administer(server, f'DROP DATABASE "{make_url(url).database}" WITH (FORCE)')
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+async def _administer_mariadb(statement: str) -> None:
+    import asyncmy
+
+    url = make_url(MARIADB)
+    connection = await asyncmy.connect(
+        host=url.host, port=url.port or 3306, user=url.username or "", password=url.password or ""
+    )
+    async with connection.cursor() as cursor:
+        await cursor.execute(statement)
+    await connection.ensure_closed()
+
+
+MARIADB = os.environ.get("OAUTH_STORE_TEST_MARIADB", "")
+"""The URL of a server; without it the tests run on SQLite and PostgreSQL alone."""
+
+
+@pytest.fixture(params=["sqlite", "postgresql", *(["mariadb"] if MARIADB else [])])
 async def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """A database of each kind that nothing was ever done to."""
     if request.param == "sqlite":
         yield str(tmp_path / "oauth.db")
+        return
+    if request.param == "mariadb":
+        name = f"oauth_store_test_{secrets.token_hex(8)}"
+        # the server's own default would compare text without regard to case: our tables must not depend on it
+        await _administer_mariadb(f"CREATE DATABASE {name}")
+        yield make_url(MARIADB).set(database=name).render_as_string(hide_password=False)
+        await _administer_mariadb(f"DROP DATABASE {name}")
         return
     server = request.getfixturevalue("postgres_server")
     url = await create_postgres_database(server)
