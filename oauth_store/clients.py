@@ -2,7 +2,11 @@
 
 from urllib.parse import urlsplit
 
-from fastmcp.server.auth.redirect_validation import is_loopback_host
+from fastmcp.server.auth.redirect_validation import (
+    is_loopback_host,
+    is_redirect_uri_allowed_for_application_type,
+)
+from mcp.server.auth.provider import RegistrationError
 from mcp.shared.auth import InvalidRedirectUriError, OAuthClientInformationFull
 from pydantic import AnyUrl, PrivateAttr
 
@@ -52,6 +56,27 @@ class StoredClient(OAuthClientInformationFull):
         if any(_same(str(redirect_uri), str(uri)) for uri in registered):
             return redirect_uri
         raise InvalidRedirectUriError("redirect_uri is not registered for this client")
+
+
+def check_redirect_uris(client: OAuthClientInformationFull) -> None:
+    """Raise `RegistrationError` unless codes may be sent to every redirect URI of a registration.
+
+    https, http on loopback, or a scheme of an application's own; for an `application_type` of web, https alone
+    (RFC 7591, section 5; RFC 8252, sections 7 and 8.3).
+    """
+    if not client.redirect_uris:
+        raise RegistrationError("invalid_redirect_uri", "redirect_uris is missing")
+    for uri in client.redirect_uris:
+        parts = urlsplit(str(uri))
+        if parts.fragment or str(uri).endswith("#"):
+            raise RegistrationError("invalid_redirect_uri", "a redirect URI has a fragment")
+        if "@" in parts.netloc:
+            raise RegistrationError("invalid_redirect_uri", "a redirect URI has a user")
+        if not is_redirect_uri_allowed_for_application_type(uri, client.application_type):
+            raise RegistrationError(
+                "invalid_redirect_uri",
+                "a redirect URI is neither https, nor http on loopback, nor of an application's own scheme",
+            )
 
 
 def _same(presented: str, registered: str) -> bool:

@@ -1,20 +1,26 @@
 """The routes and the middleware of ours, where FastMCP's and the SDK's handlers fall short of the specification."""
 
 import base64
+import hashlib
+import hmac
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote, urlencode
+from typing import TYPE_CHECKING, TypeVar, cast
+from urllib.parse import unquote
 
 from fastmcp.server.auth import AccessToken
-from fastmcp.server.auth.auth import TokenHandler
-from mcp.server.auth.handlers.authorize import AuthorizationHandler
+from fastmcp.server.auth.handlers.authorize import AuthorizationHandler
+from mcp.server.auth.handlers.metadata import MetadataHandler
 from mcp.server.auth.handlers.register import RegistrationHandler
+from mcp.server.auth.json_response import PydanticJSONResponse
 from mcp.server.auth.middleware.client_auth import AuthenticationError, ClientAuthenticator
-from mcp.server.auth.provider import AuthorizationParams, RefreshToken
+from mcp.server.auth.provider import AuthorizationParams, RefreshToken, TokenError
+from mcp.server.auth.routes import build_metadata
+from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
 from mcp.server.transport_security import DEFAULT_MAX_REQUEST_BODY_SIZE, RequestBodyLimitMiddleware
-from mcp.shared.auth import OAuthClientInformationFull
+from mcp.shared.auth import OAuthClientInformationFull, OAuthMetadata, OAuthToken
 from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,10 +28,14 @@ from starlette.routing import Route, request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store.approval import current_request
+from oauth_store.clients import OFFLINE_ACCESS
 from oauth_store.credentials import matches
 from oauth_store.errors import OAuthStoreError
+from oauth_store.urls import same_resource
 
 if TYPE_CHECKING:
+    from pydantic import AnyHttpUrl
+
     from oauth_store.provider import SQLAlchemyOAuthProvider
 
 T = TypeVar("T")
@@ -36,14 +46,15 @@ RETRY_AFTER_SECONDS = 5
 
 def replace_routes(provider: "SQLAlchemyOAuthProvider", routes: list[Route]) -> list[Route]:
     """Return `routes` with our own in the place of those that need to change."""
-    options = provider.client_registration_options
+    options = provider.client_registration_options or ClientRegistrationOptions()
+    registration = RegistrationHandler(provider, _registration_options(provider, options))
     replacements: dict[str, tuple[Callable[[Request], Awaitable[Response]], bool]] = {
+        "/.well-known/oauth-authorization-server": (MetadataHandler(_metadata(provider)).handle, True),
         "/authorize": (_AuthorizeEndpoint(provider).handle, False),
         "/token": (_TokenEndpoint(provider).handle, True),
         "/revoke": (_RevokeEndpoint(provider).handle, True),
+        "/register": (registration.handle, True),
     }
-    if options is not None:
-        replacements["/register"] = (RegistrationHandler(provider, options).handle, True)
     return [_route(route, *replacements[route.path]) if route.path in replacements else route for route in routes]
 
 
@@ -52,6 +63,8 @@ def _route(route: Route, handler: Callable[[Request], Awaitable[Response]], cors
     app: ASGIApp = RequestBodyLimitMiddleware(
         OutageMiddleware(request_response(handler)), DEFAULT_MAX_REQUEST_BODY_SIZE
     )
+    if "POST" in methods:
+        app = _NoStoreMiddleware(app)
     if cors:  # for clients that run in a browser; /authorize is navigated to
         app = CORSMiddleware(
             app,
@@ -60,6 +73,47 @@ def _route(route: Route, handler: Callable[[Request], Awaitable[Response]], cors
             allow_headers=[MCP_PROTOCOL_VERSION_HEADER, "Authorization"],
         )
     return Route(route.path, endpoint=app, methods=methods)
+
+
+def _registration_options(
+    provider: "SQLAlchemyOAuthProvider", options: ClientRegistrationOptions
+) -> ClientRegistrationOptions:
+    """Clients that name no scope get the server's; `offline_access` may always be named."""
+    valid = None if options.valid_scopes is None else [*options.valid_scopes, OFFLINE_ACCESS]
+    return options.model_copy(update={"default_scopes": provider._server_scopes or None, "valid_scopes": valid})
+
+
+def _metadata(provider: "SQLAlchemyOAuthProvider") -> OAuthMetadata:
+    """Return the server's metadata (RFC 8414), with what the SDK leaves out."""
+    metadata = build_metadata(
+        cast("AnyHttpUrl", provider.base_url),  # neither of the two is ever None here
+        provider.service_documentation_url,
+        provider.client_registration_options or ClientRegistrationOptions(),
+        provider.revocation_options or RevocationOptions(),
+    )
+    metadata.issuer = cast("AnyHttpUrl", provider.issuer_url)
+    metadata.token_endpoint_auth_methods_supported = ["none", "client_secret_post", "client_secret_basic"]
+    if metadata.revocation_endpoint is not None:
+        metadata.revocation_endpoint_auth_methods_supported = metadata.token_endpoint_auth_methods_supported
+    metadata.scopes_supported = metadata.scopes_supported or provider.required_scopes or None
+    metadata.client_id_metadata_document_supported = True
+    metadata.authorization_response_iss_parameter_supported = True  # RFC 9207
+    return metadata
+
+
+class _NoStoreMiddleware:
+    """Says on every answer that it is for nobody else (RFC 6749, section 5.1; RFC 7591, section 3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(NO_STORE)
+            await send(message)
+
+        await self.app(scope, receive, marked)
 
 
 class OutageMiddleware:
@@ -94,7 +148,7 @@ def _unavailable() -> Response:
 
 
 class _AuthorizeEndpoint:
-    """The SDK's handler, but for two things: approvals see the request, and an outage is no `server_error`."""
+    """FastMCP's handler, but for two things: approvals see the request, and an outage is no `server_error`."""
 
     def __init__(self, provider: "SQLAlchemyOAuthProvider") -> None:
         self._provider = provider
@@ -103,7 +157,11 @@ class _AuthorizeEndpoint:
         token = current_request.set(request)
         attempt = _Attempt(self._provider)
         try:
-            response = await AuthorizationHandler(attempt).handle(request)  # type: ignore[arg-type]  # calls these two
+            response = await AuthorizationHandler(
+                provider=attempt,  # type: ignore[arg-type]  # it calls these two methods
+                base_url=str(self._provider.base_url),
+                issuer_url=self._provider.issuer_url,
+            ).handle(request)
         finally:
             current_request.reset(token)
         if attempt.outage is not None:
@@ -119,7 +177,7 @@ class _Attempt:
         self.outage: OAuthStoreError | None = None
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
-        return await self._watched(self._provider.get_client(client_id))
+        return await self._watched(self._provider.find_client(client_id))
 
     async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
         return await self._watched(self._provider.authorize(client, params))
@@ -184,39 +242,82 @@ def _basic_credentials(header: str) -> tuple[str | None, str | None]:
 
 
 class _TokenEndpoint:
-    """FastMCP's handler, with our authenticator in it and a form that it can read."""
+    """The token endpoint (RFC 6749, section 3.2): a code or a refresh token in, a pair out."""
 
     def __init__(self, provider: "SQLAlchemyOAuthProvider") -> None:
-        self._handler = TokenHandler(provider, _HashedSecretAuthenticator(provider))
+        self._provider = provider
+        self._authenticator = _HashedSecretAuthenticator(provider)
 
     async def handle(self, request: Request) -> Response:
-        fields = {key: value for key, value in (await request.form()).items() if isinstance(value, str)}
-        if "client_id" not in fields:  # RFC 6749, section 2.3.1: with HTTP Basic it need not be in the body
-            try:
-                client_id, _ = _basic_credentials(request.headers.get("authorization", ""))
-            except AuthenticationError as error:
-                return _invalid_client(request, error)
-            if client_id is not None:
-                fields["client_id"] = client_id
-        if "scope" in fields:  # RFC 6749, section 3.3; claude.ai sends " offline_access"
-            fields["scope"] = " ".join(fields["scope"].split())
-        response: Response = await self._handler.handle(_with_form(request, fields))
-        if response.status_code == 401:
-            _challenge(request, response)
-        return response
+        try:
+            client = await self._authenticator.authenticate_request(request)
+        except AuthenticationError as error:
+            return _invalid_client(request, error)
+        try:
+            tokens = await self._tokens(client, await _fields(request))
+        except TokenError as error:
+            # MCP wants 401 for a token that is dead, and FastMCP answers a dead grant so; clients look at the code
+            status = 401 if error.error in ("invalid_grant", "invalid_client") else 400
+            return _error(status, error.error, error.error_description)
+        return PydanticJSONResponse(tokens)
+
+    async def _tokens(self, client: OAuthClientInformationFull, fields: dict[str, str]) -> OAuthToken:
+        grant_type = fields.get("grant_type")
+        if not grant_type:
+            raise TokenError("invalid_request", "grant_type is missing")
+        if grant_type not in ("authorization_code", "refresh_token"):
+            raise TokenError("unsupported_grant_type", "grant_type is neither authorization_code nor refresh_token")
+        if grant_type not in client.grant_types:
+            raise TokenError("unauthorized_client", f"the client did not register for {grant_type}")
+        if grant_type == "authorization_code":
+            return await self._exchange_code(client, fields)
+        return await self._refresh(client, fields)
+
+    async def _exchange_code(self, client: OAuthClientInformationFull, fields: dict[str, str]) -> OAuthToken:
+        presented, verifier = _required(fields, "code"), _required(fields, "code_verifier")
+        code = await self._provider.load_authorization_code(client, presented)
+        if code is None:
+            raise TokenError("invalid_grant", "the authorization code is unknown or expired")
+        if code.redirect_uri_provided_explicitly and fields.get("redirect_uri") != str(code.redirect_uri):
+            raise TokenError("invalid_grant", "redirect_uri is not the one of the authorization request")
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")  # RFC 7636, 4.6
+        if not hmac.compare_digest(challenge, code.code_challenge.encode()):
+            raise TokenError("invalid_grant", "code_verifier is not the one of the authorization request")
+        self._check_resource(fields, code.resource)
+        return await self._provider.exchange_authorization_code(client, code)
+
+    async def _refresh(self, client: OAuthClientInformationFull, fields: dict[str, str]) -> OAuthToken:
+        token = await self._provider.load_refresh_token(client, _required(fields, "refresh_token"))
+        if token is None:
+            raise TokenError("invalid_grant", "the refresh token is unknown, expired or revoked")
+        self._check_resource(fields, token.resource)
+        # White space is any, and offline_access alone asks for nothing less: claude.ai sends " offline_access"
+        # (RFC 6749, sections 3.3 and 6).
+        asked = fields.get("scope", "").split()
+        if not set(asked) - {OFFLINE_ACCESS}:
+            asked = token.scopes
+        scopes = [scope for scope in asked if scope in token.scopes or scope != OFFLINE_ACCESS]
+        return await self._provider.exchange_refresh_token(client, token, scopes)
+
+    def _check_resource(self, fields: dict[str, str], granted: str | None) -> None:
+        asked, own = fields.get("resource"), granted or self._provider._own_resource  # RFC 8707, section 2.2
+        if asked and own and not same_resource(asked, own):
+            raise TokenError("invalid_target", "resource is not the one that was granted")
 
 
-def _with_form(request: Request, fields: dict[str, str]) -> Request:
-    body = urlencode(fields).encode()
-    headers = [
-        (name, value) for name, value in request.scope["headers"] if name not in (b"content-type", b"content-length")
-    ]
-    headers += [(b"content-type", b"application/x-www-form-urlencoded"), (b"content-length", str(len(body)).encode())]
+async def _fields(request: Request) -> dict[str, str]:
+    """Return the fields of a form, each given once (RFC 6749, section 3.2); an empty one counts as left out."""
+    form = await request.form()
+    fields = {name: value for name, value in form.multi_items() if isinstance(value, str) and value}
+    if len(form.multi_items()) != len(form.keys()):
+        raise TokenError("invalid_request", "a parameter is given twice")
+    return fields
 
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
 
-    return Request({**request.scope, "headers": headers}, receive)
+def _required(fields: dict[str, str], name: str) -> str:
+    if name not in fields:
+        raise TokenError("invalid_request", f"{name} is missing")
+    return fields[name]
 
 
 class _RevokeEndpoint:
@@ -241,7 +342,7 @@ class _RevokeEndpoint:
             token = await self._provider.load_access_token(presented)
         if token is not None and token.client_id == client.client_id:
             await self._provider.revoke_token(token)
-        return Response(status_code=200, headers=NO_STORE)
+        return Response(status_code=200)
 
 
 def _invalid_client(request: Request, error: AuthenticationError) -> Response:
@@ -255,5 +356,5 @@ def _challenge(request: Request, response: Response) -> None:
         response.headers["WWW-Authenticate"] = 'Basic realm="token"'
 
 
-def _error(status_code: int, error: str, description: str) -> Response:
-    return JSONResponse({"error": error, "error_description": description}, status_code=status_code, headers=NO_STORE)
+def _error(status_code: int, error: str, description: str | None) -> Response:
+    return JSONResponse({"error": error, "error_description": description}, status_code=status_code)

@@ -27,9 +27,10 @@ from starlette.routing import Route
 
 from oauth_store import endpoints, grants, schema
 from oauth_store.approval import Approval, AuthorizationRequest, default_approval
-from oauth_store.clients import OFFLINE_ACCESS, StoredClient
+from oauth_store.clients import OFFLINE_ACCESS, StoredClient, check_redirect_uris
 from oauth_store.credentials import hash_secret, mint, mint_grant_id, seal
 from oauth_store.database import Database, flow_step
+from oauth_store.documents import InvalidDocumentError, MetadataDocuments
 from oauth_store.errors import ConfigurationError
 from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, Token
 from oauth_store.purge import Purger
@@ -119,6 +120,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         )
         self._database = Database(database, schema.prepare)
         self._purger = Purger(self._database)
+        self._documents = MetadataDocuments()
         urls = [str(url) for url in (self.base_url, self.resource_base_url, self.issuer_url) if url is not None]
         self._approval = approval if approval is not None else default_approval(urls)
         self._code_expiry = authorization_code_expiry_seconds
@@ -170,6 +172,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             raise RegistrationError(
                 "invalid_client_metadata", f"client_id is longer than {CLIENT_ID_LENGTH} characters"
             )
+        check_redirect_uris(client_info)
         valid = (self.client_registration_options or ClientRegistrationOptions()).valid_scopes
         refused = set((client_info.scope or "").split()) - {*(valid or []), OFFLINE_ACCESS}
         if valid is not None and refused:
@@ -193,6 +196,27 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             async with self._database.write() as session:
                 await session.execute(replace)
         self._purger.nudge()
+
+    async def find_client(self, client_id: str) -> StoredClient | None:
+        """Return the client of an authorization request, or None.
+
+        A client whose client_id is the URL of a metadata document is looked up there, and stored: /token and /revoke
+        ask the database alone, so that nobody can make this server fetch there, and a refresh works while the
+        document's host is away.
+        """
+        stored = await self.get_client(client_id)
+        if len(client_id) > CLIENT_ID_LENGTH or not self._documents.names(client_id):
+            return stored
+        try:
+            described = await self._documents.fetch(client_id)
+        except InvalidDocumentError as error:
+            logger.warning("client metadata document %s is not usable: %s", client_id, error)
+            return None
+        if described is None:
+            return stored
+        if stored is None or stored.model_dump() != described.model_dump():
+            await self.register_client(described)
+        return await self.get_client(client_id)
 
     # Authorization
 
@@ -459,6 +483,11 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     def _server_scopes(self) -> list[str]:
         options = self.client_registration_options or ClientRegistrationOptions()
         return options.default_scopes or options.valid_scopes or self.required_scopes
+
+    @property
+    def scopes_supported(self) -> list[str]:
+        """The scopes of the protected resource: `offline_access` is for the authorization server alone."""
+        return [scope for scope in super().scopes_supported if scope != OFFLINE_ACCESS]
 
     def get_routes(self, mcp_path: str | None = None) -> list[Route]:
         """Return FastMCP's routes, with ours where its handlers fall short: see `endpoints`."""
