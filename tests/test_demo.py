@@ -1,0 +1,25 @@
+"""What `make demo` runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+DEMO = Path(__file__).parent.parent / "examples" / "demo.py"
+
+
+def test_the_demo_authorizes_once_on_a_database_and_twice_in_memory(tmp_path: Path) -> None:
+    """The demo exits 0, shows a refresh on /token, and says which of the two servers lost its client."""
+    done = subprocess.run(
+        [sys.executable, str(DEMO)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    persistent, in_memory = done.stdout.split("InMemoryOAuthProvider, the same again")
+    assert persistent.count("GET /authorize (PKCE S256)") == 1
+    assert persistent.count("POST /token (refresh_token)         200") == 1
+    assert persistent.count("tool answered") == 3
+    assert in_memory.count("GET /authorize (PKCE S256)          302") == 2
+    summary = in_memory.split("Had to authorize again after the kill?")[1].split()
+    assert summary[:4] == ["SQLAlchemyOAuthProvider", "no", "InMemoryOAuthProvider", "yes"]
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []  # what it needs is in a directory of its own, and gone
