@@ -2,6 +2,7 @@
 
 from oauth_store.approval import Approval, AuthorizationRequest, AutoApproval
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
+from oauth_store.floods import RateLimits
 from oauth_store.provider import SQLAlchemyOAuthProvider
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "ConfigurationError",
     "DatabaseUnavailable",
     "OAuthStoreError",
+    "RateLimits",
     "SQLAlchemyOAuthProvider",
     "SchemaError",
 ]

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 from urllib.parse import unquote
 
@@ -31,6 +32,7 @@ from oauth_store.approval import current_request
 from oauth_store.clients import OFFLINE_ACCESS
 from oauth_store.credentials import matches
 from oauth_store.errors import OAuthStoreError
+from oauth_store.floods import FloodMiddleware
 from oauth_store.urls import same_resource
 
 if TYPE_CHECKING:
@@ -55,14 +57,20 @@ def replace_routes(provider: "SQLAlchemyOAuthProvider", routes: list[Route]) -> 
         "/revoke": (_RevokeEndpoint(provider).handle, True),
         "/register": (registration.handle, True),
     }
-    return [_route(route, *replacements[route.path]) if route.path in replacements else route for route in routes]
+    return [
+        _route(provider, route, *replacements[route.path]) if route.path in replacements else route for route in routes
+    ]
 
 
-def _route(route: Route, handler: Callable[[Request], Awaitable[Response]], cors: bool) -> Route:
+def _route(
+    provider: "SQLAlchemyOAuthProvider", route: Route, handler: Callable[[Request], Awaitable[Response]], cors: bool
+) -> Route:
     methods = sorted((route.methods or set()) - {"HEAD"})
     app: ASGIApp = RequestBodyLimitMiddleware(
         OutageMiddleware(request_response(handler)), DEFAULT_MAX_REQUEST_BODY_SIZE
     )
+    if provider._flood_guard.guards(route.path):
+        app = FloodMiddleware(app, partial(provider._flood_guard.retry_after, route.path))
     if "POST" in methods:
         app = _NoStoreMiddleware(app)
     if cors:  # for clients that run in a browser; /authorize is navigated to
@@ -155,26 +163,31 @@ class _AuthorizeEndpoint:
 
     async def handle(self, request: Request) -> Response:
         token = current_request.set(request)
-        attempt = _Attempt(self._provider)
         try:
             response = await AuthorizationHandler(
-                provider=attempt,  # type: ignore[arg-type]  # it calls these two methods
+                provider=_Attempt(self._provider),  # type: ignore[arg-type]  # it calls these two methods
                 base_url=str(self._provider.base_url),
                 issuer_url=self._provider.issuer_url,
             ).handle(request)
+        except _Outage as outage:
+            raise outage.error from None
         finally:
             current_request.reset(token)
-        if attempt.outage is not None:
-            raise attempt.outage
         return response
 
 
+class _Outage(BaseException):
+    """Carries an error past a handler that logs a traceback for every `Exception`, and redirects `server_error`."""
+
+    def __init__(self, error: OAuthStoreError) -> None:
+        self.error = error
+
+
 class _Attempt:
-    """The provider for one request to /authorize, whose handler turns every exception into a redirect."""
+    """The provider for one request to /authorize."""
 
     def __init__(self, provider: "SQLAlchemyOAuthProvider") -> None:
         self._provider = provider
-        self.outage: OAuthStoreError | None = None
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
         return await self._watched(self._provider.find_client(client_id))
@@ -186,8 +199,7 @@ class _Attempt:
         try:
             return await step
         except OAuthStoreError as error:
-            self.outage = error
-            raise
+            raise _Outage(error) from None
 
 
 class _HashedSecretAuthenticator(ClientAuthenticator):

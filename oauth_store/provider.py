@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +33,7 @@ from oauth_store.credentials import hash_secret, mint, mint_grant_id, seal
 from oauth_store.database import Database, flow_step
 from oauth_store.documents import InvalidDocumentError, MetadataDocuments
 from oauth_store.errors import ConfigurationError
+from oauth_store.floods import FloodGuard, RateLimits
 from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, Token
 from oauth_store.purge import Purger
 from oauth_store.urls import check_public_url, same_resource
@@ -74,6 +76,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         access_token_expiry_seconds: int = 3600,
         refresh_token_expiry_seconds: int = 30 * 24 * 3600,
         refresh_grace_seconds: int = 120,
+        rate_limits: RateLimits | None = None,
+        trusted_proxies: Sequence[str] = (),
     ) -> None:
         """Check the settings. The database is opened at first use, and may not exist before.
 
@@ -89,6 +93,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             refresh_token_expiry_seconds: From the last refresh.
             refresh_grace_seconds: How long a refresh token that was just used is answered with the same pair again,
                 at most the access token's lifetime. 0 never answers twice.
+            rate_limits: How many registrations and authorization requests are accepted. None is generous.
+            trusted_proxies: Addresses or networks whose X-Forwarded-For is believed, where uvicorn does not see to it.
 
         Raises:
             ConfigurationError: If a setting is missing, contradictory or not usable.
@@ -121,6 +127,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         self._database = Database(database, schema.prepare)
         self._purger = Purger(self._database)
         self._documents = MetadataDocuments()
+        self._flood_guard = FloodGuard(rate_limits or RateLimits(), trusted_proxies)
         urls = [str(url) for url in (self.base_url, self.resource_base_url, self.issuer_url) if url is not None]
         self._approval = approval if approval is not None else default_approval(urls)
         self._code_expiry = authorization_code_expiry_seconds

@@ -1,0 +1,116 @@
+"""Limits on what anyone may ask for: registrations and authorization requests, which leave a row each."""
+
+import ipaddress
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from limits import RateLimitItem, parse
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from oauth_store.errors import ConfigurationError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimits:
+    """How many registrations and authorization requests a process accepts, as in "60/minute". `None` is no limit.
+
+    They are generous: the users of one client often share an address. What is over a limit gets 429 with Retry-After.
+    A registration that nobody approves is kept for 30 days, so `registrations` bounds what a flood can leave behind.
+    """
+
+    registrations_per_address: str | None = "60/hour"
+    registrations: str | None = "300/hour"
+    authorizations_per_address: str | None = "60/minute"
+    authorizations: str | None = "600/minute"
+
+
+class FloodGuard:
+    """Counts requests in this process, by address and in total."""
+
+    def __init__(self, rate_limits: RateLimits, trusted_proxies: Sequence[str]) -> None:
+        """Raises `ConfigurationError` for a limit or a network that cannot be read."""
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._limits = {
+            path: (_parsed(name, total), _parsed(f"{name}_per_address", per_address))
+            for path, name, total, per_address in (
+                ("/register", "registrations", rate_limits.registrations, rate_limits.registrations_per_address),
+                ("/authorize", "authorizations", rate_limits.authorizations, rate_limits.authorizations_per_address),
+            )
+        }
+        try:
+            self._trusted: list[Network] = [ipaddress.ip_network(network) for network in trusted_proxies]
+        except ValueError as error:
+            raise ConfigurationError(f"trusted_proxies: {error}; expected addresses or networks") from error
+
+    def guards(self, path: str) -> bool:
+        return path in self._limits
+
+    def retry_after(self, path: str, request: Request) -> int | None:
+        """Count a request. Return the seconds after which to try again if it is over a limit, else None."""
+        total, per_address = self._limits[path]
+        # The total first: what it refuses leaves no trace of its address, of which there may be any number.
+        keys = [
+            (limit, key) for limit, key in ((total, path), (per_address, f"{path} {self.address(request)}")) if limit
+        ]
+        for limit, key in keys:
+            if not self._limiter.test(limit, key):
+                return max(1, math.ceil(self._limiter.get_window_stats(limit, key).reset_time - time.time()))
+        for limit, key in keys:
+            self._limiter.hit(limit, key)
+        return None
+
+    def address(self, request: Request) -> str:
+        """Return who sent a request: the peer, or what trusted proxies say of it. Of IPv6, the /64 network."""
+        address = request.client.host if request.client else ""
+        forwarded = [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",") if part.strip()]
+        while forwarded and self._is_trusted(address):
+            address = forwarded.pop()
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return address
+        return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else str(parsed)
+
+    def _is_trusted(self, address: str) -> bool:
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._trusted)
+
+
+def _parsed(name: str, limit: str | None) -> RateLimitItem | None:
+    if limit is None:
+        return None
+    try:
+        return parse(limit)
+    except ValueError as error:
+        raise ConfigurationError(f'rate_limits: {name} is {limit!r}; expected one such as "60/minute"') from error
+
+
+class FloodMiddleware:
+    """Answers 429 to what is over a limit (RFC 6585, section 4)."""
+
+    def __init__(self, app: ASGIApp, retry_after: Callable[[Request], int | None]) -> None:
+        self.app = app
+        self._retry_after = retry_after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        seconds = self._retry_after(Request(scope))
+        if seconds is None:
+            await self.app(scope, receive, send)
+            return
+        response = JSONResponse(
+            {"error": "temporarily_unavailable", "error_description": f"too many requests; try again in {seconds} s"},
+            status_code=429,
+            headers={"Retry-After": str(seconds)},
+        )
+        await response(scope, receive, send)

@@ -1,0 +1,171 @@
+"""What floods /register and /authorize leaves little, and disturbs nobody."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastmcp import FastMCP
+from starlette.requests import Request
+
+from oauth_store import AutoApproval, ConfigurationError, RateLimits, SQLAlchemyOAuthProvider
+from oauth_store.floods import FloodGuard
+from tests.conftest import BASE_URL, REDIRECT_URI
+from tests.serving import free_port, serving
+from tests.test_conformance import authorization_request
+from tests.test_endpoints import Server
+
+METADATA = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none"}
+
+
+@asynccontextmanager
+async def running(database: str = ":memory:", **settings: Any) -> AsyncIterator[Server]:
+    """A server with these settings."""
+    port = free_port()
+    defaults: dict[str, Any] = {"base_url": f"http://127.0.0.1:{port}", "approval": AutoApproval()}
+    async with SQLAlchemyOAuthProvider(database, **defaults | settings) as provider:
+        mcp: FastMCP[None] = FastMCP("test", auth=provider)
+        async with serving(mcp.http_app(stateless_http=True), port) as url, httpx2.AsyncClient(base_url=url) as http:
+            yield Server(http, provider)
+
+
+def request_from(peer: str, forwarded: str | None = None) -> Request:
+    """A request as the server sees it."""
+    headers = [] if forwarded is None else [(b"x-forwarded-for", forwarded.encode())]
+    return Request({"type": "http", "client": (peer, 1), "headers": headers})
+
+
+async def test_an_address_is_limited_and_told_when_to_come_back() -> None:
+    """The third registration of two an hour is 429 with Retry-After; an authorization request has its own count."""
+    async with running(rate_limits=RateLimits(registrations_per_address="2/hour")) as server:
+        for _ in range(2):
+            client = await server.register()
+        answer = await server.http.post("/register", json=METADATA)
+        assert answer.status_code == 429
+        assert answer.json()["error"] == "temporarily_unavailable"
+        assert 0 < int(answer.headers["retry-after"]) <= 3600
+        assert answer.headers["cache-control"] == "no-store"
+        assert await server.tokens(client["client_id"])
+
+
+async def test_authorization_requests_are_limited() -> None:
+    """So is /authorize, by address and in total."""
+    for limits in (RateLimits(authorizations_per_address="2/hour"), RateLimits(authorizations="2/hour")):
+        async with running(rate_limits=limits) as server:
+            client_id = (await server.register())["client_id"]
+            statuses = [
+                (await server.http.get("/authorize", params=authorization_request(client_id))).status_code
+                for _ in range(3)
+            ]
+            assert statuses == [302, 302, 429]
+
+
+async def test_tokens_are_never_limited() -> None:
+    """A client may refresh and revoke as often as it likes: a 429 there would hide a dead grant."""
+    async with running(rate_limits=RateLimits(registrations="1/hour", authorizations="1/hour")) as server:
+        client_id = (await server.register())["client_id"]
+        token = await server.tokens(client_id)
+        for _ in range(50):
+            form = {"grant_type": "refresh_token", "client_id": client_id, "refresh_token": token["refresh_token"]}
+            answer = await server.http.post("/token", data=form)
+            assert answer.status_code == 200
+            token = answer.json()
+        assert (await server.http.post("/revoke", data={"client_id": client_id, "token": "x"})).status_code == 200
+
+
+async def test_limits_may_be_switched_off() -> None:
+    """None is no limit."""
+    limits = RateLimits(registrations_per_address=None, registrations=None)
+    async with running(rate_limits=limits) as server:
+        for _ in range(100):
+            await server.register()
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("203.0.113.7", None, "203.0.113.7"),
+        ("203.0.113.7", "198.51.100.1", "203.0.113.7"),
+        ("10.0.0.1", "198.51.100.1", "198.51.100.1"),
+        ("10.0.0.1", "1.1.1.1, 198.51.100.1", "198.51.100.1"),
+        ("10.0.0.1", "1.1.1.1, 198.51.100.1, 10.0.0.2", "198.51.100.1"),
+        ("10.0.0.1", "nonsense", "nonsense"),
+        ("10.0.0.1", None, "10.0.0.1"),
+        ("2001:db8:1:2:3:4:5:6", None, "2001:db8:1:2::/64"),
+    ],
+)
+def test_only_trusted_proxies_are_believed(peer: str, forwarded: str | None, address: str) -> None:
+    """X-Forwarded-For counts from the right, as far as the proxies are known; IPv6 counts by network."""
+    guard = FloodGuard(RateLimits(), ["10.0.0.0/8"])
+    assert guard.address(request_from(peer, forwarded)) == address
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"rate_limits": RateLimits(registrations="many")}, "rate_limits: registrations is 'many'"),
+        ({"rate_limits": RateLimits(authorizations_per_address="")}, "authorizations_per_address is ''"),
+        ({"trusted_proxies": ["proxy.example.com"]}, "trusted_proxies"),
+    ],
+)
+def test_a_bad_limit_is_an_error_at_construction(settings: dict[str, Any], complaint: str) -> None:
+    """A limit or a network that cannot be read says what is expected."""
+    with pytest.raises(ConfigurationError, match=complaint):
+        SQLAlchemyOAuthProvider(":memory:", base_url=BASE_URL, **settings)
+
+
+async def test_a_flood_leaves_little_and_disturbs_nobody(tmp_path: Path) -> None:
+    """Thousands of registrations and authorization requests leave a small file, and a signed-in client stays quick.
+
+    OAUTH_STORE_TEST_FULL sends 100,000 of them.
+    """
+    amount = 100_000 if os.environ.get("OAUTH_STORE_TEST_FULL") else 4_000
+    path = tmp_path / "oauth.db"
+    async with running(str(path)) as server:
+        client_id = (await server.register())["client_id"]
+        token = await server.tokens(client_id)
+
+        async def calls(seconds: float) -> list[float]:
+            """How long MCP calls and refreshes of the signed-in client take meanwhile."""
+            taken = []
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                start = time.monotonic()
+                assert (await server.mcp(token["access_token"])).status_code not in (401, 429, 503)
+                taken.append(time.monotonic() - start)
+                await asyncio.sleep(0.02)
+            return taken
+
+        quiet = sorted(await calls(1))
+        size = path.stat().st_size
+        statuses: dict[int, int] = {}
+
+        async def flood(share: int) -> None:
+            for number in range(share):
+                if number % 2:
+                    answer = await server.http.post("/register", json=METADATA | {"client_name": "x" * 1000})
+                else:
+                    answer = await server.http.get("/authorize", params=authorization_request(client_id))
+                statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+
+        flooding = asyncio.gather(*(flood(amount // 4) for _ in range(4)))
+        busy: list[float] = []
+        while not flooding.done():
+            busy += await calls(0.5)
+        await flooding
+        busy.sort()
+        grown = path.stat().st_size + (tmp_path / "oauth.db-wal").stat().st_size - size
+        print(
+            f"{amount} requests: {statuses}; the file grew by {grown // 1024} KiB; a call took "
+            f"{quiet[len(quiet) // 2] * 1000:.1f} ms before, {busy[len(busy) // 2] * 1000:.1f} ms meanwhile (medians)"
+        )
+        assert set(statuses) <= {201, 302, 429}
+        assert statuses[429] > amount * 0.9
+        assert grown < 8 * 2**20
+        form = {"grant_type": "refresh_token", "client_id": client_id, "refresh_token": token["refresh_token"]}
+        assert (await server.http.post("/token", data=form)).status_code == 200
