@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from fastmcp.server.auth import AccessToken
 from fastmcp.server.auth.handlers.authorize import AuthorizationHandler
@@ -49,6 +49,7 @@ RETRY_AFTER_SECONDS = 5
 def replace_routes(provider: "SQLAlchemyOAuthProvider", routes: list[Route]) -> list[Route]:
     """Return `routes` with our own in the place of those that need to change."""
     options = provider.client_registration_options or ClientRegistrationOptions()
+    issuer_path = urlsplit(str(provider.issuer_url)).path.rstrip("/")
     registration = RegistrationHandler(provider, _registration_options(provider, options))
     replacements: dict[str, tuple[Callable[[Request], Awaitable[Response]], bool]] = {
         "/.well-known/oauth-authorization-server": (MetadataHandler(_metadata(provider)).handle, True),
@@ -57,18 +58,34 @@ def replace_routes(provider: "SQLAlchemyOAuthProvider", routes: list[Route]) -> 
         "/revoke": (_RevokeEndpoint(provider).handle, True),
         "/register": (registration.handle, True),
     }
-    return [
+    replaced = [
         _route(provider, route, *replacements[route.path]) if route.path in replacements else route for route in routes
+    ]
+    # Where the issuer has a path, clients put it behind the well-known part (RFC 8414, section 3.1). A proxy that takes
+    # a prefix away hands this request on as it is.
+    return [
+        *replaced,
+        *(
+            Route(f"{route.path}{issuer_path}", endpoint=route.endpoint, methods=route.methods)
+            for route in replaced
+            if issuer_path and route.path == "/.well-known/oauth-authorization-server"
+        ),
     ]
 
 
 def _route(
     provider: "SQLAlchemyOAuthProvider", route: Route, handler: Callable[[Request], Awaitable[Response]], cors: bool
 ) -> Route:
+    async def handle(request: Request) -> Response:
+        try:
+            if request.method == "POST" and route.path != "/register":
+                await request.form()  # what cannot be read is a 400 here; the SDK's handler would fall over it
+            return await handler(request)
+        finally:
+            await request.close()  # of uploaded files, which nobody wants
+
     methods = sorted((route.methods or set()) - {"HEAD"})
-    app: ASGIApp = RequestBodyLimitMiddleware(
-        OutageMiddleware(request_response(handler)), DEFAULT_MAX_REQUEST_BODY_SIZE
-    )
+    app: ASGIApp = RequestBodyLimitMiddleware(OutageMiddleware(request_response(handle)), DEFAULT_MAX_REQUEST_BODY_SIZE)
     if provider._flood_guard.guards(route.path):
         app = FloodMiddleware(app, partial(provider._flood_guard.retry_after, route.path))
     if "POST" in methods:
