@@ -21,6 +21,7 @@ from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOption
 from mcp.server.transport_security import DEFAULT_MAX_REQUEST_BODY_SIZE, RequestBodyLimitMiddleware
 from mcp.shared.auth import OAuthClientInformationFull, OAuthMetadata, OAuthToken
 from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
+from pydantic import AnyHttpUrl, AnyUrl, ValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -36,23 +37,21 @@ from oauth_store.floods import FloodMiddleware
 from oauth_store.urls import same_resource
 
 if TYPE_CHECKING:
-    from pydantic import AnyHttpUrl
-
     from oauth_store.provider import SQLAlchemyOAuthProvider
 
 T = TypeVar("T")
 
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 RETRY_AFTER_SECONDS = 5
+_METADATA_PATH = "/.well-known/oauth-authorization-server"
 
 
 def replace_routes(provider: "SQLAlchemyOAuthProvider", routes: list[Route]) -> list[Route]:
     """Return `routes` with our own in the place of those that need to change."""
     options = provider.client_registration_options or ClientRegistrationOptions()
-    issuer_path = urlsplit(str(provider.issuer_url)).path.rstrip("/")
     registration = RegistrationHandler(provider, _registration_options(provider, options))
     replacements: dict[str, tuple[Callable[[Request], Awaitable[Response]], bool]] = {
-        "/.well-known/oauth-authorization-server": (MetadataHandler(_metadata(provider)).handle, True),
+        _METADATA_PATH: (MetadataHandler(_metadata(provider)).handle, True),
         "/authorize": (_AuthorizeEndpoint(provider).handle, False),
         "/token": (_TokenEndpoint(provider).handle, True),
         "/revoke": (_RevokeEndpoint(provider).handle, True),
@@ -61,16 +60,13 @@ def replace_routes(provider: "SQLAlchemyOAuthProvider", routes: list[Route]) -> 
     replaced = [
         _route(provider, route, *replacements[route.path]) if route.path in replacements else route for route in routes
     ]
-    # Where the issuer has a path, clients put it behind the well-known part (RFC 8414, section 3.1). A proxy that takes
-    # a prefix away hands this request on as it is.
-    return [
-        *replaced,
-        *(
-            Route(f"{route.path}{issuer_path}", endpoint=route.endpoint, methods=route.methods)
-            for route in replaced
-            if issuer_path and route.path == "/.well-known/oauth-authorization-server"
-        ),
-    ]
+    # RFC 8414, section 3.1: an issuer's path stands behind the well-known part. A proxy that takes a prefix away hands
+    # such a request on as it is.
+    issuer_path = urlsplit(str(provider.issuer_url)).path.rstrip("/")
+    if issuer_path:
+        metadata = next(route for route in replaced if route.path == _METADATA_PATH)
+        replaced.append(Route(f"{_METADATA_PATH}{issuer_path}", endpoint=metadata.endpoint, methods=metadata.methods))
+    return replaced
 
 
 def _route(
@@ -111,12 +107,12 @@ def _registration_options(
 def _metadata(provider: "SQLAlchemyOAuthProvider") -> OAuthMetadata:
     """Return the server's metadata (RFC 8414), with what the SDK leaves out."""
     metadata = build_metadata(
-        cast("AnyHttpUrl", provider.base_url),  # neither of the two is ever None here
+        cast(AnyHttpUrl, provider.base_url),  # neither of the two is ever None here
         provider.service_documentation_url,
         provider.client_registration_options or ClientRegistrationOptions(),
         provider.revocation_options or RevocationOptions(),
     )
-    metadata.issuer = cast("AnyHttpUrl", provider.issuer_url)
+    metadata.issuer = cast(AnyHttpUrl, provider.issuer_url)
     metadata.token_endpoint_auth_methods_supported = ["none", "client_secret_post", "client_secret_basic"]
     if metadata.revocation_endpoint is not None:
         metadata.revocation_endpoint_auth_methods_supported = metadata.token_endpoint_auth_methods_supported
@@ -307,7 +303,7 @@ class _TokenEndpoint:
         code = await self._provider.load_authorization_code(client, presented)
         if code is None:
             raise TokenError("invalid_grant", "the authorization code is unknown or expired")
-        if code.redirect_uri_provided_explicitly and fields.get("redirect_uri") != str(code.redirect_uri):
+        if code.redirect_uri_provided_explicitly and not _is_uri(fields.get("redirect_uri", ""), code.redirect_uri):
             raise TokenError("invalid_grant", "redirect_uri is not the one of the authorization request")
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")  # RFC 7636, 4.6
         if not hmac.compare_digest(challenge, code.code_challenge.encode()):
@@ -341,6 +337,14 @@ async def _fields(request: Request) -> dict[str, str]:
     if len(form.multi_items()) != len(form.keys()):
         raise TokenError("invalid_request", "a parameter is given twice")
     return fields
+
+
+def _is_uri(presented: str, uri: AnyUrl) -> bool:
+    """Compare as URLs: what was stored is normalized, and clients repeat their own spelling."""
+    try:
+        return AnyUrl(presented) == uri
+    except ValidationError:
+        return False
 
 
 def _required(fields: dict[str, str], name: str) -> str:

@@ -201,6 +201,15 @@ class TestAuthorize:
             assert answer.status_code == 400
             assert "location" not in answer.headers
 
+    @pytest.mark.parametrize("uri", ["http://127.0.0.1:9000", "http://LOCALHOST:9000/cb", "https://wiki.example.com"])
+    async def test_a_redirect_uri_matches_itself(self, server: Server, uri: str) -> None:
+        """However a client spells its redirect URI, the whole flow accepts the same spelling again."""
+        client_id = (await server.register(redirect_uris=[uri]))["client_id"]
+        code, verifier = await server.code(client_id, redirect_uri=uri)
+        form = {"grant_type": "authorization_code", "client_id": client_id, "code": code, "code_verifier": verifier}
+        answer = await server.http.post("/token", data=form | {"redirect_uri": uri})
+        assert answer.status_code == 200, answer.text
+
     async def test_any_port_on_loopback(self, server: Server) -> None:
         """A native client may listen on another port than it registered (RFC 8252, section 7.3)."""
         client_id = (await server.register(redirect_uris=["http://127.0.0.1/callback"]))["client_id"]
