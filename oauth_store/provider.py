@@ -42,8 +42,8 @@ logger = logging.getLogger("oauth_store")
 
 REQUEST_EXPIRY_SECONDS = 600
 """How long the owner may take to approve a request."""
-METADATA_LENGTH = 32 * 1024
-"""Characters of the largest registration that is stored: anyone may register."""
+METADATA_BYTES = 32 * 1024
+"""The size of the largest registration that is stored: anyone may register."""
 STATE_LENGTH = 8 * 1024
 CODE_CHALLENGE_LENGTH = 128
 """RFC 7636, section 4.2."""
@@ -180,14 +180,13 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                 "invalid_client_metadata", f"client_id is longer than {CLIENT_ID_LENGTH} characters"
             )
         check_redirect_uris(client_info)
-        valid = (self.client_registration_options or ClientRegistrationOptions()).valid_scopes
-        refused = set((client_info.scope or "").split()) - {*(valid or []), OFFLINE_ACCESS}
-        if valid is not None and refused:
-            raise RegistrationError("invalid_client_metadata", f"scopes not valid here: {' '.join(sorted(refused))}")
+        refused = [scope for scope in (client_info.scope or "").split() if not self._is_valid(scope)]
+        if refused:
+            raise RegistrationError("invalid_client_metadata", f"scopes not valid here: {' '.join(refused)}")
         secret = client_info.client_secret
         metadata = client_info.model_dump_json(exclude={"client_secret"}, exclude_none=True)
-        if len(metadata) > METADATA_LENGTH:
-            raise RegistrationError("invalid_client_metadata", f"more than {METADATA_LENGTH} characters of metadata")
+        if len(metadata.encode()) > METADATA_BYTES:
+            raise RegistrationError("invalid_client_metadata", f"more than {METADATA_BYTES} bytes of metadata")
         values = {
             "client_metadata": metadata,
             "client_secret_hash": hash_secret(secret) if secret else None,
@@ -221,6 +220,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             return None
         if described is None:
             return stored
+        if described.scope is not None:  # the document is for other servers too
+            described.scope = " ".join(filter(self._is_valid, described.scope.split())) or None
         if stored is None or stored.model_dump() != described.model_dump():
             await self.register_client(described)
         return await self.get_client(client_id)
@@ -490,6 +491,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     def _server_scopes(self) -> list[str]:
         options = self.client_registration_options or ClientRegistrationOptions()
         return options.default_scopes or options.valid_scopes or self.required_scopes
+
+    def _is_valid(self, scope: str) -> bool:
+        valid = (self.client_registration_options or ClientRegistrationOptions()).valid_scopes
+        return valid is None or scope in valid or scope == OFFLINE_ACCESS
 
     @property
     def scopes_supported(self) -> list[str]:
