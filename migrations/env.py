@@ -1,6 +1,10 @@
 """How Alembic reaches the database: `alembic` itself, `oauth-store upgrade` and a provider's first use come here."""
 
 import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from logging.config import fileConfig
 from typing import Any
 
@@ -8,9 +12,10 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection, exc, text
 from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database import create_engine, create_file, database_url, display_name, is_memory
+from oauth_store.database import BUSY_TIMEOUT_SECONDS, create_engine, create_file, database_url, display_name, is_memory
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 from oauth_store.models import Base
 from oauth_store.schema import EMPTY, VERSION_TABLE, VS2, check, explained, found
@@ -36,68 +41,99 @@ OPTIONS: dict[str, Any] = {
 def run_offline(url: URL) -> None:
     """Print the SQL instead of running it."""
     context.configure(url=url, literal_binds=True, dialect_opts={"paramstyle": "named"}, **OPTIONS)
+    if url.get_backend_name() == "sqlite":
+        context.execute("PRAGMA foreign_keys = ON")  # what keeps 0002 from dropping rows stands and falls with it
     with context.begin_transaction():
         context.run_migrations()
 
 
 def run_online(connection: Connection) -> None:
     """Migrate in one transaction that no other process can come between."""
-    standing = found(connection)
-    connection.rollback()  # the look began a transaction, in which no PRAGMA takes effect
-    if standing not in {EMPTY, VS2, *(script.revision for script in context.script.walk_revisions())}:
-        check(standing, display_name(connection.engine.url))  # ahead: says so
-    if connection.dialect.name == "sqlite":
-        run_on_sqlite(connection, scrub=standing in (VS2, "0001"))
-        return
     if connection.dialect.name == "postgresql":
+        # whoever waited for the lock must see what was committed meanwhile, at whatever level the engine reads
+        connection.execution_options(isolation_level="READ COMMITTED")
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-    run_migrations(connection)
-
-
-def run_on_sqlite(connection: Connection, *, scrub: bool) -> None:
-    """Migrate an SQLite database. `scrub` wipes the free pages, where every token stands that VS-2 ever deleted."""
-    enforced = connection.exec_driver_sql("PRAGMA foreign_keys").scalar()
-    connection.exec_driver_sql("PRAGMA foreign_keys = OFF")  # dropping a parent would delete its children
-    if scrub:
-        # All other connections closed: they would keep old pages from being wiped.
-        connection.exec_driver_sql("PRAGMA locking_mode = EXCLUSIVE")
-    try:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        run_migrations(connection)
-        if scrub:
-            connection.exec_driver_sql("VACUUM")
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    finally:
-        connection.rollback()
-        connection.exec_driver_sql("PRAGMA locking_mode = NORMAL")
-        connection.exec_driver_sql(f"PRAGMA foreign_keys = {enforced}")
-        connection.rollback()
-
-
-def run_migrations(connection: Connection) -> None:
-    """Migrate, and commit."""
+    elif connection.dialect.name == "sqlite":
+        begin_immediate(connection)
+    else:  # held by the connection until it is closed; MySQL commits with each DDL statement
+        connection.execute(text("SELECT GET_LOCK('oauth_store', 300)"))
     context.configure(connection=connection, **OPTIONS)
     with context.begin_transaction():
         context.run_migrations()
     connection.commit()
 
 
-async def connect_and_run(url: URL) -> None:
-    """Run the migrations on a connection of their own."""
-    if url.get_backend_name() == "sqlite" and not is_memory(url):
-        create_file(url)
-    engine = create_engine(url, poolclass=NullPool)
+def begin_immediate(connection: Connection) -> None:
+    """Take SQLite's write lock before anything is read."""
+    connection.rollback()
+    connection.begin()
+    driver_connection = connection.connection.driver_connection
+    if driver_connection is not None and driver_connection.in_transaction:
+        connection.exec_driver_sql("ROLLBACK")  # an engine that was passed in may send a BEGIN of its own
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def run_alone(connection: Connection) -> None:
+    """Migrate an SQLite file that holds plain tokens, while nobody else has it open."""
+    connection.exec_driver_sql("PRAGMA busy_timeout = 0")  # two that wait here would wait for each other
+    connection.exec_driver_sql("PRAGMA locking_mode = EXCLUSIVE")
+    begin_immediate(connection)
+    connection.rollback()  # the lock stays until the connection is closed
+    # Free pages hold every token that VS-2 ever deleted. They are dropped before the migration, which itself leaves
+    # none (secure_delete is on), so that a crash at any moment leaves nothing that would never be wiped.
+    connection.exec_driver_sql("VACUUM")
+    connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    run_online(connection)
+    connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def look(connection: Connection) -> str:
+    """Return what stands in the database. Raises `SchemaError` if it is not ours, or of a newer release."""
+    standing = found(connection)
+    if standing not in {EMPTY, VS2, *(script.revision for script in context.script.walk_revisions())}:
+        check(standing, display_name(connection.engine.url))  # ahead: says so
+    return standing
+
+
+async def attempt(url: URL) -> None:
+    """Run the migrations on a connection of their own, after a look on another that changes nothing."""
+    sqlite = url.get_backend_name() == "sqlite"
+    async with connected(url, wal=False) as connection:
+        standing = await connection.run_sync(look)
+    async with connected(url) as connection:
+        if sqlite:
+            await connection.exec_driver_sql("PRAGMA foreign_keys = OFF")  # dropping a parent would delete its children
+        await connection.run_sync(run_alone if sqlite and standing in (VS2, "0001") else run_online)
+
+
+@asynccontextmanager
+async def connected(url: URL, **options: Any) -> AsyncIterator[AsyncConnection]:
+    engine = create_engine(url, poolclass=NullPool, **options)
     try:
         async with engine.connect() as connection:
-            await connection.run_sync(run_online)
-    except (exc.DBAPIError, OSError) as error:
-        if "database is locked" in str(error):
-            raise DatabaseUnavailable(
-                f"{display_name(url)} is in use by another process; stop the server that uses it, and run this again"
-            ) from error
-        raise explained(error, display_name(url)) from error
+            yield connection
     finally:
         await engine.dispose()
+
+
+async def connect_and_run(url: URL) -> None:
+    """Run the migrations, and tell in one line what is wrong."""
+    if url.get_backend_name() == "sqlite" and not is_memory(url):
+        create_file(url)
+    give_up = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            return await attempt(url)
+        except (exc.DBAPIError, OSError) as error:
+            if "database is locked" not in str(error):
+                raise explained(error, display_name(url)) from error
+            if time.monotonic() > give_up:
+                raise DatabaseUnavailable(
+                    f"{display_name(url)} is in use by another process; stop the server that uses it, and run this "
+                    "again"
+                ) from error
+        # SQLite does not wait for the locks of all other connections, nor to change the journal mode.
+        await asyncio.sleep(random.uniform(0, 0.05))  # noqa: S311 (spread, not a secret)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import re
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,7 +163,7 @@ def _command(name: str, revision: str, *, sql: bool = False, **attributes: Any) 
     from alembic.util import CommandError
 
     output = io.StringIO()
-    config = alembic_config(output_buffer=output)
+    config = alembic_config(output_buffer=output, stdout=sys.stdout)
     config.attributes.update(attributes)
     try:
         getattr(command, name)(config, revision, sql=sql)

@@ -1,7 +1,7 @@
 """The schema of VS-2. A database in which its tables stand already is taken as it is."""
 
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
 
 revision = "0001"
 down_revision = None
@@ -45,5 +45,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    if not context.is_offline_mode():
+        lost = [
+            op.get_bind().execute(sa.select(sa.func.count()).select_from(sa.table(table))).scalar_one()
+            for table in ("oauth_clients", "oauth_tokens", "oauth_codes")
+        ]
+        context.config.print_stdout("Going down to base loses %d registered clients, %d tokens and %d codes.", *lost)
     for table in ("oauth_tokens", "oauth_codes", "oauth_clients"):
         op.drop_table(table)

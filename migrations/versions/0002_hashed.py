@@ -35,7 +35,7 @@ GrantId = sa.LargeBinary(16).with_variant(mysql.VARBINARY(16), "mysql", "mariadb
 
 def upgrade() -> None:
     if context.is_offline_mode():
-        refuse_rows_offline()
+        refuse_clients_offline()
         clients, tokens = [], []
     else:
         now = int(time.time())
@@ -44,6 +44,8 @@ def upgrade() -> None:
     # Renaming instead would keep the old constraints' names on PostgreSQL.
     drop_tables()
     create_tables()
+    if context.is_offline_mode():
+        end_refusal_offline()
     insert("oauth_clients", clients)
     insert("oauth_tokens", tokens)
 
@@ -51,7 +53,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     clients: list[dict[str, Any]] = []
     if context.is_offline_mode():
-        refuse_rows_offline()
+        if op.get_context().dialect.name == "sqlite":
+            raise SchemaError("an SQL script cannot take SQLite down to 0001 without losing its clients; run it online")
+        refuse_clients_offline()
+        op.drop_table(REFUSAL)
     else:
         clients = [
             {
@@ -140,7 +145,7 @@ def converted_client(row: Any) -> dict[str, Any]:
     return {
         "client_id": row.client_id,
         "client_metadata": json.dumps({key: value for key, value in metadata.items() if value is not None}),
-        "client_secret_hash": None if secret is None else sha256(secret),
+        "client_secret_hash": sha256(secret) if secret else None,
         "created_at": int(row.created_at),
         "last_used_at": int(row.created_at),  # may have been used: such a registration is never purged
     }
@@ -154,14 +159,17 @@ def converted_tokens(clients: set[str], now: int) -> list[dict[str, Any]]:
     }
     grants: dict[str, bytes] = {}
     converted = []
-    for number, (token, row) in enumerate(live.items(), start=1):
-        which = f"token {number} of client {row.client_id}"  # never the token itself
+    for token, row in live.items():
+        which = f"the token of client {row.client_id} that expires at {row.expires_at}"  # never the token itself
         if row.token_type not in KINDS:
             raise SchemaError(f"{which} has the unknown type {row.token_type!r}; mend or delete that row; {UNCHANGED}")
         kind = KINDS[row.token_type]
+        scopes = parsed(row.scopes, list, which)
+        if not all(isinstance(scope, str) for scope in scopes):
+            raise unreadable(which)
         paired = row.refresh_token if row.refresh_token in live else None
-        grant_id = grants.get(paired or token) or secrets.token_bytes(16)
-        grants[token] = grant_id
+        grant_id = grants.get(token) or grants.get(paired or token) or secrets.token_bytes(16)
+        grants[token] = grants[paired or token] = grant_id
         converted.append(
             {
                 "token_hash": sha256(token),
@@ -169,7 +177,7 @@ def converted_tokens(clients: set[str], now: int) -> list[dict[str, Any]]:
                 "paired_hash": None if paired is None else sha256(paired),
                 "grant_id": grant_id,
                 "client_id": row.client_id,
-                "scopes": " ".join(parsed(row.scopes, list, which)),
+                "scopes": " ".join(scopes),
                 "resource": row.resource,
                 "created_at": now,
                 "expires_at": int(row.expires_at or now + LIFETIME_SECONDS[kind]),
@@ -187,15 +195,32 @@ def parsed(value: str, kind: type, which: str) -> Any:
     except ValueError:
         found = None
     if not isinstance(found, kind):
-        raise SchemaError(f"{which} cannot be read: its JSON is broken; mend or delete that row; {UNCHANGED}")
+        raise unreadable(which)
     return found
 
 
-def refuse_rows_offline() -> None:
+def unreadable(which: str) -> SchemaError:
+    return SchemaError(f"{which} cannot be read: its JSON is broken; mend or delete that row; {UNCHANGED}")
+
+
+REFUSAL = "oauth_store_offline_sql_is_for_empty_databases_only"
+
+
+def refuse_clients_offline() -> None:
     # SQL alone cannot hash, so it cannot carry rows over: it must not drop them either.
-    op.execute("CREATE TABLE oauth_store_offline_sql_is_for_empty_databases_only (held BIGINT CHECK (held = 0))")
-    op.execute("INSERT INTO oauth_store_offline_sql_is_for_empty_databases_only SELECT count(*) FROM oauth_clients")
-    op.execute("DROP TABLE oauth_store_offline_sql_is_for_empty_databases_only")
+    op.execute(f"CREATE TABLE {REFUSAL} (held BIGINT CHECK (held = 0))")
+    op.execute(f"INSERT INTO {REFUSAL} SELECT count(*) FROM oauth_clients")  # noqa: S608 (a constant)
+
+
+def end_refusal_offline() -> None:
+    if op.get_context().dialect.name == "sqlite":
+        # The sqlite3 shell goes on after an error, up to the COMMIT. A token without a client makes that one fail too.
+        op.execute("PRAGMA defer_foreign_keys = ON")
+        op.execute(
+            "INSERT INTO oauth_tokens (token_hash, kind, grant_id, client_id, scopes, created_at, expires_at) "  # noqa: S608
+            f"SELECT '', '', '', '', '', 0, 0 WHERE NOT EXISTS (SELECT * FROM {REFUSAL})"
+        )
+    op.drop_table(REFUSAL)
 
 
 def rows(table: str) -> list[Any]:
