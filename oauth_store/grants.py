@@ -75,12 +75,12 @@ _close_codes = (
 )
 _revoke_tokens = (
     update(Token)
-    .where(Token.grant_id == bindparam("b_grant_id"), Token.revoked_at.is_(None))
+    .where(Token.grant_id == bindparam("b_grant_id"), Token.kind == bindparam("b_kind"), Token.revoked_at.is_(None))
     .values(revoked_at=bindparam("b_now"), revoked_reason=bindparam("b_reason"), replay=null())
 )
 _stamp_first_use = (
     update(Token)
-    .where(Token.token_hash.in_((bindparam("b_hash"), bindparam("b_paired"))), Token.first_used_at.is_(None))
+    .where(Token.token_hash == bindparam("b_hash"), Token.first_used_at.is_(None))
     .values(first_used_at=bindparam("b_now"))
 )
 
@@ -229,15 +229,20 @@ async def _live_successor(session: AsyncSession, presented: str, row: Row[Any], 
 async def revoke(session: AsyncSession, grant_id: bytes, reason: str, now: int) -> None:
     """End a grant: its code, and every token of it, also those that a refresh inserts at this moment."""
     await _execute(session, _close_codes, b_grant_id=grant_id, b_now=now)
-    # At READ COMMITTED the UPDATE waits for a refresh under way and then misses the rows that it inserted. Whatever is
-    # still to come needs one of the rows seen here, so that a round that finds nothing is the last.
-    while await _execute(session, _revoke_tokens, b_grant_id=grant_id, b_reason=reason, b_now=now):
-        pass
+    # Refresh tokens before access tokens, as every step takes the rows of a grant: otherwise it and a refresh wait for
+    # each other, and PostgreSQL needs a second to see that.
+    for kind in (REFRESH, ACCESS):
+        # At READ COMMITTED the UPDATE waits for a refresh under way and then misses the rows that it inserted. Whatever
+        # is still to come needs one of the rows seen here, so that a round that finds nothing is the last.
+        while await _execute(session, _revoke_tokens, b_grant_id=grant_id, b_kind=kind, b_reason=reason, b_now=now):
+            pass
 
 
 async def stamp_first_use(session: AsyncSession, row: Row[Any], now: int) -> None:
-    """Note on both of a pair that one of them was presented: its predecessor is no longer answered again."""
-    await _execute(session, _stamp_first_use, b_hash=row.token_hash, b_paired=row.paired_hash, b_now=now)
+    """Note on both of a pair that its access token was presented: its predecessor is no longer answered again."""
+    for token_hash in (row.paired_hash, row.token_hash):  # the refresh token first, see revoke()
+        if token_hash is not None:
+            await _execute(session, _stamp_first_use, b_hash=token_hash, b_now=now)
 
 
 def _answer(pair: Pair, expires_in: int, scopes: str) -> OAuthToken:
