@@ -21,11 +21,18 @@ class StoredClient(OAuthClientInformationFull):
     _grantable: list[str] = PrivateAttr(default_factory=list)
 
     @classmethod
-    def load(cls, metadata: str, *, secret_hash: bytes | None, server_scopes: list[str]) -> "StoredClient":
-        """Return the client of a stored row. `server_scopes` are for a client that registered without any."""
+    def load(
+        cls, metadata: str, *, secret_hash: bytes | None, server_scopes: list[str], required_scopes: list[str]
+    ) -> "StoredClient":
+        """Return the client of a stored row.
+
+        `server_scopes` are for a client that registered without any. Every client may have the `required_scopes`:
+        a token without them is refused for ever.
+        """
         client = cls.model_validate_json(metadata)
         client._secret_hash = secret_hash
-        client._grantable = client.scope.split() if client.scope else server_scopes
+        own = client.scope.split() if client.scope else server_scopes
+        client._grantable = list(dict.fromkeys([*own, *required_scopes]))
         return client
 
     @property

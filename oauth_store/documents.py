@@ -1,6 +1,8 @@
 """Client ID metadata documents: a client whose client_id is the https URL of its own description."""
 
 import logging
+import re
+from urllib.parse import urlsplit
 
 from fastmcp.server.auth.cimd import CIMDFetcher, CIMDFetchError, CIMDValidationError
 from fastmcp.server.auth.ssrf import SSRFError
@@ -11,6 +13,9 @@ from pydantic import ValidationError
 from oauth_store.clients import check_redirect_uris
 
 logger = logging.getLogger("oauth_store")
+
+# FastMCP has one exception for a host that cannot be reached and for one whose answer is no document.
+_REFUSED = re.compile(r"HTTP (404|410) |Response too large")
 
 
 class InvalidDocumentError(Exception):
@@ -24,8 +29,11 @@ class MetadataDocuments:
         self._fetcher = CIMDFetcher()
 
     def names(self, client_id: str) -> bool:
-        """Tell whether a client_id is the URL of a document."""
-        return self._fetcher.is_cimd_client_id(client_id)
+        """Tell whether a client_id is the URL of a document: https, with a path, without fragment, user or dots."""
+        if not self._fetcher.is_cimd_client_id(client_id) or "#" in client_id:
+            return False
+        url = urlsplit(client_id)
+        return "@" not in url.netloc and not {".", ".."} & set(url.path.split("/"))
 
     async def fetch(self, client_id: str) -> OAuthClientInformationFull | None:
         """Return the client that a document describes, or None if the document cannot be retrieved now.
@@ -35,6 +43,8 @@ class MetadataDocuments:
         try:
             document = await self._fetcher.fetch(client_id)
         except CIMDFetchError as error:
+            if _REFUSED.match(str(error)):
+                raise InvalidDocumentError(str(error)) from error
             logger.warning("client metadata document %s cannot be retrieved: %s", client_id, error)
             return None
         except CIMDValidationError as error:
@@ -42,6 +52,10 @@ class MetadataDocuments:
                 logger.warning("client metadata document %s cannot be retrieved: %s", client_id, error)
                 return None
             raise InvalidDocumentError(str(error)) from error
+        except (ValueError, RecursionError) as error:  # a port or a name that cannot be, or bytes that are no JSON
+            raise InvalidDocumentError(f"the URL or the document cannot be read: {error}") from error
+        if str(document.client_id) != client_id:  # FastMCP overlooks a trailing slash
+            raise InvalidDocumentError("the document is of another client_id")
         if document.token_endpoint_auth_method != "none":  # noqa: S105 (a method, no password)
             raise InvalidDocumentError("the client wants to authenticate by private_key_jwt, which is not supported")
         try:

@@ -166,7 +166,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         if row is None or row.client_id != client_id:  # MariaDB pads: 'abc ' equals 'abc'
             return None
         return StoredClient.load(
-            row.client_metadata, secret_hash=row.client_secret_hash, server_scopes=self._server_scopes
+            row.client_metadata,
+            secret_hash=row.client_secret_hash,
+            server_scopes=self._server_scopes,
+            required_scopes=self.required_scopes,
         )
 
     @flow_step
@@ -217,6 +220,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             described = await self._documents.fetch(client_id)
         except InvalidDocumentError as error:
             logger.warning("client metadata document %s is not usable: %s", client_id, error)
+            if stored is not None and stored.redirect_uris:
+                await self._withdraw(stored)
             return None
         if described is None:
             return stored
@@ -225,6 +230,20 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         if stored is None or stored.model_dump() != described.model_dump():
             await self.register_client(described)
         return await self.get_client(client_id)
+
+    @flow_step
+    async def _withdraw(self, client: StoredClient) -> None:
+        """Keep a client for the grants that it has, without a redirect URI: it gets no more until its document is good.
+
+        Otherwise an outage of the document's host would bring back what the document took away.
+        """
+        withdrawn = client.model_copy(update={"redirect_uris": None})
+        async with self._database.write() as session:
+            await session.execute(
+                update(Client)
+                .where(Client.client_id == client.client_id)
+                .values(client_metadata=withdrawn.model_dump_json(exclude={"client_secret"}, exclude_none=True))
+            )
 
     # Authorization
 
@@ -244,7 +263,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         if scopes is None:
             scopes = client.scope.split() if client.scope else self._server_scopes
         elif client.scope:
-            scopes = [scope for scope in scopes if scope in {*client.scope.split(), OFFLINE_ACCESS}]
+            grantable = {*client.scope.split(), *self.required_scopes, OFFLINE_ACCESS}
+            scopes = [scope for scope in scopes if scope in grantable]
         request = AuthorizationRequest(
             handle=mint("request"),
             client=client,

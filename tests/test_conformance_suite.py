@@ -1,0 +1,100 @@
+"""The MCP conformance suite, against our servers."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from examples.demo import SERVER, Server
+from tests.clients import need_conformance_suite
+from tests.serving import free_port
+from tests.test_mounting import discover, proxied
+
+SUITE_SECONDS = 120
+CHECKS = {
+    "authorization-server-metadata",
+    "authorization-server-metadata-cimd",
+    "authorization-code-grant",
+}
+
+
+@asynccontextmanager
+async def process(directory: Path) -> AsyncIterator[str]:
+    """A process of examples/server.py, on an SQLite file."""
+    server = Server([str(SERVER)], directory / "server.log", {"MCP_OAUTH_DB": str(directory / "oauth.db")})
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.kill()
+
+
+@asynccontextmanager
+async def behind_a_proxy(_directory: Path) -> AsyncIterator[str]:
+    """A server whose issuer has a path."""
+    async with proxied(free_port()) as url:
+        yield url
+
+
+@pytest.fixture(params=[process, behind_a_proxy], ids=lambda deploy: deploy.__name__)
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of a running server."""
+    async with request.param(tmp_path) as url:
+        yield url
+
+
+async def register(url: str, redirect_uri: str) -> str:
+    """Register a public client, and return its client_id."""
+    async with httpx2.AsyncClient() as http:
+        answer = await http.post(
+            url.removesuffix("/mcp") + "/register",
+            json={"redirect_uris": [redirect_uri], "token_endpoint_auth_method": "none", "client_name": "conformance"},
+        )
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["client_id"])
+
+
+async def open_authorization_page(output: asyncio.StreamReader) -> str:
+    """Do what the suite asks a person for: open the page that it names, once it listens. Return all it wrote."""
+    read, page, listening = "", "", False
+    while not (page and listening):
+        line = (await output.readline()).decode()
+        assert line, f"the suite ended without asking for an authorization:\n{read}"
+        read += line
+        listening = listening or line.startswith("Callback server started")
+        if "/authorize?" in line:
+            page = line.strip()
+    async with httpx2.AsyncClient(follow_redirects=True) as browser:
+        assert (await browser.get(page)).status_code == 200
+    return read + (await output.read()).decode()
+
+
+async def test_every_check_of_the_suite_passes(url: str, tmp_path: Path) -> None:
+    """The `authorization` command finds no failure and no warning, and leaves nothing out."""
+    command = need_conformance_suite()
+    port, results = free_port(), tmp_path / "results"
+    client_id = await register(url, f"http://127.0.0.1:{port}/callback")
+    async with httpx2.AsyncClient() as http:
+        issuer = (await discover(http, url))["issuer"]
+    options = ["--url", issuer, "--client-id", client_id, "--resource", url]
+    process = await asyncio.create_subprocess_exec(
+        *command, "authorization", *options, "--port", str(port), "--output-dir", str(results),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(SUITE_SECONDS):
+            output = await open_authorization_page(process.stdout)
+            assert await process.wait() == 0, output
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    print(output)
+    checks = [check for file in results.rglob("checks.json") for check in json.loads(file.read_text())]
+    assert {check["id"]: check["status"] for check in checks} == dict.fromkeys(CHECKS, "SUCCESS"), output
+    assert len(checks) == len(CHECKS)
