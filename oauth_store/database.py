@@ -41,6 +41,7 @@ _DRIVERS = {
     "mysql": ("mysql+asyncmy", "asyncmy", "mysql"),
     "mariadb": ("mysql+asyncmy", "asyncmy", "mysql"),
 }
+_DRIVER_MODULES = {"sqlite3", *(module for _, module, _ in _DRIVERS.values())}
 
 
 def database_url(database: str | Path | None = None) -> URL:
@@ -145,6 +146,7 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
         options = {"isolation_level": "READ COMMITTED", **options}
         options["connect_args"] = {
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "read_timeout": COMMAND_TIMEOUT_SECONDS if pooled else None,
             "init_command": f"SET SESSION innodb_lock_wait_timeout = {BUSY_TIMEOUT_SECONDS}",  # its own is 50 s
         }
     return create_async_engine(url, hide_parameters=True, **options)
@@ -186,7 +188,7 @@ class Database:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stale = False
         self._inode: int | None = None
-        self._wal_inode: int | None = None
+        self._failure: OAuthStoreError | None = None
         self._preparing = asyncio.Lock()
         self._exclusive = asyncio.Lock()
         self.owned = not isinstance(database, AsyncEngine)
@@ -278,25 +280,10 @@ class Database:
                 "begin with an empty one"
             ) from error
         if found != inode:
-            if inode == self._inode:
-                self._prepared = False
-            raise DatabaseUnavailable(f"{self.display_name} was replaced while it was in use; the next step opens it")
-
-    def note_wal(self, inode: int | None) -> None:
-        """Remember which -wal belongs to the file that is open: SQLite makes and deletes it as it needs it."""
-        if inode is not None and inode == self._inode:
-            self._wal_inode = _inode(f"{self.url.database}-wal")
-
-    def _put_wal_aside(self) -> None:
-        """Keep the -wal of a file away from the one that took its place.
-
-        SQLite pairs them by name alone, and would write the pages of the old file into the new one.
-        """
-        wal = f"{self.url.database}-wal"
-        if self._wal_inode is not None and self._wal_inode == _inode(wal):
-            os.replace(wal, f"{wal}.replaced")
-            Path(f"{self.url.database}-shm").unlink(missing_ok=True)
-            logger.warning("what was not yet in the replaced file itself is kept in %s.replaced", wal)
+            raise DatabaseUnavailable(
+                f"{self.display_name} was replaced while it was in use; put it back, or restart the server to use the "
+                "new one"
+            )
 
     async def ready(self) -> None:
         """Prepare the database at the first call. Raises `SchemaError` or `DatabaseUnavailable` until that succeeds."""
@@ -307,27 +294,27 @@ class Database:
             self._preparing, self._exclusive = asyncio.Lock(), asyncio.Lock()
         if self._prepared:
             return
+        before = self._failure
         async with self._preparing:
             if self._prepared:
                 return
+            if self._failure is not None and self._failure is not before:
+                # of the attempt that was waited for: a queue of attempts would keep the last one waiting for minutes
+                raise type(self._failure)(*self._failure.args)
             if self._stale:
                 await self._disconnect(foreign=True)
                 self._stale = False
             try:
-                if self._inode is not None and self._inode != _inode(str(self.url.database)):
-                    self._put_wal_aside()
-                    await self._disconnect(foreign=False)
-                self._inode = None
                 await self._prepare(self)
                 if self.sqlite and self.owned and not self.memory:
-                    self._inode = _inode(str(self.url.database))
-                    self.note_wal(self._inode)
+                    self._inode = os.stat(str(self.url.database)).st_ino
             except Exception as error:
                 if self.sqlite:
                     await self._disconnect(foreign=True)  # to look anew, at whatever file is there by then
                 known = self._known(error)
                 if known is None:
                     raise
+                self._failure = type(known)(*known.args)
                 raise known from (None if known is error else error)
             self._prepared = True
 
@@ -353,14 +340,6 @@ class Database:
         self._prepared, self._inode = False, None
 
 
-def _inode(path: str) -> int | None:
-    """Return the number of a file, which no other one gets as long as it is open, or None if there is none."""
-    try:
-        return os.stat(path).st_ino
-    except OSError:
-        return None
-
-
 class _Session:
     """`read()` or `write()`. A class, because the SDK's errors are frozen dataclasses: one that is raised through an
     `@asynccontextmanager` becomes a FrozenInstanceError."""
@@ -379,8 +358,8 @@ class _Session:
             self._database.check_file(self._inode)
             if self._write and self._database.sqlite:
                 await self._begin_immediate()
-        except BaseException:
-            await self._close()
+        except BaseException as error:
+            await self._close(error)
             raise
         return self._session
 
@@ -398,14 +377,18 @@ class _Session:
             if self._write and error is None:
                 self._database.check_file(self._inode)  # it may have waited long for its turn
                 await self._session.commit()
-                self._database.note_wal(self._inode)
+        except BaseException as failure:
+            error = failure
+            raise
         finally:
-            await self._close()
+            await self._close(error)
 
-    async def _close(self) -> None:
+    async def _close(self, error: BaseException | None) -> None:
         try:
-            if self._database.sqlite and self._pool is not self._engine.pool:
-                await self._session.invalidate()  # the pool was disposed, and nothing else closes this connection
+            # Nobody else would close a connection whose pool was disposed, and one that was opened while the file
+            # could not be written is read-only for ever.
+            if self._pool is not self._engine.pool or (_is_broken(error) and not self._database.memory):
+                await self._session.invalidate()
             else:
                 await self._session.close()  # rolls back what was not committed
         finally:
@@ -432,6 +415,12 @@ def flow_step(
     return step
 
 
+def _is_broken(error: BaseException | None) -> bool:
+    """Tell whether a file's connection is better opened anew."""
+    name = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
+    return name.startswith(("SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
 _CONFLICT_STATES = {"40001", "40P01"}
 """SQLSTATE of a serialization failure and of a deadlock."""
 
@@ -454,7 +443,17 @@ def outage(error: Exception, where: str) -> DatabaseUnavailable | None:
         # Unique keys, foreign keys and values are the step's own business; whatever else a driver reports is not.
         if isinstance(error, exc.IntegrityError | exc.DataError):
             return None
-    elif not isinstance(error, exc.TimeoutError | OSError | TimeoutError):
+    elif not isinstance(error, exc.TimeoutError | OSError | TimeoutError) and (
+        # SQLAlchemy 2.0 lets pass as it is what asyncpg says when it cannot connect
+        type(error).__module__.partition(".")[0] not in _DRIVER_MODULES
+    ):
         return None
-    cause = str(getattr(error, "orig", None) or error) or type(error).__name__
+    driver_error = getattr(error, "orig", None) or error
+    cause = " ".join(str(driver_error).split()) or type(driver_error).__name__
+    if isinstance(error, exc.TimeoutError):  # of the pool, which would quote its settings
+        cause = "all connections were in use for too long"
+    elif cause == "TimeoutError":  # asyncpg's has no text
+        cause = "it did not answer in time"
+    elif hasattr(driver_error, "sqlite_errorname"):  # "disk I/O error" has thirty of these
+        cause = f"{cause} ({driver_error.sqlite_errorname})"
     return DatabaseUnavailable(f"{where} cannot be used: {cause}")

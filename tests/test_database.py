@@ -248,6 +248,22 @@ class TestFiles:
                     "journal_mode": "wal",
                 }
 
+    async def test_a_file_that_was_replaced_is_not_used(self, tmp_path: Path) -> None:
+        """SQLite would write to the file that is gone, or mix the two: all is refused until it is put back."""
+        path, aside = tmp_path / "oauth.db", tmp_path / "aside.db"
+        async with SQLAlchemyOAuthProvider(path, base_url=BASE_URL, approval=AutoApproval()) as provider:
+            client = new_client()
+            await provider.register_client(client)
+            path.rename(aside)
+            with pytest.raises(DatabaseUnavailable, match="is gone"):
+                await provider.get_client(client.client_id)
+            path.write_bytes(b"")
+            for step in (provider.get_client(client.client_id), provider.register_client(new_client())):
+                with pytest.raises(DatabaseUnavailable, match="was replaced while it was in use"):
+                    await step
+            aside.rename(path)
+            assert await sign_in(provider, client)
+
     async def test_a_restored_copy_runs_in_wal_mode_again(self, tmp_path: Path) -> None:
         """A copy that VACUUM INTO made, which is not in WAL mode, is switched back at first use."""
         async with SQLAlchemyOAuthProvider(tmp_path / "oauth.db", base_url=BASE_URL) as provider:
