@@ -24,6 +24,8 @@ from oauth_store.schema import upgrade
 
 T = TypeVar("T")
 
+ROOT = Path(__file__).parent.parent
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS oauth_clients (
     client_id TEXT PRIMARY KEY,
@@ -187,7 +189,7 @@ class VS2:
         """Write the SQLite file of the server; of a `killed` one, the last writes stand in its -wal alone."""
         if killed:
             work = json.dumps([str(path), self.rows, self.deleted])
-            subprocess.run([sys.executable, "-m", "tests.vs2"], input=work.encode(), check=True)
+            subprocess.run([sys.executable, "-m", "tests.vs2"], cwd=ROOT, input=work.encode(), check=True)
         else:
             _write(str(path), self.rows, self.deleted).close()
 
