@@ -280,9 +280,10 @@ class Database:
                 "begin with an empty one"
             ) from error
         if found != inode:
+            # SQLite pairs a file with its -wal by name alone, and would write the pages of the old one into the new one
             raise DatabaseUnavailable(
-                f"{self.display_name} was replaced while it was in use; put it back, or restart the server to use the "
-                "new one"
+                f"{self.display_name} was replaced while it was in use; put it back, or, to use the new one, stop the "
+                f"server, delete {self.display_name}-wal and -shm, and start the server"
             )
 
     async def ready(self) -> None:

@@ -182,7 +182,7 @@ async def answer_again(
     within_grace = now - row.consumed_at < grace
     successor = await _live_successor(session, presented, row, now)
     unused = successor is not None and successor.refresh.first_used_at is None
-    if not (within_grace or (grace and unused)):
+    if not (grace and (within_grace or unused)):
         logger.warning("refresh token reused: grant %s is revoked", row.grant_id.hex())
         await revoke(session, row.grant_id, "reuse detected", now)
         return None

@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -61,9 +62,9 @@ class Refused(Exception):
 class Wiki:
     """A server process, and a client application that uses it over HTTP."""
 
-    def __init__(self, url: str, directory: Path, user: int | None = None) -> None:
+    def __init__(self, url: str, directory: Path, user: int | None, port: int | None) -> None:
         self.log_file = directory / "server.log"
-        self.port = free_port()
+        self.port = port or free_port()
         self.child = Child(serve, url, self.port, self.log_file, user)
         self.http = httpx2.AsyncClient(
             base_url=f"http://127.0.0.1:{self.port}",
@@ -183,10 +184,10 @@ class Wiki:
 
 
 @asynccontextmanager
-async def serving(url: str, user: int | None = None) -> AsyncIterator[Wiki]:
+async def serving(url: str, user: int | None = None, port: int | None = None) -> AsyncIterator[Wiki]:
     """A server on a database, and afterwards proof that it ended without a complaint."""
     with tempfile.TemporaryDirectory() as directory:
-        wiki = Wiki(url, Path(directory), user)
+        wiki = Wiki(url, Path(directory), user, port)
         try:
             async with wiki.http:
                 assert await asyncio.to_thread(wiki.child.receive) == "listens"
@@ -562,17 +563,20 @@ class TestSQLite:
         """While the disk is full, writes are a 503; the MCP endpoint works, and with space so does the rest."""
         path = small_disk / "oauth.db"
         await asyncio.to_thread(upgrade, path)
-        async with serving(str(path)) as wiki, load(wiki):
+        async with serving(str(path)) as wiki:
             stock = Stock(wiki)
             await stock.fill()
             ballast = small_disk / "ballast"
             with ballast.open("wb", buffering=0) as file, suppress(OSError):
                 while True:
                     file.write(bytes(4096))
-            await stock.until_away(WRITES)
-            assert await stock.away() == WRITES
-            ballast.unlink()
-            await stock.until_back()
+            async with load(
+                wiki
+            ):  # not before: the -wal could already be so large that it is used from its start again
+                await stock.until_away(WRITES)
+                assert await stock.away() == WRITES
+                ballast.unlink()
+                await stock.until_back()
             says(wiki.causes(), rf"{path} cannot be used: database or disk is full \(SQLITE_FULL\)")
         check_integrity(str(path))
 
@@ -641,6 +645,50 @@ class TestSQLite:
             await stock.until_back()
             says(wiki.causes(), rf"{path} is gone: No such file or directory; put it back")
         check_integrity(str(path))
+
+    async def test_replaced_and_put_back(self, path: Path) -> None:
+        """While a backup stands in the file's place, everything is a 503; with the file in its place, it goes on."""
+        backup, aside = path.with_name("backup.db"), path.with_name("aside.db")
+        async with serving(str(path)) as wiki, load(wiki):
+            stock = Stock(wiki)
+            await stock.fill()
+            copy_database(path, backup)
+            path.rename(aside)
+            backup.rename(path)
+            assert await stock.away() == ALL
+            aside.replace(path)
+            await stock.until_back()
+            says(wiki.causes(), rf"{path} was replaced while it was in use")
+        check_integrity(str(path))
+
+    async def test_replaced_for_good(self, path: Path) -> None:
+        """To stop the server and delete the -wal, as the log says, leads to the backup, whole and as it was."""
+        backup = path.with_name("backup.db")
+        async with serving(str(path)) as wiki:
+            stock = Stock(wiki)
+            await stock.fill()
+            copy_database(path, backup)
+            later, _ = await wiki.sign_in()
+            backup.replace(path)
+            assert await stock.away() == ALL
+            says(
+                wiki.causes(), rf"to use the new one, stop the server, delete {path}-wal and -shm, and start the server"
+            )
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink()
+        check_integrity(str(path))
+        async with serving(str(path), port=wiki.port) as restarted:
+            stock.wiki = restarted
+            assert await stock.away() == set()
+            with pytest.raises(Refused, match="invalid_request"):
+                await restarted.authorize(later)
+        check_integrity(str(path))
+
+
+def copy_database(path: Path, copy: Path) -> None:
+    """Make a backup, from a process of its own."""
+    program = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('VACUUM INTO ?', sys.argv[2:])"
+    subprocess.run([sys.executable, "-c", program, path, copy], check=True)
 
 
 class TestClientsThatHangUp:

@@ -1,4 +1,4 @@
-"""The refresh state machine, row by row of its table in design.md, section 5."""
+"""The refresh state machine, row by row: which answer a presented refresh token gets."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from oauth_store.models import Client, Token
 from oauth_store.purge import purge
 from tests.conftest import BASE_URL, RESOURCE, Provider, new_client
 from tests.flows import authorize, sign_in
-from tests.workers import Processes, answer, present_code, present_refresh_token, refresh_with_tasks
+from tests.workers import Processes, answer, present_code, present_refresh_token, refresh_with_tasks, settle
 
 ACCESS_EXPIRY, REFRESH_EXPIRY, GRACE = 3600, 30 * 24 * 3600, 120  # the defaults
 
@@ -52,12 +52,6 @@ async def refused(step: Awaitable[OAuthToken]) -> None:
     with pytest.raises(TokenError) as caught:
         await step
     assert caught.value.error == "invalid_grant"
-
-
-async def settle(provider: SQLAlchemyOAuthProvider) -> None:
-    """Wait for what a provider does off its requests' path: stamps and purges."""
-    while provider._database._steps:
-        await asyncio.gather(*provider._database._steps)
 
 
 async def use(provider: SQLAlchemyOAuthProvider, token: OAuthToken) -> None:
@@ -189,6 +183,17 @@ class TestLive:
         assert (await row_of(provider, second.access_token)).resource == RESOURCE
         assert (await row_of(provider, second.refresh_token)).resource == RESOURCE
 
+    async def test_a_resource_stays_as_it_was_written(
+        self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull
+    ) -> None:
+        """A resource that names this server in another spelling is carried to the letter."""
+        first = await sign_in(provider, client)
+        async with provider._database.write() as session:
+            await session.execute(update(Token).values(resource=f"{RESOURCE}/"))
+        second = await present_refresh_token(provider, client, first.refresh_token)
+        assert (await row_of(provider, second.access_token)).resource == f"{RESOURCE}/"
+        assert (await row_of(provider, second.refresh_token)).resource == f"{RESOURCE}/"
+
     async def test_lifetimes_count_from_the_last_refresh(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, clock: Clock
     ) -> None:
@@ -213,6 +218,22 @@ class TestLive:
         await purged(provider, first.access_token)
         second = await present_refresh_token(provider, client, first.refresh_token)
         assert await is_live(provider, client, second)
+
+    async def test_its_first_use_is_stored(
+        self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, clock: Clock
+    ) -> None:
+        """`first_used_at` says when either of a pair was first presented: to a server, or to be refreshed."""
+        first = await sign_in(provider, client)
+        clock.shift(10)
+        second = await present_refresh_token(provider, client, first.refresh_token)
+        assert (await row_of(provider, first.refresh_token)).first_used_at == int(time.time())
+        used_at = int(time.time())
+        await use(provider, second)
+        clock.shift(10)
+        await use(provider, second)
+        await present_refresh_token(provider, client, second.refresh_token)
+        assert (await row_of(provider, second.access_token)).first_used_at == used_at
+        assert (await row_of(provider, second.refresh_token)).first_used_at == used_at
 
     async def test_only_the_presented_token_opens_what_is_sealed(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull
@@ -253,9 +274,13 @@ class TestLive:
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, other: str
     ) -> None:
         """Another kind of secret is not taken for a refresh token, nor a refresh token for an access token."""
-        token = await sign_in(provider, client)
-        secret = token.access_token if other == "access_token" else mint("code")
+        code = await authorize(provider, client)
+        token = await present_code(provider, client, code)
+        loaded = await provider.load_refresh_token(client, str(token.refresh_token))
+        assert loaded is not None
+        secret = token.access_token if other == "access_token" else code
         await refused(present_refresh_token(provider, client, secret))
+        await refused(provider.exchange_refresh_token(client, loaded.model_copy(update={"token": secret}), ["read"]))
         assert await provider.verify_token(str(token.refresh_token)) is None
         assert await is_live(provider, client, token)
 
@@ -653,6 +678,16 @@ class TestNoGrace:
         assert answers.count("invalid_grant") == 49
         assert not await is_live(provider, client, pairs[0])
 
+    async def test_a_clock_that_was_set_back(self, make_provider: Provider, clock: Clock) -> None:
+        """A second presentation is reuse, though the clock says that the first is yet to come."""
+        provider = make_provider(refresh_grace_seconds=0)
+        client = await registered(provider)
+        first = await sign_in(provider, client)
+        second = await present_refresh_token(provider, client, first.refresh_token)
+        clock.shift(-60)
+        await refused(present_refresh_token(provider, client, first.refresh_token))
+        assert not await is_live(provider, client, second)
+
     async def test_what_was_sealed_before(
         self, make_provider: Provider, client: OAuthClientInformationFull, clock: Clock
     ) -> None:
@@ -713,7 +748,9 @@ class TestDead:
         loaded = await provider.load_refresh_token(client, str(first.refresh_token))
         assert loaded is not None
         clock.shift(1)
+        stored = await all_rows(provider)
         await refused(provider.exchange_refresh_token(client, loaded, loaded.scopes))
+        assert await all_rows(provider) == stored
 
     @pytest.mark.parametrize("consumed", [False, True])
     async def test_revoked(

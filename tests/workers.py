@@ -63,6 +63,12 @@ async def answer(step: Awaitable[OAuthToken]) -> Answer:
         return error.error
 
 
+async def settle(provider: SQLAlchemyOAuthProvider) -> None:
+    """Wait for what a provider does off its requests' path: stamps and purges."""
+    while provider._database._steps:
+        await asyncio.gather(*provider._database._steps)
+
+
 # The work of processes: it begins when all of them are ready.
 
 
