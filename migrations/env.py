@@ -1,6 +1,7 @@
 """How Alembic reaches the database: `alembic` itself, `oauth-store upgrade` and a provider's first use come here."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator
@@ -57,6 +58,7 @@ def run_online(connection: Connection) -> None:
         begin_immediate(connection)
     else:  # held by the connection until it is closed; MySQL commits with each DDL statement
         connection.execute(text("SELECT GET_LOCK('oauth_store', 300)"))
+        logging.getLogger("asyncmy").setLevel(logging.ERROR)  # or it repeats that MySQL gives primary keys no name
     context.configure(connection=connection, **OPTIONS)
     with context.begin_transaction():
         context.run_migrations()
