@@ -280,6 +280,9 @@ def _table(connection: Connection, table: str) -> dict[str, Any]:
     }
     if connection.dialect.name == "sqlite":
         statement = "SELECT type, name, sql FROM sqlite_master WHERE tbl_name = :name ORDER BY type, name"
+    elif connection.dialect.name == "mysql":
+        definition = connection.execute(text(f"SHOW CREATE TABLE {table}")).one()[1]
+        return found | {"definitions": [("table", table, definition)]}
     else:
         statement = (
             "SELECT 'constraint', conname, pg_get_constraintdef(pg_constraint.oid) FROM pg_constraint "

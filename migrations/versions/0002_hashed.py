@@ -32,6 +32,8 @@ ClientId = sa.String(512).with_variant(
 Hash = sa.LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb")
 GrantId = sa.LargeBinary(16).with_variant(mysql.VARBINARY(16), "mysql", "mariadb")
 
+OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+
 
 def upgrade() -> None:
     if context.is_offline_mode():
@@ -88,6 +90,7 @@ def create_tables() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("last_used_at", sa.BigInteger()),
         sa.PrimaryKeyConstraint("client_id", name="pk_oauth_clients"),
+        **OPTIONS,
     )
     op.create_index("ix_oauth_clients_last_used_at_created_at", "oauth_clients", ["last_used_at", "created_at"])
     op.create_table(
@@ -110,6 +113,7 @@ def create_tables() -> None:
         sa.Column("consumed_at", sa.BigInteger()),
         sa.PrimaryKeyConstraint("handle_hash", name="pk_oauth_codes"),
         sa.UniqueConstraint("code_hash", name="uq_oauth_codes_code_hash"),
+        **OPTIONS,
     )
     for column in ("client_id", "grant_id", "expires_at"):
         op.create_index(f"ix_oauth_codes_{column}", "oauth_codes", [column])
@@ -134,6 +138,7 @@ def create_tables() -> None:
         sa.ForeignKeyConstraint(
             ["client_id"], ["oauth_clients.client_id"], name="fk_oauth_tokens_client_id", ondelete="CASCADE"
         ),
+        **OPTIONS,
     )
     for column in ("grant_id", "client_id", "expires_at"):
         op.create_index(f"ix_oauth_tokens_{column}", "oauth_tokens", [column])
