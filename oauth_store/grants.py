@@ -134,6 +134,7 @@ async def issue(
     *,
     scopes: Sequence[str],
     resource: str | None,
+    granted_at: int | None,
     now: int,
     access_expiry: int,
     refresh_expiry: int,
@@ -148,6 +149,7 @@ async def issue(
         "subject": grant.subject,
         "resource": resource,
         "created_at": now,
+        "granted_at": granted_at,
     }
     access_hash = hash_secret(pair.access_token)
     refresh_hash = hash_secret(pair.refresh_token) if pair.refresh_token else None

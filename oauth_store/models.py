@@ -78,7 +78,7 @@ class Code(Base):
 
 
 class Token(Base):
-    """An access or a refresh token. The two of a pair name each other; all of one grant share its `grant_id`.
+    """An access or a refresh token, or a session. A pair's two name each other; all of a grant share its `grant_id`.
 
     A token is live while it is neither expired, consumed nor revoked. Rotation consumes both of a pair; a consumed
     refresh token stays until it expires, so that its replay is answered and its reuse is seen.
@@ -89,12 +89,13 @@ class Token(Base):
 
     token_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
-    """`access_token` or `refresh_token`, the hints of RFC 7009. Every lookup names it."""
+    """`access_token` or `refresh_token`, the hints of RFC 7009, or `session`. Every lookup names it."""
     paired_hash: Mapped[bytes | None] = mapped_column(_Hash)
     grant_id: Mapped[bytes] = mapped_column(_GrantId, index=True)
-    client_id: Mapped[str] = mapped_column(
+    client_id: Mapped[str | None] = mapped_column(
         _ClientId, ForeignKey("oauth_clients.client_id", ondelete="CASCADE"), index=True
     )
+    """Null on a session alone."""
     subject: Mapped[str | None] = mapped_column(Text)
     scopes: Mapped[str] = mapped_column(Text)
     resource: Mapped[str | None] = mapped_column(Text)
@@ -108,3 +109,5 @@ class Token(Base):
     revoked_reason: Mapped[str | None] = mapped_column(String(64))
     replay: Mapped[bytes | None] = mapped_column(LargeBinary)
     """On a consumed refresh token: the pair that followed, sealed under the token itself."""
+    granted_at: Mapped[int | None] = mapped_column(BigInteger)
+    """When the grant was made. Null on its first pair, which is as old: that spares 8 bytes a pair."""

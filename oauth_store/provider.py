@@ -436,7 +436,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         async with self._database.write() as session:
             won, row = await grants.consume_refresh_token(session, presented, client.client_id, replay, now)
             if won and row is not None:
-                return await self._issue(session, pair, row, scopes, now)
+                return await self._issue(session, pair, row, scopes, now, granted_at=row.granted_at or row.created_at)
             if row is not None and row.client_id == client.client_id:
                 again = await grants.answer_again(session, presented, row, scopes, grace=self._grace, now=now)
                 if again is not None:
@@ -444,7 +444,14 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         raise TokenError("invalid_grant", "the refresh token is unknown, expired, revoked or already used")
 
     async def _issue(
-        self, session: AsyncSession, pair: grants.Pair, grant: Row[Any], scopes: list[str], now: int
+        self,
+        session: AsyncSession,
+        pair: grants.Pair,
+        grant: Row[Any],
+        scopes: list[str],
+        now: int,
+        *,
+        granted_at: int | None = None,
     ) -> OAuthToken:
         self._purger.nudge()
         return await grants.issue(
@@ -453,6 +460,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             grant,
             scopes=scopes,
             resource=grant.resource or self._own_resource,
+            granted_at=granted_at,
             now=now,
             access_expiry=self._access_expiry,
             refresh_expiry=self._refresh_expiry,

@@ -19,7 +19,7 @@ from oauth_store.models import Base
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0002"
+HEAD = "0003"
 """The revision that this release needs."""
 VERSION_TABLE = "oauth_store_version"
 VS2 = "VS-2 tables without a version"

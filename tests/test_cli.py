@@ -37,10 +37,10 @@ def test_upgrade_and_status(empty_database_url: str) -> None:
     """A database is upgraded to this release's schema, and its status says so; both may be repeated."""
     for _ in range(2):
         answer = run("upgrade", database=empty_database_url)
-        assert (answer.returncode, answer.stdout, answer.stderr) == (0, "The database is at schema 0002.\n", "")
+        assert (answer.returncode, answer.stdout, answer.stderr) == (0, "The database is at schema 0003.\n", "")
     answer = run("status", "--database", empty_database_url)
     assert answer.returncode == 0
-    assert "is at schema 0002, which this release needs" in answer.stdout
+    assert "is at schema 0003, which this release needs" in answer.stdout
 
 
 def test_status_creates_nothing(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_status_of_an_old_schema(tmp_path: Path) -> None:
     assert run("upgrade", "0001", database=path).returncode == 0
     answer = run("status", database=path)
     assert answer.returncode == 1
-    assert "is at schema 0001, this release needs 0002" in answer.stderr
+    assert "is at schema 0001, this release needs 0003" in answer.stderr
     assert "oauth-store upgrade" in answer.stderr
 
 
@@ -68,7 +68,7 @@ def test_downgrade_asks(tmp_path: Path) -> None:
     answer = run("downgrade", "0001", database=path, answer="n\n")
     assert answer.returncode == 1
     assert "nothing was changed" in answer.stderr
-    assert sqlite_rows(path, "SELECT version_num FROM oauth_store_version") == [("0002",)]
+    assert sqlite_rows(path, "SELECT version_num FROM oauth_store_version") == [("0003",)]
     answer = run("downgrade", "0001", database=path, answer="y\n")
     assert answer.returncode == 0
     assert "loses" in answer.stdout
@@ -121,7 +121,7 @@ def test_a_schema_of_a_newer_release_is_untouched(command: str, tmp_path: Path) 
     before = path.read_bytes()
     answer = run(command, database=str(path))
     assert answer.returncode == 1
-    assert "is at schema 9999, which this release does not know (it needs 0002)" in answer.stderr
+    assert "is at schema 9999, which this release does not know (it needs 0003)" in answer.stderr
     assert answer.stderr.count("\n") == 1
     assert path.read_bytes() == before
 
@@ -142,7 +142,7 @@ def test_alembic_itself_says_the_same(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "alembic", "upgrade", "head"]
     ran = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0
-    assert sqlite_rows(str(tmp_path / "oauth.db"), "SELECT version_num FROM oauth_store_version") == [("0002",)]
+    assert sqlite_rows(str(tmp_path / "oauth.db"), "SELECT version_num FROM oauth_store_version") == [("0003",)]
     environment["MCP_OAUTH_DB"] = str(tmp_path / "missing" / "oauth.db")
     ran = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode != 0

@@ -428,13 +428,35 @@ def test_each_revision_goes_up_down_and_up(empty_database_url: str) -> None:
     upgrade(url, "0002")
     at_0002 = shape(url)
     assert at_0002 != at_0001
+    upgrade(url, "0003")
+    at_0003 = shape(url)
+    assert at_0003 != at_0002
+    downgrade(url, "0002")
+    assert shape(url) == at_0002
     downgrade(url, "0001")
     assert shape(url) == at_0001
     downgrade(url)
     assert list(shape(url)) == [VERSION_TABLE]
     assert select(url, f"SELECT * FROM {VERSION_TABLE}") == []
     upgrade(url)
-    assert shape(url) == at_0002
+    assert shape(url) == at_0003
+
+
+def test_0003_keeps_every_token(empty_database_url: str) -> None:
+    """Up from 0002 and down again, tokens and clients are what they were; down, sessions are gone."""
+    url = empty_database_url
+    upgrade(url, "0002")
+    insert(url, "oauth_clients", [("one", "{}", None, 1, 2)])
+    token = (b"g" * 16, "one", None, "read", None, 1, 2, None, None, None, None, b"sealed")
+    insert(url, "oauth_tokens", [(b"a" * 32, "access_token", None, *token)])
+    before = select(url, "SELECT token_hash, client_id, replay, created_at FROM oauth_tokens")
+    upgrade(url)
+    assert select(url, "SELECT token_hash, client_id, replay, created_at FROM oauth_tokens") == before
+    session = (b"g" * 16, None, "ada", "", None, 1, 2, None, None, None, None, None, None)
+    insert(url, "oauth_tokens", [(b"s" * 32, "session", None, *session)])
+    downgrade(url, "0002")
+    assert select(url, "SELECT token_hash, client_id, replay, created_at FROM oauth_tokens") == before
+    assert select(url, "SELECT client_id FROM oauth_clients") == [("one",)]
 
 
 def test_clients_outlive_a_downgrade(migrated_url: str) -> None:

@@ -233,7 +233,8 @@ async def definitions_in(database: str) -> list[tuple[str, list[str]]]:
     async with provider_on(database) as provider:
         await provider.check_schema()
         async with provider._database.read() as session:
-            return [(name, sql.split()) for name, sql in await session.execute(text(statement))]
+            # SQLite puts the name of a table that was renamed into quotes.
+            return [(name, sql.replace('"', "").split()) for name, sql in await session.execute(text(statement))]
 
 
 # Engines that are passed in.

@@ -289,8 +289,9 @@ def _table(connection: Connection, table: str) -> dict[str, Any]:
             "JOIN pg_class ON pg_class.oid = conrelid WHERE relname = :name "
             "UNION ALL SELECT 'index', indexname, indexdef FROM pg_indexes WHERE tablename = :name ORDER BY 1, 2"
         )
+    # SQLite puts the name of a table that was renamed into quotes.
     found["definitions"] = [
-        (kind, name, " ".join(sql.split()) if sql else sql)
+        (kind, name, " ".join(sql.replace(f'TABLE "{table}"', f"TABLE {table}").split()) if sql else sql)
         for kind, name, sql in connection.execute(text(statement), {"name": table})
     ]
     return found
