@@ -3,6 +3,7 @@
 from oauth_store.approval import Approval, AuthorizationRequest, AutoApproval
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
 from oauth_store.floods import RateLimits
+from oauth_store.password import PasswordApproval
 from oauth_store.provider import SQLAlchemyOAuthProvider
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "ConfigurationError",
     "DatabaseUnavailable",
     "OAuthStoreError",
+    "PasswordApproval",
     "RateLimits",
     "SQLAlchemyOAuthProvider",
     "SchemaError",

@@ -1,4 +1,4 @@
-"""Who may let a client in: the `Approval` protocol, and `AutoApproval`."""
+"""Who may let a client in: the `Approval` protocol, `AutoApproval`, and the default."""
 
 import logging
 import os
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("oauth_store")
 
+REQUEST_EXPIRY_SECONDS = 600
+"""How long the owner may take to approve a request."""
+PASSWORD_HASH = "MCP_OAUTH_PASSWORD_HASH"  # noqa: S105 (its name)
+
 current_request: ContextVar[Request | None] = ContextVar("current_request", default=None)
 """The HTTP request to /authorize under way; None where `authorize()` was called by other means."""
 
@@ -27,8 +31,9 @@ current_request: ContextVar[Request | None] = ContextVar("current_request", defa
 class AuthorizationRequest:
     """What a client asks the owner for: a row of `oauth_codes` that is not approved yet.
 
-    The `handle` names it, in this and in any other process on the same database. It is a secret of the browser that
-    started the request: good for `provider.approve()` and `provider.deny()`, never as a code.
+    The `handle` names it, in this and in any other process on the same database. It is good for `provider.approve()`
+    and `provider.deny()`, never as a code; and as anyone can start a request and send its handle around,
+    `provider.pending()` tells whether a browser is the one that started it. `expires_at` is in epoch seconds.
     """
 
     handle: str
@@ -36,16 +41,22 @@ class AuthorizationRequest:
     redirect_uri: str
     scopes: list[str]
     resource: str | None
+    expires_at: int
 
 
 class Approval(Protocol):
-    """Decides whether a client gets in. Anything with this method will do."""
+    """Decides whether a client gets in. Anything with this method will do.
+
+    It may also have a method `routes(provider)` that returns a list of Starlette routes: its pages. They are served
+    beside /authorize and /token, and while the database is away they answer 503.
+    """
 
     async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:
         """Return the URL to send the browser to.
 
-        A page of yours that asks the owner and then calls `provider.approve(handle, subject=...)` or
-        `provider.deny(handle)`, or what these two return, to decide at once.
+        A page of yours, which looks the request up with `provider.pending(handle, request)`, asks the owner, and then
+        calls `provider.approve(handle, subject=...)` or `provider.deny(handle)`. Or what these two return, to decide
+        at once.
         """
         ...
 
@@ -55,6 +66,11 @@ class AutoApproval:
 
     For tests, and for servers that only those can reach who may use them.
     """
+
+    def __init__(self) -> None:
+        """Raises `ConfigurationError` where a password is set: its owner believes that it is asked for."""
+        if os.environ.get(PASSWORD_HASH):
+            raise ConfigurationError(f"{PASSWORD_HASH} is set, but AutoApproval() asks nobody; drop one of the two")
 
     async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:
         """Approve the request at once."""
@@ -84,18 +100,18 @@ class LoopbackApproval(AutoApproval):
 def default_approval(urls: list[str]) -> Approval:
     """Return the approval of a server with these public URLs where its owner has not chosen one.
 
-    Raises `ConfigurationError` unless all of them are loopback.
+    Raises `ConfigurationError` where there is no password and one of them is not loopback.
     """
-    if os.environ.get("MCP_OAUTH_PASSWORD_HASH"):
-        raise ConfigurationError(
-            "MCP_OAUTH_PASSWORD_HASH is set, but this release has no sign-in page yet; unset it, and pass approval="
-        )
+    if os.environ.get(PASSWORD_HASH):
+        from oauth_store.password import PasswordApproval  # argon2 and jinja2 are for those who need them
+
+        return PasswordApproval()
     public = [url for url in urls if not is_loopback_host(urlsplit(url).hostname)]
     if public:
         raise ConfigurationError(
-            f"who may let a client in at {public[0]}? Anyone who finds the URL could get a token. Pass "
-            "approval=<your own Approval> to ask the owner, approval=AutoApproval() to let in everyone, or use a "
-            "loopback base_url to let in clients on this machine only"
+            f"who may let a client in at {public[0]}? Anyone who finds the URL could get a token. Set {PASSWORD_HASH} "
+            "to what `oauth-store hash-password` prints, pass approval=<your own Approval> to ask the owner otherwise, "
+            "or approval=AutoApproval() to let in everyone"
         )
     logger.warning("no approval= is set: clients on this machine are let in without asking, all others are refused")
     return LoopbackApproval()

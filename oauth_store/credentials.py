@@ -12,7 +12,7 @@ _NONCE_BYTES = 12  # what AES-GCM asks for
 
 
 def mint(kind: str) -> str:
-    """Return a new secret of 256 random bits, prefixed with its kind: `access_`, `refresh_`, `code_`, `request_`."""
+    """Return a new secret of 256 random bits, prefixed with its kind: `access_`, `refresh_`, `code_`, `request_`...."""
     return f"{kind}_{secrets.token_urlsafe(32)}"
 
 
@@ -32,6 +32,16 @@ def hash_secret(secret: str) -> bytes:
 def matches(secret: str, stored_hash: bytes) -> bool:
     """Tell in constant time whether `secret` is the one that `stored_hash` was made of."""
     return hmac.compare_digest(hash_secret(secret), stored_hash)
+
+
+def derive(secret: str, purpose: str) -> str:
+    """Return a text that only the holder of `secret` can make, and that tells nothing of it (HMAC-SHA256)."""
+    return hmac.new(secret.encode(), purpose.encode(), hashlib.sha256).hexdigest()
+
+
+def same(one: str, other: str) -> bool:
+    """Compare two texts in constant time."""
+    return hmac.compare_digest(one.encode(), other.encode())
 
 
 def seal(presented: str, access_token: str, refresh_token: str) -> bytes:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import json
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -22,18 +23,20 @@ from mcp.server.transport_security import DEFAULT_MAX_REQUEST_BODY_SIZE, Request
 from mcp.shared.auth import OAuthClientInformationFull, OAuthMetadata, OAuthToken
 from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from pydantic import AnyHttpUrl, AnyUrl, ValidationError
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from oauth_store.approval import current_request
+from oauth_store.approval import REQUEST_EXPIRY_SECONDS, AutoApproval, current_request
+from oauth_store.browser import Cookies, request_cookie
 from oauth_store.clients import OFFLINE_ACCESS
 from oauth_store.credentials import matches
 from oauth_store.errors import OAuthStoreError
 from oauth_store.floods import FloodMiddleware
+from oauth_store.pages import shown, wants_page
 from oauth_store.urls import same_resource
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ T = TypeVar("T")
 
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 RETRY_AFTER_SECONDS = 5
+PAGE_BODY_BYTES = 64 * 1024
 _METADATA_PATH = "/.well-known/oauth-authorization-server"
 
 
@@ -66,7 +70,13 @@ def replace_routes(provider: "SQLAlchemyOAuthProvider", routes: list[Route]) -> 
     if issuer_path:
         metadata = next(route for route in replaced if route.path == _METADATA_PATH)
         replaced.append(Route(f"{_METADATA_PATH}{issuer_path}", endpoint=metadata.endpoint, methods=metadata.methods))
-    return replaced
+    pages: Callable[[SQLAlchemyOAuthProvider], list[Route]] | None = getattr(provider._approval, "routes", None)
+    return [*replaced, *(_page(provider, route) for route in (pages(provider) if pages else ()))]
+
+
+def _page(provider: "SQLAlchemyOAuthProvider", route: Route) -> Route:
+    app = OutageMiddleware(RequestBodyLimitMiddleware(route.app, PAGE_BODY_BYTES))
+    return Route(route.path, endpoint=_ProblemPages(app, provider), methods=sorted((route.methods or set()) - {"HEAD"}))
 
 
 def _route(
@@ -84,6 +94,8 @@ def _route(
     app: ASGIApp = RequestBodyLimitMiddleware(OutageMiddleware(request_response(handle)), DEFAULT_MAX_REQUEST_BODY_SIZE)
     if provider._flood_guard.guards(route.path):
         app = FloodMiddleware(app, partial(provider._flood_guard.retry_after, route.path))
+    if route.path == "/authorize":
+        app = _ProblemPages(app, provider)
     if "POST" in methods:
         app = _NoStoreMiddleware(app)
     if cors:  # for clients that run in a browser; /authorize is navigated to
@@ -168,17 +180,76 @@ def _unavailable() -> Response:
     )
 
 
+class _ProblemPages:
+    """Says in a page what went wrong where a browser navigates; clients get what they always get."""
+
+    def __init__(self, app: ASGIApp, provider: "SQLAlchemyOAuthProvider") -> None:
+        self.app = app
+        self._provider = provider
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not wants_page(Request(scope)):
+            await self.app(scope, receive, send)
+            return
+        problem: Message | None = None
+        body = b""
+
+        async def watch(message: Message) -> None:
+            nonlocal problem, body
+            if message["type"] == "http.response.start" and _is_problem(message):
+                problem = message
+            elif problem is None:
+                await send(message)
+            else:
+                body += message.get("body", b"")
+
+        await self.app(scope, receive, watch)
+        if problem is not None:
+            await self._page(problem, body)(scope, receive, send)
+
+    def _page(self, problem: Message, body: bytes) -> Response:
+        status, headers = problem["status"], Headers(raw=problem["headers"])
+        kept = {"Retry-After": headers["retry-after"]} if "retry-after" in headers else {}
+        if status == 503:
+            title, text = (
+                "Not available right now",
+                "The server cannot reach its database. Reload this page in a moment.",
+            )
+        elif status == 429:
+            title = "Too many requests"
+            text = f"Wait {headers['retry-after']} seconds, then go back to your app, and connect again."
+        else:
+            title = "This request cannot be answered"
+            text = "Go back to your app, and connect again. If that does not help, remove the server there, and add it."
+        return self._provider.message_page(title, text, _description(body) if status == 400 else "", status, kept)
+
+
+def _is_problem(start: Message) -> bool:
+    content_type = Headers(raw=start["headers"]).get("content-type", "")
+    return start["status"] >= 400 and not content_type.startswith("text/html")
+
+
+def _description(body: bytes) -> str:
+    try:
+        return shown(str(json.loads(body)["error_description"]))
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 class _AuthorizeEndpoint:
-    """FastMCP's handler, but for two things: approvals see the request, and an outage is no `server_error`."""
+    """FastMCP's handler, but for three things: approvals see the request, an outage is no `server_error`, and people
+    get pages."""
 
     def __init__(self, provider: "SQLAlchemyOAuthProvider") -> None:
         self._provider = provider
+        self._cookies = Cookies(str(provider.base_url))
 
     async def handle(self, request: Request) -> Response:
         token = current_request.set(request)
+        attempt = _Attempt(self._provider)
         try:
             response = await AuthorizationHandler(
-                provider=_Attempt(self._provider),  # type: ignore[arg-type]  # it calls these two methods
+                provider=attempt,  # type: ignore[arg-type]  # it calls these two methods
                 base_url=str(self._provider.base_url),
                 issuer_url=self._provider.issuer_url,
             ).handle(request)
@@ -186,6 +257,19 @@ class _AuthorizeEndpoint:
             raise outage.error from None
         finally:
             current_request.reset(token)
+        if response.status_code == 400 and attempt.unknown_client and wants_page(request):
+            return self._provider.message_page(
+                "This app is not registered here",
+                "It holds a registration that this server does not know. Remove this server from the app, and add it "
+                "again: the app then registers anew.",
+                "",
+                400,
+                {},
+            )
+        started: tuple[str, str] | None = getattr(request.state, "started", None)
+        if started is not None and not isinstance(self._provider._approval, AutoApproval):
+            handle, browser = started
+            self._cookies.set(response, request_cookie(handle), browser, max_age_seconds=REQUEST_EXPIRY_SECONDS)
         return response
 
 
@@ -201,9 +285,12 @@ class _Attempt:
 
     def __init__(self, provider: "SQLAlchemyOAuthProvider") -> None:
         self._provider = provider
+        self.unknown_client = False
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
-        return await self._watched(self._provider.find_client(client_id))
+        client = await self._watched(self._provider.find_client(client_id))
+        self.unknown_client = client is None
+        return client
 
     async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
         return await self._watched(self._provider.authorize(client, params))

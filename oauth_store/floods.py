@@ -32,12 +32,37 @@ class RateLimits:
     authorizations: str | None = "600/minute"
 
 
+class Limiter:
+    """Counts what happens in this process."""
+
+    def __init__(self) -> None:
+        self._strategy = FixedWindowRateLimiter(MemoryStorage())
+
+    def retry_after(self, *counted: tuple[RateLimitItem | None, str]) -> int | None:
+        """Count one event under each key. Return the seconds after which to try again if one is over its limit.
+
+        What is over a limit is not counted, and leaves no trace under the keys that follow: name the total first,
+        since there may be any number of addresses.
+        """
+        limited = [(limit, key) for limit, key in counted if limit is not None]
+        for limit, key in limited:
+            if not self._strategy.test(limit, key):
+                return max(1, math.ceil(self._strategy.get_window_stats(limit, key).reset_time - time.time()))
+        for limit, key in limited:
+            self._strategy.hit(limit, key)
+        return None
+
+    def forget(self, limit: RateLimitItem, key: str) -> None:
+        """Begin again to count under a key."""
+        self._strategy.clear(limit, key)
+
+
 class FloodGuard:
-    """Counts requests in this process, by address and in total."""
+    """Limits registrations and authorization requests, by address and in total."""
 
     def __init__(self, rate_limits: RateLimits, trusted_proxies: Sequence[str]) -> None:
         """Raises `ConfigurationError` for a limit or a network that cannot be read."""
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._limiter = Limiter()
         self._limits = {
             path: (_parsed(name, total), _parsed(f"{name}_per_address", per_address))
             for path, name, total, per_address in (
@@ -56,16 +81,7 @@ class FloodGuard:
     def retry_after(self, path: str, request: Request) -> int | None:
         """Count a request. Return the seconds after which to try again if it is over a limit, else None."""
         total, per_address = self._limits[path]
-        # The total first: what it refuses leaves no trace of its address, of which there may be any number.
-        keys = [
-            (limit, key) for limit, key in ((total, path), (per_address, f"{path} {self.address(request)}")) if limit
-        ]
-        for limit, key in keys:
-            if not self._limiter.test(limit, key):
-                return max(1, math.ceil(self._limiter.get_window_stats(limit, key).reset_time - time.time()))
-        for limit, key in keys:
-            self._limiter.hit(limit, key)
-        return None
+        return self._limiter.retry_after((total, path), (per_address, f"{path} {self.address(request)}"))
 
     def address(self, request: Request) -> str:
         """Return who sent a request: the peer, or what trusted proxies say of it. Of IPv6, the /64 network."""

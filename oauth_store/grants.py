@@ -1,7 +1,7 @@
 """Codes and tokens of a grant, in a session: consume, issue, answer again, revoke. Who may ask is decided elsewhere."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,9 @@ from sqlalchemy import Row, Update, bindparam, func, insert, null, select, updat
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from oauth_store.credentials import hash_secret, mint, unseal
-from oauth_store.models import Code, Token
+from oauth_store.models import ACCESS, REFRESH, Code, Token
 
 logger = logging.getLogger("oauth_store")
-
-ACCESS, REFRESH = "access_token", "refresh_token"
 
 _UNCHECKED = {"synchronize_session": False}  # no objects are loaded that could grow stale
 
@@ -70,12 +68,16 @@ _consume_access_token = (
 )
 _close_codes = (
     update(Code)
-    .where(Code.grant_id == bindparam("b_grant_id"))
+    .where(Code.grant_id.in_(bindparam("b_grant_ids", expanding=True)))
     .values(consumed_at=func.coalesce(Code.consumed_at, bindparam("b_now")))
 )
 _revoke_tokens = (
     update(Token)
-    .where(Token.grant_id == bindparam("b_grant_id"), Token.kind == bindparam("b_kind"), Token.revoked_at.is_(None))
+    .where(
+        Token.grant_id.in_(bindparam("b_grant_ids", expanding=True)),
+        Token.kind == bindparam("b_kind"),
+        Token.revoked_at.is_(None),
+    )
     .values(revoked_at=bindparam("b_now"), revoked_reason=bindparam("b_reason"), replay=null())
 )
 _stamp_first_use = (
@@ -230,13 +232,19 @@ async def _live_successor(session: AsyncSession, presented: str, row: Row[Any], 
 
 async def revoke(session: AsyncSession, grant_id: bytes, reason: str, now: int) -> None:
     """End a grant: its code, and every token of it, also those that a refresh inserts at this moment."""
-    await _execute(session, _close_codes, b_grant_id=grant_id, b_now=now)
+    await revoke_all(session, [grant_id], reason, now)
+
+
+async def revoke_all(session: AsyncSession, grant_ids: Collection[bytes], reason: str, now: int) -> None:
+    """End several grants: see `revoke`."""
+    ids = list(grant_ids)
+    await _execute(session, _close_codes, b_grant_ids=ids, b_now=now)
     # Refresh tokens before access tokens, as every step takes the rows of a grant: otherwise it and a refresh wait for
     # each other, and PostgreSQL needs a second to see that.
     for kind in (REFRESH, ACCESS):
         # At READ COMMITTED the UPDATE waits for a refresh under way and then misses the rows that it inserted. Whatever
         # is still to come needs one of the rows seen here, so that a round that finds nothing is the last.
-        while await _execute(session, _revoke_tokens, b_grant_id=grant_id, b_kind=kind, b_reason=reason, b_now=now):
+        while await _execute(session, _revoke_tokens, b_grant_ids=ids, b_kind=kind, b_reason=reason, b_now=now):
             pass
 
 

@@ -6,6 +6,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
+ACCESS, REFRESH, SESSION = "access_token", "refresh_token", "session"
+"""The kinds of tokens: the hints of RFC 7009, and what signs in on the page of connected apps."""
+
 CLIENT_ID_LENGTH = 512
 """Characters of the longest client_id that is accepted; a client ID metadata document's is a URL."""
 
@@ -89,7 +92,7 @@ class Token(Base):
 
     token_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
-    """`access_token` or `refresh_token`, the hints of RFC 7009, or `session`. Every lookup names it."""
+    """One of the three above. Every lookup names it."""
     paired_hash: Mapped[bytes | None] = mapped_column(_Hash)
     grant_id: Mapped[bytes] = mapped_column(_GrantId, index=True)
     client_id: Mapped[str | None] = mapped_column(

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,24 +24,32 @@ from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from oauth_store import endpoints, grants, schema
-from oauth_store.approval import Approval, AuthorizationRequest, default_approval
+from oauth_store.approval import (
+    REQUEST_EXPIRY_SECONDS,
+    Approval,
+    AuthorizationRequest,
+    current_request,
+    default_approval,
+)
+from oauth_store.browser import Cookies, request_cookie
 from oauth_store.clients import OFFLINE_ACCESS, StoredClient, check_redirect_uris
-from oauth_store.credentials import hash_secret, mint, mint_grant_id, seal
+from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id, seal
 from oauth_store.database import Database, flow_step
 from oauth_store.documents import InvalidDocumentError, MetadataDocuments
 from oauth_store.errors import ConfigurationError
 from oauth_store.floods import FloodGuard, RateLimits
 from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, Token
+from oauth_store.pages import Pages
 from oauth_store.purge import Purger
 from oauth_store.urls import check_public_url, same_resource
 
 logger = logging.getLogger("oauth_store")
 
-REQUEST_EXPIRY_SECONDS = 600
-"""How long the owner may take to approve a request."""
 METADATA_BYTES = 32 * 1024
 """The size of the largest registration that is stored: anyone may register."""
 STATE_LENGTH = 8 * 1024
@@ -87,7 +95,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             base_url: The public URL of the server; this and the next six mean what they mean for `OAuthProvider`.
             client_registration_options: None switches registration on.
             revocation_options: None switches revocation on.
-            approval: Who may let a client in. None lets in clients on this machine, if all URLs are loopback.
+            approval: Who may let a client in. None is `PasswordApproval()` where MCP_OAUTH_PASSWORD_HASH is set; else
+                it lets in clients on this machine, if all URLs are loopback.
             authorization_code_expiry_seconds: From the approval to the exchange of the code.
             access_token_expiry_seconds: From one refresh to the next.
             refresh_token_expiry_seconds: From the last refresh.
@@ -130,6 +139,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         self._flood_guard = FloodGuard(rate_limits or RateLimits(), trusted_proxies)
         urls = [str(url) for url in (self.base_url, self.resource_base_url, self.issuer_url) if url is not None]
         self._approval = approval if approval is not None else default_approval(urls)
+        self._cookies = Cookies(str(self.base_url))
         self._code_expiry = authorization_code_expiry_seconds
         self._access_expiry = access_token_expiry_seconds
         self._refresh_expiry = refresh_token_expiry_seconds
@@ -265,23 +275,31 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         elif client.scope:
             grantable = {*client.scope.split(), *self.required_scopes, OFFLINE_ACCESS}
             scopes = [scope for scope in scopes if scope in grantable]
+        now = int(time.time())
         request = AuthorizationRequest(
             handle=mint("request"),
             client=client,
             redirect_uri=str(params.redirect_uri),
             scopes=scopes,
             resource=resource or params.resource,
+            expires_at=now + REQUEST_EXPIRY_SECONDS,
         )
-        await self._store_request(request, params)
+        browser = mint("browser")
+        await self._store_request(request, params, browser, now)
+        http_request = current_request.get()
+        if http_request is not None:
+            http_request.state.started = (request.handle, browser)  # for the endpoint to set the cookie
         return await self._approval.authorize(self, request)
 
     @flow_step
-    async def _store_request(self, request: AuthorizationRequest, params: AuthorizationParams) -> None:
-        now = int(time.time())
+    async def _store_request(
+        self, request: AuthorizationRequest, params: AuthorizationParams, browser: str, now: int
+    ) -> None:
         async with self._database.write() as session:
             await session.execute(
                 insert(Code).values(
                     handle_hash=hash_secret(request.handle),
+                    browser_hash=hash_secret(browser),
                     client_id=request.client.client_id,
                     grant_id=mint_grant_id(),
                     redirect_uri=request.redirect_uri,
@@ -291,10 +309,40 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                     resource=request.resource,
                     state=params.state,
                     created_at=now,
-                    expires_at=now + REQUEST_EXPIRY_SECONDS,
+                    expires_at=request.expires_at,
                 )
             )
         self._purger.nudge()
+
+    async def pending(self, handle: str, request: Request) -> AuthorizationRequest | None:
+        """Return a request that may still be answered, or None.
+
+        None too where `request`, of the browser that asks for it, lacks the cookie that /authorize gave to the browser
+        that started it: anyone can start a request and send its link to the owner.
+        """
+        browser = self._cookies.get(request, request_cookie(handle))
+        row = await self._pending_row(handle)
+        if row is None or row.browser_hash is None or browser is None or not matches(browser, row.browser_hash):
+            return None
+        client = await self.get_client(row.client_id)
+        if client is None:
+            return None
+        return AuthorizationRequest(
+            handle=handle,
+            client=client,
+            redirect_uri=row.redirect_uri,
+            scopes=row.scopes.split(),
+            resource=row.resource,
+            expires_at=row.expires_at,
+        )
+
+    @flow_step
+    async def _pending_row(self, handle: str) -> Row[Any] | None:
+        pending = select(Code.__table__).where(
+            Code.handle_hash == hash_secret(handle), Code.consumed_at.is_(None), Code.expires_at > int(time.time())
+        )
+        async with self._database.read() as session:
+            return (await session.execute(pending)).one_or_none()
 
     @flow_step
     async def approve(self, handle: str, *, subject: str | None = None) -> str:
@@ -529,8 +577,31 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         """The scopes of the protected resource: `offline_access` is for the authorization server alone."""
         return [scope for scope in super().scopes_supported if scope != OFFLINE_ACCESS]
 
+    def public_url(self, path: str) -> str:
+        """Return the URL of a path of this server, as browsers reach it."""
+        return f"{str(self.base_url).rstrip('/')}{path}"
+
+    def address_of(self, request: Request) -> str:
+        """Return the address that sent a request: the peer's, or what `trusted_proxies` say of it."""
+        return self._flood_guard.address(request)
+
+    def message_page(
+        self, title: str, text: str, detail: str, status_code: int, headers: Mapping[str, str]
+    ) -> Response:
+        """Return a page that tells a person what is wrong, in the look of the approval's pages."""
+        pages = getattr(self._approval, "pages", None) or Pages()
+        server = str(self.base_url).partition("//")[2].rstrip("/")
+        return pages.message(
+            title, *filter(None, (text, detail)), server=server, status_code=status_code, headers=headers
+        )
+
+    @property
+    def expiry_seconds(self) -> tuple[int, int]:
+        """How long an access token and a refresh token are good for."""
+        return self._access_expiry, self._refresh_expiry
+
     def get_routes(self, mcp_path: str | None = None) -> list[Route]:
-        """Return FastMCP's routes, with ours where its handlers fall short: see `endpoints`."""
+        """Return FastMCP's routes, with ours where its handlers fall short, and those of the approval's pages."""
         return endpoints.replace_routes(self, super().get_routes(mcp_path))
 
     def get_middleware(self) -> list[Middleware]:

@@ -1,14 +1,18 @@
 """Who may let a client in: fail closed, and the narrow default on loopback."""
 
 import logging
+from typing import Any
 
 import httpx2
 import pytest
 from fastmcp import FastMCP
 
-from oauth_store import AutoApproval, ConfigurationError, SQLAlchemyOAuthProvider
+from oauth_store import AutoApproval, ConfigurationError, PasswordApproval, SQLAlchemyOAuthProvider
+from oauth_store.sign_in import hash_password
 from tests.flows import pkce, query_of
 from tests.serving import free_port, serving
+
+HASH = hash_password("correct horse")
 
 
 class TestDefault:
@@ -25,7 +29,7 @@ class TestDefault:
     )
     def test_a_public_url_fails_closed(self, urls: dict[str, str]) -> None:
         """A server with any public URL does not start without an approval, and says which ways out there are."""
-        with pytest.raises(ConfigurationError, match=r"approval=<your own Approval>.*AutoApproval\(\).*loopback"):
+        with pytest.raises(ConfigurationError, match=r"MCP_OAUTH_PASSWORD_HASH.*<your own Approval>.*AutoApproval\(\)"):
             SQLAlchemyOAuthProvider(":memory:", **urls)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost:8000", "[::1]:8000", "127.0.0.2"])
@@ -39,11 +43,46 @@ class TestDefault:
         SQLAlchemyOAuthProvider(":memory:", base_url="https://wiki.example.com", approval=AutoApproval())
         assert caplog.text == ""
 
+    def test_a_password_in_the_environment_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where MCP_OAUTH_PASSWORD_HASH is set, nobody gets in without the password, on loopback neither."""
+        monkeypatch.setenv("MCP_OAUTH_PASSWORD_HASH", hash_password("correct horse"))
+        for base_url in ("http://127.0.0.1:8000", "https://wiki.example.com"):
+            provider = SQLAlchemyOAuthProvider(":memory:", base_url=base_url)
+            assert isinstance(provider._approval, PasswordApproval)
+
     def test_a_password_that_would_be_ignored_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """MCP_OAUTH_PASSWORD_HASH never means less than its owner thinks: without a sign-in page it is refused."""
-        monkeypatch.setenv("MCP_OAUTH_PASSWORD_HASH", "$argon2id$something")
+        """MCP_OAUTH_PASSWORD_HASH never means less than its owner thinks: AutoApproval() beside it is refused."""
+        monkeypatch.setenv("MCP_OAUTH_PASSWORD_HASH", hash_password("correct horse"))
         with pytest.raises(ConfigurationError, match="MCP_OAUTH_PASSWORD_HASH"):
-            SQLAlchemyOAuthProvider(":memory:", base_url="http://127.0.0.1:8000")
+            AutoApproval()
+
+
+class TestPassword:
+    """What PasswordApproval is told."""
+
+    @pytest.mark.parametrize(
+        ("settings", "complaint"),
+        [
+            ({}, "has no password; run `oauth-store hash-password`"),
+            ({"password_hash": "correct horse"}, "password_hash is no argon2 hash"),
+            ({"password_hash": ""}, "password_hash is no argon2 hash"),
+            ({"password_hash": "$2b$12$abcdefghijklmnopqrstuv"}, "password_hash is no argon2 hash"),
+            ({"users": {"ada": "correct horse"}}, r"users\['ada'\] is no argon2 hash"),
+            ({"users": {}}, "users is empty"),
+            ({"users": {" ada": HASH}}, "users has the name ' ada'"),
+            ({"password_hash": HASH, "users": {"ada": HASH}}, "pass one of them"),
+            ({"password_hash": HASH, "accent": "blue"}, "accent is 'blue'"),
+            ({"password_hash": HASH, "logo_url": "javascript:alert(1)"}, "logo_url is"),
+            ({"password_hash": HASH, "logo_url": "https://a; script-src *"}, "logo_url is"),
+            ({"password_hash": HASH, "templates": "/nowhere"}, "templates is '/nowhere'"),
+            ({"password_hash": HASH, "apps_path": "apps"}, "apps_path is 'apps'"),
+        ],
+    )
+    def test_a_bad_setting_is_an_error_at_construction(self, settings: dict[str, Any], complaint: str) -> None:
+        """A plain password by mistake, or anything else that cannot be used, says so; and never quotes a password."""
+        with pytest.raises(ConfigurationError, match=complaint) as caught:
+            PasswordApproval(**settings)
+        assert "correct horse" not in str(caught.value)
 
 
 class TestLoopbackOnly:

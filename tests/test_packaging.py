@@ -50,7 +50,11 @@ def test_the_wheel_holds_the_package_and_its_migrations(wheel: Path) -> None:
     expected |= {f"oauth_store/{path.relative_to(ROOT)}" for path in files_in(ROOT / "migrations")}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == {*expected, "oauth_store/alembic.ini"}
-    assert {"oauth_store/py.typed", "oauth_store/migrations/versions/0002_hashed.py"} <= held
+    assert {
+        "oauth_store/py.typed",
+        "oauth_store/templates/consent.html",
+        "oauth_store/migrations/versions/0002_hashed.py",
+    } <= held
 
 
 def files_in(directory: Path) -> list[Path]:
@@ -75,6 +79,7 @@ def test_the_wheel_migrates_with_its_own_migrations(installed: Path, tmp_path: P
     assert run(installed, tmp_path, sys.executable, "-c", script, str(ROOT)).splitlines() == [
         str(package / "__init__.py"),
         str(package / "alembic.ini"),
+        str(package / "migrations/versions/0003_sessions.py"),
         str(package / "migrations/versions/0002_hashed.py"),
         str(package / "migrations/versions/0001_vs2.py"),
     ]

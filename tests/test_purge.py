@@ -2,13 +2,12 @@
 
 import os
 import time
-from typing import Any
 
 import pytest
 import time_machine
 from sqlalchemy import func, insert, select, text, update
 
-from oauth_store import SQLAlchemyOAuthProvider
+from oauth_store import AuthorizationRequest, SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
 from oauth_store.models import Client, Code, Token
 from oauth_store.purge import BATCH, INTERVAL_SECONDS, UNUSED_CLIENT_SECONDS, purge
@@ -66,12 +65,14 @@ async def test_a_revoked_token_stays_until_it_would_have_expired(provider: SQLAl
     assert (await counts(provider))["oauth_tokens"] == 0
 
 
-async def test_a_registration_that_nobody_approved_goes_after_thirty_days(provider: SQLAlchemyOAuthProvider) -> None:
+async def test_a_registration_that_nobody_approved_goes_after_thirty_days(
+    provider: SQLAlchemyOAuthProvider, make_provider: Provider
+) -> None:
     """A client that only registered, or only asked, is deleted; one that was ever approved is not."""
     registered, asked, approved = new_client(), new_client(), new_client()
     for client in (registered, asked, approved):
         await provider.register_client(client)
-    await provider._store_request(_request(asked), authorization_params())
+    await make_provider(approval=AsksNobody()).authorize(asked, authorization_params())
     await sign_in(provider, approved)
     assert (await purged(provider, time.time() + UNUSED_CLIENT_SECONDS - 5))["clients"] == 0
     assert (await purged(provider, time.time() + UNUSED_CLIENT_SECONDS + 5))["clients"] == 2
@@ -80,12 +81,12 @@ async def test_a_registration_that_nobody_approved_goes_after_thirty_days(provid
     assert await provider.get_client(approved.client_id) is not None
 
 
-def _request(client: Any) -> Any:
-    from oauth_store import AuthorizationRequest
+class AsksNobody:
+    """An approval whose page nobody ever answers."""
 
-    return AuthorizationRequest(
-        handle="request_x", client=client, redirect_uri="http://127.0.0.1/", scopes=[], resource=None
-    )
+    async def authorize(self, _provider: SQLAlchemyOAuthProvider, _request: AuthorizationRequest) -> str:
+        """The address of a page."""
+        return "http://127.0.0.1/nobody"
 
 
 async def test_a_client_that_was_ever_approved_is_never_deleted(provider: SQLAlchemyOAuthProvider) -> None:

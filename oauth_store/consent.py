@@ -1,0 +1,193 @@
+"""The consent page: who asks, where the code goes, what for; and the owner's answer."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode, urlsplit
+
+from fastmcp.server.auth.redirect_validation import is_loopback_host
+from mcp.server.auth.provider import AuthorizeError
+from mcp.shared.auth import OAuthClientInformationFull
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from oauth_store.approval import AuthorizationRequest
+from oauth_store.browser import Cookies, from_our_page, request_cookie
+from oauth_store.clients import OFFLINE_ACCESS
+from oauth_store.credentials import derive, same
+from oauth_store.pages import shown
+from oauth_store.sign_in import SignInError
+
+if TYPE_CHECKING:
+    from oauth_store.password import PasswordApproval
+    from oauth_store.provider import SQLAlchemyOAuthProvider
+
+KNOWN_HOSTS = {
+    "claude.ai": "Claude",
+    "claude.com": "Claude",
+    "chatgpt.com": "ChatGPT",
+    "chat.openai.com": "ChatGPT",
+    "vscode.dev": "Visual Studio Code",
+    "insiders.vscode.dev": "Visual Studio Code",
+    "www.cursor.com": "Cursor",
+    "cursor.com": "Cursor",
+}
+"""Where well-known clients have their codes sent: the page warns of all others."""
+
+
+class ConsentPage:
+    """Shows a pending request to the browser that started it, and takes the answer."""
+
+    path = "/consent"
+
+    def __init__(self, provider: "SQLAlchemyOAuthProvider", approval: "PasswordApproval") -> None:
+        self._provider = provider
+        self._approval = approval
+        self._url = provider.public_url(self.path)
+        self._cookies = Cookies(self._url)
+
+    def url(self, handle: str) -> str:
+        """Return the address of the page for one request."""
+        return f"{self._url}?{urlencode({'handle': handle})}"
+
+    async def handle(self, request: Request) -> Response:
+        """Show the page, or take the answer that its form sends."""
+        handle = request.query_params.get("handle", "")
+        browser = self._cookies.get(request, request_cookie(handle))
+        if browser is None:
+            return self._message(
+                403,
+                "This page belongs to another browser",
+                "Only the browser that started a request can answer it. Go back to your app, and connect again from "
+                "there, in this browser. It has to accept cookies.",
+                "If somebody sent you this link, close the page: nothing was allowed.",
+            )
+        waiting = await self._provider.pending(handle, request)
+        if waiting is None:
+            return self._over()
+        csrf = derive(browser, f"consent {handle}")
+        if request.method != "POST":
+            return self._page(waiting, csrf)
+        form = await request.form()
+        if not from_our_page(request) or not same(str(form.get("csrf", "")), csrf):
+            return self._message(
+                403,
+                "This answer did not come from our page",
+                "Nothing was allowed. Go back to your app, and connect again.",
+            )
+        try:
+            return await self._answer(request, waiting, csrf)
+        except AuthorizeError:  # answered, or expired, in between
+            return self._over()
+
+    async def _answer(self, request: Request, waiting: AuthorizationRequest, csrf: str) -> Response:
+        form = await request.form()
+        if form.get("answer") == "deny":
+            return _to_client(await self._provider.deny(waiting.handle))
+        if form.get("answer") != "allow":
+            return self._page(waiting, csrf, error="Choose Allow or Deny.", status_code=400)
+        try:
+            user = await self._approval.sign_in.check(request, self._cookies, self._provider.address_of(request))
+        except SignInError as error:
+            username = str(form.get("username", ""))
+            return self._page(
+                waiting, csrf, error=str(error), username=username, status_code=error.status_code, headers=error.headers
+            )
+        response = _to_client(await self._provider.approve(waiting.handle, subject=user))
+        self._approval.sign_in.remember(response, self._cookies, user)
+        return response
+
+    def _page(
+        self,
+        waiting: AuthorizationRequest,
+        csrf: str,
+        *,
+        error: str = "",
+        username: str = "",
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        client = waiting.client
+        return self._approval.pages.render(
+            "consent.html",
+            status_code=status_code,
+            headers=headers,
+            server=self._server,
+            action=self.url(waiting.handle),
+            csrf=csrf,
+            client=shown(client.client_name or "") or "an app without a name",
+            document_host=document_host(client.client_id),
+            target=Target.of(waiting.redirect_uri, self._approval.known_hosts),
+            scopes=scopes_in_words(waiting.scopes, self._approval.scope_descriptions),
+            duration=self._duration(client),
+            asks_user=self._approval.sign_in.asks_user,
+            username=username,
+            error=error,
+        )
+
+    def _duration(self, client: OAuthClientInformationFull) -> str:
+        access, refresh = self._provider.expiry_seconds
+        if "refresh_token" not in client.grant_types:
+            return f"{in_words(access)}; then it has to ask again"
+        return f"until it is revoked, or not used for {in_words(refresh)}"
+
+    def _over(self) -> Response:
+        return self._message(
+            410,
+            "This request is over",
+            "It was answered already, or it is too old: a request waits for 10 minutes.",
+            "If your app is connected, close this page. If it is not, go back to it and connect again.",
+        )
+
+    def _message(self, status_code: int, title: str, *paragraphs: str) -> Response:
+        return self._approval.pages.message(title, *paragraphs, server=self._server, status_code=status_code)
+
+    @property
+    def _server(self) -> str:
+        return urlsplit(self._url).netloc
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a code will be sent, for people to read."""
+
+    kind: str
+    """`web`, `loopback`, or `app` for an application's own scheme."""
+    host: str
+    known_as: str | None
+
+    @classmethod
+    def of(cls, redirect_uri: str, known_hosts: Collection[str] = ()) -> "Target":
+        uri = urlsplit(redirect_uri)
+        host = uri.hostname or ""
+        if uri.scheme not in ("http", "https"):
+            return cls("app", f"{uri.scheme}:", None)
+        if is_loopback_host(host):
+            return cls("loopback", uri.netloc, None)
+        known_as = KNOWN_HOSTS.get(host) or ("an app that this server knows" if host in known_hosts else None)
+        return cls("web", uri.netloc, known_as)
+
+
+def document_host(client_id: str) -> str | None:
+    """Return the host of a client ID metadata document, which was asked and so verified; None for other clients."""
+    return urlsplit(client_id).netloc if client_id.startswith("https://") else None
+
+
+def scopes_in_words(scopes: Sequence[str], descriptions: Mapping[str, str]) -> list[str]:
+    """Return what a client may do, as people read it."""
+    known = {OFFLINE_ACCESS: "stay connected when you are not there", **descriptions}
+    words = [shown(known.get(scope, scope)) for scope in scopes]
+    return words or ["use everything that this server offers to apps"]
+
+
+def in_words(seconds: int) -> str:
+    """Return a duration in the largest unit that it is a few of."""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length or seconds == length:
+            count = round(seconds / length)
+            return f"{count} {unit}{'s' if count != 1 else ''}"
+    return f"{seconds} seconds"
+
+
+def _to_client(url: str) -> Response:
+    return RedirectResponse(url, 303, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})

@@ -1,0 +1,129 @@
+"""Signing in with a password: who it is, and how often anyone may try."""
+
+import asyncio
+import secrets
+import unicodedata
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from argon2 import PasswordHasher, extract_parameters
+from argon2.exceptions import InvalidHashError, VerificationError
+from limits import parse
+from starlette.requests import Request
+from starlette.responses import Response
+
+from oauth_store.browser import Cookies
+from oauth_store.credentials import derive, same
+from oauth_store.errors import ConfigurationError
+from oauth_store.floods import Limiter
+
+OWNER = "owner"
+"""The subject of who signs in where there is one password and no names."""
+PASSWORD_LENGTH = 1000
+"""Characters that count, as many as the form takes."""
+KNOWN_BROWSER = "oauth_store_known"
+KNOWN_BROWSER_SECONDS = 180 * 24 * 3600
+CONCURRENT_CHECKS = 2
+"""Each takes as much memory as the hash says: 64 MiB, where `oauth-store hash-password` made it."""
+
+PER_ADDRESS = parse("10/15 minutes")
+PER_BROWSER = parse("20/15 minutes")
+IN_TOTAL = parse("100/15 minutes")
+
+
+class SignInError(Exception):
+    """Nobody is signed in; the message is for the person at the browser."""
+
+    def __init__(self, message: str, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def status_code(self) -> int:
+        return 403 if self.retry_after_seconds is None else 429
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
+
+
+class SignIn:
+    """Checks passwords: slowly, a few at a time, off the event loop, and so many per address, browser and process.
+
+    A browser that signed in before proves it by a cookie, and has an allowance of its own: whoever guesses from
+    elsewhere can use up the others, and cannot lock the owner out. The cookie's key is the password's hash, so that it
+    needs no row, and ends with the password.
+    """
+
+    def __init__(self, hashes: Mapping[str, tuple[str, str]], *, asks_user: bool) -> None:
+        """`hashes` are argon2 hashes by user, each with the name of its setting. Raises `ConfigurationError`."""
+        self.asks_user = asks_user
+        self._hashes = {}
+        for user, (setting, hashed) in hashes.items():
+            try:
+                parameters = extract_parameters(hashed)
+            except InvalidHashError:
+                raise ConfigurationError(
+                    f"{setting} is no argon2 hash; run `oauth-store hash-password`, and set it to what that prints "
+                    "(in single quotes, where a shell reads it)"
+                ) from None
+            self._hashes[user] = hashed
+        self._hasher = PasswordHasher.from_parameters(parameters)
+        self._nobody = self._hasher.hash(secrets.token_urlsafe(32))  # an unknown user takes as long as a known one
+        self._limiter = Limiter()
+        self._threads = ThreadPoolExecutor(CONCURRENT_CHECKS, thread_name_prefix="oauth_store-password")
+
+    def knows(self, user: str | None) -> bool:
+        """Tell whether a user may still sign in."""
+        return user in self._hashes
+
+    async def check(self, request: Request, cookies: Cookies, address: str) -> str:
+        """Return the user whose name and password a form has.
+
+        Raises `SignInError`: the same, after the same time, for a wrong password and for an unknown user.
+        """
+        form = await request.form()
+        user, password = str(form.get("username", "")) if self.asks_user else OWNER, str(form.get("password", ""))
+        hashed = self._hashes.get(user, self._nobody)
+        known = _known_browser(cookies.get(request, KNOWN_BROWSER), hashed)
+        counted = [(PER_BROWSER, f"browser {known}")] if known else [(IN_TOTAL, "all"), (PER_ADDRESS, address)]
+        wait = self._limiter.retry_after(*counted)
+        if wait is not None:
+            minutes = -(-wait // 60)
+            raise SignInError(
+                f"Too many attempts. Wait {minutes} minute{'s' if minutes > 1 else ''}, and try again.", wait
+            )
+        loop = asyncio.get_running_loop()
+        right = await loop.run_in_executor(self._threads, self._verify, hashed, password)
+        if not right or user not in self._hashes:
+            raise SignInError("That name and password do not match." if self.asks_user else "That password is wrong.")
+        limit, key = counted[-1]
+        self._limiter.forget(limit, key)
+        return user
+
+    def remember(self, response: Response, cookies: Cookies, user: str) -> None:
+        """Let the browser prove next time that this user has signed in with it."""
+        browser = secrets.token_urlsafe(16)
+        value = f"{browser}.{derive(self._hashes[user], f'known browser {browser}')}"
+        cookies.set(response, KNOWN_BROWSER, value, max_age_seconds=KNOWN_BROWSER_SECONDS)
+
+    def _verify(self, hashed: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(hashed, normalized(password[:PASSWORD_LENGTH]))
+        except VerificationError:
+            return False
+
+
+def normalized(password: str) -> str:
+    """Return a password as it is hashed: keyboards and systems spell the same letter in different ways."""
+    return unicodedata.normalize("NFC", password)
+
+
+def hash_password(password: str) -> str:
+    """Return the argon2id hash of a password, for `PasswordApproval`."""
+    return PasswordHasher().hash(normalized(password))
+
+
+def _known_browser(cookie: str | None, hashed: str) -> str | None:
+    browser, _, proof = (cookie or "").partition(".")
+    return browser if browser and same(proof, derive(hashed, f"known browser {browser}")) else None
