@@ -206,8 +206,10 @@ class Database:
             self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
 
     def _create_engine(self, **options: Any) -> AsyncEngine:
-        options["skip_autocommit_rollback"] = True
-        if self.url.get_backend_name() == "sqlite" and not is_memory(self.url):
+        sqlite = self.url.get_backend_name() == "sqlite"
+        # SQLAlchemy takes SQLite's writer to be in autocommit too: it would leave the transactions of failed steps open
+        options["skip_autocommit_rollback"] = not sqlite
+        if sqlite and not is_memory(self.url):
             # one connection beats several: SQLite's busy handler sleeps, and the slowest writes triple
             options |= {"pool_size": 1, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_SECONDS}
         return create_engine(self.url, **options)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -304,6 +304,31 @@ class TestMemory:
         assert asyncio.run(other.get_client(client.client_id)) is None
         asyncio.run(provider.aclose())
         asyncio.run(other.aclose())
+
+
+class TestTransactions:
+    """A step that fails leaves nothing."""
+
+    async def test_an_error_rolls_back(self, provider: SQLAlchemyOAuthProvider) -> None:
+        """What a step wrote before it failed is gone, and neither stays open nor goes into the next transaction."""
+        client = new_client()
+        await provider.register_client(client)
+        with pytest.raises(ZeroDivisionError):
+            async with provider._database.write() as session:
+                await session.execute(delete(Client))
+                raise ZeroDivisionError
+        async with provider._database.writer.connect() as connection:
+            driver_connection = (await connection.get_raw_connection()).driver_connection
+            assert driver_connection is not None
+            assert not getattr(driver_connection, "in_transaction", False)
+        async with provider._database.write():
+            pass
+        assert await provider.get_client(client.client_id) is not None
+
+    async def test_an_error_rolls_back_in_memory(self) -> None:
+        """The same holds for `:memory:`."""
+        async with SQLAlchemyOAuthProvider(":memory:", base_url=BASE_URL, approval=AutoApproval()) as provider:
+            await self.test_an_error_rolls_back(provider)
 
 
 class TestEventLoops:
