@@ -5,8 +5,9 @@ import importlib.util
 import logging
 import os
 import random
+import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -18,6 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import NullPool
 
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
+from oauth_store.memory import Memory
+from oauth_store.sqlite import Connection
 
 logger = logging.getLogger("oauth_store")
 
@@ -124,7 +127,8 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
     """
     if url.get_backend_name() == "sqlite":
         # autocommit as far as the driver goes: write() and the migrations begin their transactions themselves
-        options["connect_args"] = {"isolation_level": None}
+        connect = partial(sqlite3.connect, _sqlite_name(url), isolation_level=None)
+        options["async_creator"] = lambda: Connection(connect)
         engine = create_async_engine(url, hide_parameters=True, **options)
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
         if wal:
@@ -150,6 +154,10 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
             "init_command": f"SET SESSION innodb_lock_wait_timeout = {BUSY_TIMEOUT_SECONDS}",  # its own is 50 s
         }
     return create_async_engine(url, hide_parameters=True, **options)
+
+
+def _sqlite_name(url: URL) -> str:
+    return ":memory:" if is_memory(url) else os.path.abspath(str(url.database))
 
 
 def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:
@@ -188,6 +196,8 @@ class Database:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stale = False
         self._inode: int | None = None
+        self.verified: Memory | None = None
+        """Tokens that need not be looked up again: where a commit of any process can be noticed, and while open."""
         self._failure: OAuthStoreError | None = None
         self._preparing = asyncio.Lock()
         self._exclusive = asyncio.Lock()
@@ -311,6 +321,7 @@ class Database:
                 await self._prepare(self)
                 if self.sqlite and self.owned and not self.memory:
                     self._inode = os.stat(str(self.url.database)).st_ino
+                    self.verified = await asyncio.to_thread(Memory, _sqlite_name(self.url), self._inode)
             except Exception as error:
                 if self.sqlite:
                     await self._disconnect(foreign=True)  # to look anew, at whatever file is there by then
@@ -328,6 +339,9 @@ class Database:
 
     async def _disconnect(self, *, foreign: bool) -> None:
         """Close all connections. A server's that belong to a `foreign` loop, maybe a dead one, are just forgotten."""
+        verified, self.verified = self.verified, None
+        if verified is not None:
+            await asyncio.to_thread(verified.close)
         if self.owned and not (foreign and self.memory):
             for engine in (self.writer, self.reader):
                 await engine.dispose(close=self.sqlite or not foreign)
@@ -369,8 +383,10 @@ class _Session:
     async def _begin_immediate(self) -> None:
         # a deferred transaction that reads and then writes fails at once with "database is locked"
         connection = await self._session.connection()
-        raw = await connection.get_raw_connection()
-        if raw.driver_connection is not None and not raw.driver_connection.in_transaction:
+        driver_connection = (await connection.get_raw_connection()).driver_connection
+        if isinstance(driver_connection, Connection):
+            driver_connection.begin_immediate()
+        elif driver_connection is not None and not driver_connection.in_transaction:
             await connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     async def __aexit__(

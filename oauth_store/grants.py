@@ -11,78 +11,76 @@ from sqlalchemy import Row, Update, bindparam, func, insert, null, select, updat
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from oauth_store.credentials import hash_secret, mint, unseal
-from oauth_store.models import ACCESS, REFRESH, Code, Token
+from oauth_store.models import ACCESS, REFRESH, codes, tokens
 
 logger = logging.getLogger("oauth_store")
 
-_UNCHECKED = {"synchronize_session": False}  # no objects are loaded that could grow stale
-
-code_by_hash = select(Code.__table__).where(
-    Code.code_hash == bindparam("b_hash"), Code.approved_at.is_not(None), Code.expires_at > bindparam("b_now")
+code_by_hash = select(codes).where(
+    codes.c.code_hash == bindparam("b_hash"), codes.c.approved_at.is_not(None), codes.c.expires_at > bindparam("b_now")
 )
-live_access_token = select(Token.__table__).where(
-    Token.token_hash == bindparam("b_hash"),
-    Token.kind == ACCESS,
-    Token.consumed_at.is_(None),
-    Token.revoked_at.is_(None),
-    Token.expires_at > bindparam("b_now"),
+live_access_token = select(tokens).where(
+    tokens.c.token_hash == bindparam("b_hash"),
+    tokens.c.kind == ACCESS,
+    tokens.c.consumed_at.is_(None),
+    tokens.c.revoked_at.is_(None),
+    tokens.c.expires_at > bindparam("b_now"),
 )
-known_refresh_token = select(Token.__table__).where(
-    Token.token_hash == bindparam("b_hash"),
-    Token.kind == REFRESH,
-    Token.revoked_at.is_(None),
-    Token.expires_at > bindparam("b_now"),
+known_refresh_token = select(tokens).where(
+    tokens.c.token_hash == bindparam("b_hash"),
+    tokens.c.kind == REFRESH,
+    tokens.c.revoked_at.is_(None),
+    tokens.c.expires_at > bindparam("b_now"),
 )
-_pair = select(Token.__table__).where(Token.token_hash.in_((bindparam("b_access"), bindparam("b_refresh"))))
+_pair = select(tokens).where(tokens.c.token_hash.in_((bindparam("b_access"), bindparam("b_refresh"))))
 _consume_code = (
-    update(Code)
+    update(codes)
     .where(
-        Code.code_hash == bindparam("b_hash"),
-        Code.client_id == bindparam("b_client_id"),
-        Code.approved_at.is_not(None),
-        Code.consumed_at.is_(None),
-        Code.expires_at > bindparam("b_now"),
+        codes.c.code_hash == bindparam("b_hash"),
+        codes.c.client_id == bindparam("b_client_id"),
+        codes.c.approved_at.is_not(None),
+        codes.c.consumed_at.is_(None),
+        codes.c.expires_at > bindparam("b_now"),
     )
     .values(consumed_at=bindparam("b_now"))
 )
 _consume_refresh_token = (
-    update(Token)
+    update(tokens)
     .where(
-        Token.token_hash == bindparam("b_hash"),
-        Token.kind == REFRESH,
-        Token.client_id == bindparam("b_client_id"),
-        Token.consumed_at.is_(None),
-        Token.revoked_at.is_(None),
-        Token.expires_at > bindparam("b_now"),
+        tokens.c.token_hash == bindparam("b_hash"),
+        tokens.c.kind == REFRESH,
+        tokens.c.client_id == bindparam("b_client_id"),
+        tokens.c.consumed_at.is_(None),
+        tokens.c.revoked_at.is_(None),
+        tokens.c.expires_at > bindparam("b_now"),
     )
     .values(
         consumed_at=bindparam("b_now"),
-        first_used_at=func.coalesce(Token.first_used_at, bindparam("b_now")),
+        first_used_at=func.coalesce(tokens.c.first_used_at, bindparam("b_now")),
         replay=bindparam("b_replay"),
     )
 )
 _consume_access_token = (
-    update(Token)
-    .where(Token.token_hash == bindparam("b_hash"), Token.kind == ACCESS, Token.consumed_at.is_(None))
+    update(tokens)
+    .where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind == ACCESS, tokens.c.consumed_at.is_(None))
     .values(consumed_at=bindparam("b_now"))
 )
 _close_codes = (
-    update(Code)
-    .where(Code.grant_id.in_(bindparam("b_grant_ids", expanding=True)))
-    .values(consumed_at=func.coalesce(Code.consumed_at, bindparam("b_now")))
+    update(codes)
+    .where(codes.c.grant_id.in_(bindparam("b_grant_ids", expanding=True)))
+    .values(consumed_at=func.coalesce(codes.c.consumed_at, bindparam("b_now")))
 )
 _revoke_tokens = (
-    update(Token)
+    update(tokens)
     .where(
-        Token.grant_id.in_(bindparam("b_grant_ids", expanding=True)),
-        Token.kind == bindparam("b_kind"),
-        Token.revoked_at.is_(None),
+        tokens.c.grant_id.in_(bindparam("b_grant_ids", expanding=True)),
+        tokens.c.kind == bindparam("b_kind"),
+        tokens.c.revoked_at.is_(None),
     )
     .values(revoked_at=bindparam("b_now"), revoked_reason=bindparam("b_reason"), replay=null())
 )
 _stamp_first_use = (
-    update(Token)
-    .where(Token.token_hash == bindparam("b_hash"), Token.first_used_at.is_(None))
+    update(tokens)
+    .where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.first_used_at.is_(None))
     .values(first_used_at=bindparam("b_now"))
 )
 
@@ -100,7 +98,7 @@ class Pair:
 
 
 async def _execute(session: AsyncSession, statement: Update, **values: Any) -> int:
-    result = await session.execute(statement, values, execution_options=_UNCHECKED)
+    result = await session.execute(statement, values)
     return int(result.rowcount)  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
 
 
@@ -171,7 +169,7 @@ async def issue(
         "expires_at": now + refresh_expiry,
         **common,
     }
-    await session.execute(insert(Token), [access, refresh] if pair.refresh_token else [access])
+    await session.execute(insert(tokens), [access, refresh] if pair.refresh_token else [access])
     return _answer(pair, access_expiry, access["scopes"])
 
 

@@ -114,3 +114,10 @@ class Token(Base):
     """On a consumed refresh token: the pair that followed, sealed under the token itself."""
     granted_at: Mapped[int | None] = mapped_column(BigInteger)
     """When the grant was made. Null on its first pair, which is as old: that spares 8 bytes a pair."""
+
+
+# The hot paths' statements name these: on the mapped classes, the ORM would look at each statement and at each row, a
+# fifth of a lookup and a third of a refresh.
+clients = Base.metadata.tables[Client.__tablename__]
+codes = Base.metadata.tables[Code.__tablename__]
+tokens = Base.metadata.tables[Token.__tablename__]

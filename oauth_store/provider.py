@@ -43,7 +43,7 @@ from oauth_store.database import Database, flow_step
 from oauth_store.documents import InvalidDocumentError, MetadataDocuments
 from oauth_store.errors import ConfigurationError
 from oauth_store.floods import FloodGuard, RateLimits
-from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, Token
+from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, clients, tokens
 from oauth_store.pages import Pages
 from oauth_store.purge import Purger
 from oauth_store.urls import check_public_url, same_resource
@@ -56,8 +56,8 @@ STATE_LENGTH = 8 * 1024
 CODE_CHALLENGE_LENGTH = 128
 """RFC 7636, section 4.2."""
 
-_client_by_id = select(Client.__table__).where(Client.client_id == bindparam("b_client_id"))
-_token_by_hash = select(Token.__table__).where(Token.token_hash == bindparam("b_hash"))
+_client_by_id = select(clients).where(clients.c.client_id == bindparam("b_client_id"))
+_token_by_hash = select(tokens).where(tokens.c.token_hash == bindparam("b_hash"))
 
 
 class SQLAlchemyOAuthProvider(OAuthProvider):
@@ -521,7 +521,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return a live access token that was issued for this server (RFC 8707), or None."""
-        row = await self._live_access_token(token)
+        verified = self._database.verified
+        row = verified.recall(hash_secret(token)) if verified is not None else None
+        if row is None or row.expires_at <= int(time.time()):
+            row = await self._live_access_token(token)
         if row is None or not self._is_ours(row.resource):
             return None
         if row.first_used_at is None:
@@ -532,7 +535,12 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     async def _live_access_token(self, token: str) -> Row[Any] | None:
         parameters = {"b_hash": hash_secret(token), "b_now": int(time.time())}
         async with self._database.read() as session:
-            return (await session.execute(grants.live_access_token, parameters)).one_or_none()
+            verified = self._database.verified
+            version = verified.version() if verified is not None else None  # before the row: see Memory.remember
+            row = (await session.execute(grants.live_access_token, parameters)).one_or_none()
+        if verified is not None and row is not None and row.first_used_at is not None:
+            verified.remember(row, version)
+        return row
 
     async def _stamp_first_use(self, row: Row[Any]) -> None:
         async with self._database.write() as session:
