@@ -14,6 +14,7 @@ from oauth_store.connections import Connection, live_grants, revoke_grants
 from oauth_store.consent import scopes_in_words
 from oauth_store.credentials import derive, hash_secret, mint, mint_grant_id, same
 from oauth_store.database import flow_step
+from oauth_store.events import emit
 from oauth_store.models import SESSION, Token
 from oauth_store.pages import shown
 from oauth_store.sign_in import SignInError
@@ -188,6 +189,8 @@ class AppsPage:
             await revoke_grants(
                 database, [grant.grant_id for grant in chosen], f"revoked on the page by {user}"[:64], int(time.time())
             )
+        for grant in chosen:
+            emit("revoked", grant_id=grant.grant_id, client_id=grant.client_id, by=user)
         if which == "all":
             return f"Access of {len(chosen)} app{'' if len(chosen) == 1 else 's'} was revoked."
         return f"Access of {shown(chosen[0].client_name or '')} was revoked." if chosen else "It was revoked already."

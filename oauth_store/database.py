@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import NullPool
 
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
+from oauth_store.events import Span
 from oauth_store.memory import Memory
 from oauth_store.sqlite import Connection
 
@@ -429,7 +430,8 @@ def flow_step(
 
     @wraps(method)
     async def step(self: Owner, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._database.run(lambda: method(self, *args, **kwargs))
+        with Span(method.__name__.lstrip("_")):
+            return await self._database.run(lambda: method(self, *args, **kwargs))
 
     return step
 

@@ -1,6 +1,5 @@
 """Codes and tokens of a grant, in a session: consume, issue, answer again, revoke. Who may ask is decided elsewhere."""
 
-import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,8 @@ from sqlalchemy import Row, Update, bindparam, func, insert, null, select, updat
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from oauth_store.credentials import hash_secret, mint, unseal
+from oauth_store.events import emit
 from oauth_store.models import ACCESS, REFRESH, codes, tokens
-
-logger = logging.getLogger("oauth_store")
 
 code_by_hash = select(codes).where(
     codes.c.code_hash == bindparam("b_hash"), codes.c.approved_at.is_not(None), codes.c.expires_at > bindparam("b_now")
@@ -185,12 +183,12 @@ async def answer_again(
     successor = await _live_successor(session, presented, row, now)
     unused = successor is not None and successor.refresh.first_used_at is None
     if not (grace and (within_grace or unused)):
-        logger.warning("refresh token reused: grant %s is revoked", row.grant_id.hex())
+        emit("reuse_detected", grant_id=row.grant_id, client_id=row.client_id)
         await revoke(session, row.grant_id, "reuse detected", now)
         return None
     if successor is None or not successor.has(scopes):
         return None
-    logger.info("refresh answered again: grant %s", row.grant_id.hex())
+    emit("refresh_replayed", grant_id=row.grant_id, client_id=row.client_id)
     return successor.answer(now)
 
 

@@ -42,6 +42,7 @@ from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id, s
 from oauth_store.database import Database, flow_step
 from oauth_store.documents import InvalidDocumentError, MetadataDocuments
 from oauth_store.errors import ConfigurationError
+from oauth_store.events import emit
 from oauth_store.floods import FloodGuard, RateLimits
 from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, clients, tokens
 from oauth_store.pages import Pages
@@ -214,6 +215,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         except IntegrityError:  # another process registered it in between
             async with self._database.write() as session:
                 await session.execute(replace)
+        emit("client_registered", client_id=client_info.client_id)
         self._purger.nudge()
 
     async def find_client(self, client_id: str) -> StoredClient | None:
@@ -295,13 +297,14 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     async def _store_request(
         self, request: AuthorizationRequest, params: AuthorizationParams, browser: str, now: int
     ) -> None:
+        grant_id = mint_grant_id()
         async with self._database.write() as session:
             await session.execute(
                 insert(Code).values(
                     handle_hash=hash_secret(request.handle),
                     browser_hash=hash_secret(browser),
                     client_id=request.client.client_id,
-                    grant_id=mint_grant_id(),
+                    grant_id=grant_id,
                     redirect_uri=request.redirect_uri,
                     redirect_uri_provided_explicitly=params.redirect_uri_provided_explicitly,
                     code_challenge=params.code_challenge,
@@ -312,6 +315,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                     expires_at=request.expires_at,
                 )
             )
+        emit("approval_asked", grant_id=grant_id, client_id=request.client.client_id)
         self._purger.nudge()
 
     async def pending(self, handle: str, request: Request) -> AuthorizationRequest | None:
@@ -366,7 +370,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             )
             if not used.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
                 raise AuthorizeError("unauthorized_client", "the client is not registered")
-        logger.info("grant %s approved", row.grant_id.hex())
+        emit("approval_granted", grant_id=row.grant_id, client_id=row.client_id, subject=subject)
         return self._redirect(row, code=code)
 
     @flow_step
@@ -378,7 +382,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         now = int(time.time())
         async with self._database.write() as session:
             row = await self._answer_request(session, handle, {"consumed_at": now}, now)
-        logger.info("grant %s denied", row.grant_id.hex())
+        emit("approval_denied", grant_id=row.grant_id, client_id=row.client_id)
         return self._redirect(row, error="access_denied", error_description="the owner of this server said no")
 
     async def _answer_request(self, session: AsyncSession, handle: str, values: dict[str, Any], now: int) -> Row[Any]:
@@ -437,14 +441,16 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         try:
             async with self._database.write() as session:
                 won, row = await grants.consume_code(session, authorization_code.code, client.client_id, now)
-                if won and row is not None:
-                    return await self._issue(session, pair, row, authorization_code.scopes, now)
-                if row is not None and row.client_id == client.client_id:
-                    logger.warning("authorization code replayed: grant %s is revoked", row.grant_id.hex())
+                issued = await self._issue(session, pair, row, authorization_code.scopes, now) if won and row else None
+                if issued is None and row is not None and row.client_id == client.client_id:
+                    emit("code_replayed", grant_id=row.grant_id, client_id=client.client_id)
                     await grants.revoke(session, row.grant_id, "code replayed", now)
         except IntegrityError as error:
             raise TokenError("invalid_client", "the client is not registered any more") from error
-        raise TokenError("invalid_grant", "the authorization code is unknown, expired or already used")
+        if issued is None or row is None:
+            raise TokenError("invalid_grant", "the authorization code is unknown, expired or already used")
+        emit("tokens_issued", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject)
+        return issued
 
     # Tokens
 
@@ -483,13 +489,16 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         replay = seal(presented, pair.access_token, str(pair.refresh_token)) if self._grace else None
         async with self._database.write() as session:
             won, row = await grants.consume_refresh_token(session, presented, client.client_id, replay, now)
+            issued: OAuthToken | None = None
             if won and row is not None:
-                return await self._issue(session, pair, row, scopes, now, granted_at=row.granted_at or row.created_at)
-            if row is not None and row.client_id == client.client_id:
-                again = await grants.answer_again(session, presented, row, scopes, grace=self._grace, now=now)
-                if again is not None:
-                    return again
-        raise TokenError("invalid_grant", "the refresh token is unknown, expired, revoked or already used")
+                issued = await self._issue(session, pair, row, scopes, now, granted_at=row.granted_at or row.created_at)
+            elif row is not None and row.client_id == client.client_id:
+                issued = await grants.answer_again(session, presented, row, scopes, grace=self._grace, now=now)
+        if issued is None or row is None:
+            raise TokenError("invalid_grant", "the refresh token is unknown, expired, revoked or already used")
+        if won:
+            emit("tokens_refreshed", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject)
+        return issued
 
     async def _issue(
         self,
@@ -554,7 +563,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             if row is None:
                 return
             await grants.revoke(session, row.grant_id, "revoked by the client", int(time.time()))
-        logger.info("grant %s revoked by the client", row.grant_id.hex())
+        emit("revoked", grant_id=row.grant_id, client_id=row.client_id, by="the client")
 
     # The server around it
 

@@ -1,15 +1,13 @@
 """What expires: small batches are deleted now and then, after an answer was given, without anyone running anything."""
 
-import logging
 import time
 
 from sqlalchemy import bindparam, delete, null, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from oauth_store.database import Database
+from oauth_store.events import emit
 from oauth_store.models import Client, Code, Token
-
-logger = logging.getLogger("oauth_store")
 
 INTERVAL_SECONDS = 60
 BATCH = 100
@@ -73,7 +71,7 @@ class Purger:
         if max(deleted.values()) == BATCH:
             self._last = 0.0  # there is more: the next step goes on
         if any(deleted.values()):
-            logger.info("purged %(tokens)d tokens, %(codes)d codes, %(clients)d clients", deleted)
+            emit("purged", **deleted)
 
 
 async def purge(session: AsyncSession, now: int) -> dict[str, int]:

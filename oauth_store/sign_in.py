@@ -15,6 +15,7 @@ from starlette.responses import Response
 from oauth_store.browser import Cookies
 from oauth_store.credentials import derive, same
 from oauth_store.errors import ConfigurationError
+from oauth_store.events import emit
 from oauth_store.floods import Limiter
 
 OWNER = "owner"
@@ -89,6 +90,7 @@ class SignIn:
         counted = [(PER_BROWSER, f"browser {known}")] if known else [(IN_TOTAL, "all"), (PER_ADDRESS, address)]
         wait = self._limiter.retry_after(*counted)
         if wait is not None:
+            emit("sign_in_failed", address=address, reason="too many attempts")
             minutes = -(-wait // 60)
             raise SignInError(
                 f"Too many attempts. Wait {minutes} minute{'s' if minutes > 1 else ''}, and try again.", wait
@@ -96,6 +98,7 @@ class SignIn:
         loop = asyncio.get_running_loop()
         right = await loop.run_in_executor(self._threads, self._verify, hashed, password)
         if not right or user not in self._hashes:
+            emit("sign_in_failed", address=address, reason="wrong")  # no name: people type passwords there
             raise SignInError("That name and password do not match." if self.asks_user else "That password is wrong.")
         limit, key = counted[-1]
         self._limiter.forget(limit, key)

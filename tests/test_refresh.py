@@ -630,7 +630,9 @@ class TestReuse:
         await refused(present_refresh_token(provider, client, first.refresh_token))
         grant_id = (await row_of(provider, first.refresh_token)).grant_id
         warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        assert warnings == [f"refresh token reused: grant {grant_id.hex()} is revoked"]
+        assert warnings == [
+            f"refresh token reused, its grant is revoked: grant_id={grant_id.hex()} client_id={client.client_id}"
+        ]
         secrets = [code, first.access_token, first.refresh_token, second.access_token, second.refresh_token]
         assert [secret for secret in secrets if str(secret) in caplog.text] == []
 

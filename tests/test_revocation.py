@@ -421,7 +421,10 @@ class TestCodeReplay:
         await nothing_lives(provider, client, *secrets_of(first, second))
         assert {row.revoked_reason for row in await rows(provider)} == {"code replayed"}
         grant_id = (await rows(provider))[0].grant_id
-        assert f"authorization code replayed: grant {grant_id.hex()} is revoked" in caplog.messages
+        assert (
+            f"authorization code replayed, its grant is revoked: grant_id={grant_id.hex()} client_id={client.client_id}"
+            in caplog.messages
+        )
         assert code not in caplog.text
 
     async def test_by_another_client(

@@ -1,0 +1,69 @@
+"""What happened, for whoever runs the server: as log records with fields, as counters, and on spans. Never a secret."""
+
+import logging
+
+from opentelemetry import context, metrics, trace
+
+logger = logging.getLogger("oauth_store")
+
+EVENTS = {
+    "client_registered": (logging.INFO, "client registered"),
+    "approval_asked": (logging.INFO, "approval asked for"),
+    "approval_granted": (logging.INFO, "approval granted"),
+    "approval_denied": (logging.INFO, "approval denied"),
+    "sign_in_failed": (logging.WARNING, "sign-in failed"),
+    "tokens_issued": (logging.INFO, "tokens issued"),
+    "tokens_refreshed": (logging.INFO, "tokens refreshed"),
+    "refresh_replayed": (logging.INFO, "refresh answered again"),
+    "reuse_detected": (logging.WARNING, "refresh token reused, its grant is revoked"),
+    "code_replayed": (logging.WARNING, "authorization code replayed, its grant is revoked"),
+    "revoked": (logging.INFO, "grant revoked"),
+    "purged": (logging.INFO, "purged"),
+}
+"""Each event's level, and what the log says. docs/events.md has their fields and meanings."""
+
+# The API alone, which FastMCP brings: it does nothing until the application sets up an SDK.
+_counter = metrics.get_meter("oauth_store").create_counter(
+    "oauth_store.events", unit="{event}", description="What happened in the OAuth store, by `event`"
+)
+_tracer = trace.get_tracer("oauth_store")
+
+
+def emit(event: str, **fields: str | int | bytes | None) -> None:
+    """Tell of an event. Fields are ids, names and numbers; a `grant_id` may be given as its bytes.
+
+    A step that the database makes run again, after a deadlock, may tell of the same event twice.
+    """
+    level, said = EVENTS[event]
+    told = {name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items()}
+    told = {name: value for name, value in told.items() if value is not None}
+    if logger.isEnabledFor(level):
+        details = " ".join(f"{name}={_on_one_line(value)}" for name, value in told.items())
+        logger.log(level, "%s: %s", said, details, extra={"event": event, **told}, stacklevel=2)
+    _counter.add(1, {"event": event})
+    trace.get_current_span().add_event(f"oauth_store.{event}", {name: str(value) for name, value in told.items()})
+
+
+class Span:
+    """Trace a flow step. What it raises is the client's business, or logged already: no span has its text.
+
+    A class, because the SDK's errors are frozen dataclasses: one that is raised through a `@contextmanager`, as
+    OpenTelemetry's own is, becomes a FrozenInstanceError.
+    """
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+
+    def __enter__(self) -> None:
+        self._span = _tracer.start_span(f"oauth_store.{self._step}")
+        self._token = context.attach(trace.set_span_in_context(self._span))
+
+    def __exit__(self, *_error: object) -> None:
+        context.detach(self._token)
+        self._span.end()
+
+
+def _on_one_line(value: str | int | None) -> str:
+    """A client chooses its client_id: it must not be able to write log lines."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text else repr(text)
