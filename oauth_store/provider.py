@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from fastmcp.server import auth as fastmcp_auth
 from fastmcp.server.auth import AccessToken, OAuthProvider
 from fastmcp.server.auth.redirect_validation import build_client_redirect
 from mcp.server.auth.provider import (
@@ -41,7 +42,7 @@ from oauth_store.clients import OFFLINE_ACCESS, StoredClient, check_redirect_uri
 from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id, seal
 from oauth_store.database import Database, flow_step
 from oauth_store.documents import InvalidDocumentError, MetadataDocuments
-from oauth_store.errors import ConfigurationError
+from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
 from oauth_store.events import emit
 from oauth_store.floods import FloodGuard, RateLimits
 from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, clients, tokens
@@ -533,7 +534,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         verified = self._database.verified
         row = verified.recall(hash_secret(token)) if verified is not None else None
         if row is None or row.expires_at <= int(time.time()):
-            row = await self._live_access_token(token)
+            try:
+                row = await self._live_access_token(token)
+            except OAuthStoreError as error:
+                raise _Unverifiable(*error.args) from error
         if row is None or not self._is_ours(row.resource):
             return None
         if row.first_used_at is None:
@@ -624,6 +628,14 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     def get_middleware(self) -> list[Middleware]:
         """Return FastMCP's middleware behind ours, which answers 503 while the database is away."""
         return [Middleware(endpoints.OutageMiddleware), *super().get_middleware()]
+
+
+_VerificationError: Any = getattr(fastmcp_auth, "TokenVerificationError", RuntimeError)
+"""What `MultiAuth` does not swallow. FastMCP has it from 4.2 on."""
+
+
+class _Unverifiable(DatabaseUnavailable, _VerificationError):  # type: ignore[misc]  # a class of Any
+    """An outage, inside `MultiAuth` too: a token of which nothing is known is not refused."""
 
 
 def _access_token(token: str, row: Row[Any]) -> AccessToken:
