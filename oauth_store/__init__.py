@@ -1,10 +1,14 @@
 """The persistent OAuth 2.1 provider for FastMCP servers: clients stay authorized through restarts."""
 
-from oauth_store.approval import Approval, AuthorizationRequest, AutoApproval
-from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
-from oauth_store.floods import RateLimits
-from oauth_store.password import PasswordApproval
-from oauth_store.provider import SQLAlchemyOAuthProvider
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from oauth_store.approval import Approval, AuthorizationRequest, AutoApproval
+    from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
+    from oauth_store.floods import RateLimits
+    from oauth_store.password import PasswordApproval
+    from oauth_store.provider import SQLAlchemyOAuthProvider
 
 __all__ = [
     "Approval",
@@ -18,3 +22,25 @@ __all__ = [
     "SQLAlchemyOAuthProvider",
     "SchemaError",
 ]
+
+_MODULES = {
+    "approval": ("Approval", "AuthorizationRequest", "AutoApproval"),
+    "errors": ("ConfigurationError", "DatabaseUnavailable", "OAuthStoreError", "SchemaError"),
+    "floods": ("RateLimits",),
+    "password": ("PasswordApproval",),
+    "provider": ("SQLAlchemyOAuthProvider",),
+}
+_HOMES = {name: f"oauth_store.{module}" for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import an export when it is asked for (PEP 562): the command line does without FastMCP, which takes a second."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
