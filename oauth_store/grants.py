@@ -1,14 +1,15 @@
-"""Codes and tokens of a grant, in a session: consume, issue, answer again, revoke. Who may ask is decided elsewhere."""
+"""Codes and tokens of a grant, in a session: consume, issue, answer again. Who may ask is decided elsewhere."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from mcp.shared.auth import OAuthToken
-from sqlalchemy import Row, Update, bindparam, func, insert, null, select, update
+from sqlalchemy import Row, Update, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret, mint, unseal
 from oauth_store.events import emit
 from oauth_store.models import ACCESS, REFRESH, codes, tokens
@@ -61,20 +62,6 @@ _consume_access_token = (
     update(tokens)
     .where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind == ACCESS, tokens.c.consumed_at.is_(None))
     .values(consumed_at=bindparam("b_now"))
-)
-_close_codes = (
-    update(codes)
-    .where(codes.c.grant_id.in_(bindparam("b_grant_ids", expanding=True)))
-    .values(consumed_at=func.coalesce(codes.c.consumed_at, bindparam("b_now")))
-)
-_revoke_tokens = (
-    update(tokens)
-    .where(
-        tokens.c.grant_id.in_(bindparam("b_grant_ids", expanding=True)),
-        tokens.c.kind == bindparam("b_kind"),
-        tokens.c.revoked_at.is_(None),
-    )
-    .values(revoked_at=bindparam("b_now"), revoked_reason=bindparam("b_reason"), replay=null())
 )
 _stamp_first_use = (
     update(tokens)
@@ -184,7 +171,7 @@ async def answer_again(
     unused = successor is not None and successor.refresh.first_used_at is None
     if not (grace and (within_grace or unused)):
         emit("reuse_detected", grant_id=row.grant_id, client_id=row.client_id)
-        await revoke(session, row.grant_id, "reuse detected", now)
+        await revoke_grants(session, [row.grant_id], "reuse detected", now)
         return None
     if successor is None or not successor.has(scopes):
         return None
@@ -226,27 +213,9 @@ async def _live_successor(session: AsyncSession, presented: str, row: Row[Any], 
     return _Successor(Pair(access_token, refresh_token), rows.get(ACCESS), refresh)
 
 
-async def revoke(session: AsyncSession, grant_id: bytes, reason: str, now: int) -> None:
-    """End a grant: its code, and every token of it, also those that a refresh inserts at this moment."""
-    await revoke_all(session, [grant_id], reason, now)
-
-
-async def revoke_all(session: AsyncSession, grant_ids: Collection[bytes], reason: str, now: int) -> None:
-    """End several grants: see `revoke`."""
-    ids = list(grant_ids)
-    await _execute(session, _close_codes, b_grant_ids=ids, b_now=now)
-    # Refresh tokens before access tokens, as every step takes the rows of a grant: otherwise it and a refresh wait for
-    # each other, and PostgreSQL needs a second to see that.
-    for kind in (REFRESH, ACCESS):
-        # At READ COMMITTED the UPDATE waits for a refresh under way and then misses the rows that it inserted. Whatever
-        # is still to come needs one of the rows seen here, so that a round that finds nothing is the last.
-        while await _execute(session, _revoke_tokens, b_grant_ids=ids, b_kind=kind, b_reason=reason, b_now=now):
-            pass
-
-
 async def stamp_first_use(session: AsyncSession, row: Row[Any], now: int) -> None:
     """Note on both of a pair that its access token was presented: its predecessor is no longer answered again."""
-    for token_hash in (row.paired_hash, row.token_hash):  # the refresh token first, see revoke()
+    for token_hash in (row.paired_hash, row.token_hash):  # the refresh token first, see revoke_grants()
         if token_hash is not None:
             await _execute(session, _stamp_first_use, b_hash=token_hash, b_now=now)
 

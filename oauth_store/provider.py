@@ -39,6 +39,7 @@ from oauth_store.approval import (
 )
 from oauth_store.browser import Cookies, request_cookie
 from oauth_store.clients import OFFLINE_ACCESS, StoredClient, check_redirect_uris
+from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id, seal
 from oauth_store.database import Database, flow_step
 from oauth_store.documents import InvalidDocumentError, MetadataDocuments
@@ -445,7 +446,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                 issued = await self._issue(session, pair, row, authorization_code.scopes, now) if won and row else None
                 if issued is None and row is not None and row.client_id == client.client_id:
                     emit("code_replayed", grant_id=row.grant_id, client_id=client.client_id)
-                    await grants.revoke(session, row.grant_id, "code replayed", now)
+                    await revoke_grants(session, [row.grant_id], "code replayed", now)
         except IntegrityError as error:
             raise TokenError("invalid_client", "the client is not registered any more") from error
         if issued is None or row is None:
@@ -566,7 +567,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             row = (await session.execute(_token_by_hash, {"b_hash": hash_secret(token.token)})).one_or_none()
             if row is None:
                 return
-            await grants.revoke(session, row.grant_id, "revoked by the client", int(time.time()))
+            await revoke_grants(session, [row.grant_id], "revoked by the client", int(time.time()))
         emit("revoked", grant_id=row.grant_id, client_id=row.client_id, by="the client")
 
     # The server around it

@@ -14,6 +14,7 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy import Row, func, select, text
 
 from oauth_store import SQLAlchemyOAuthProvider, grants
+from oauth_store.connections import revoke_grants
 from oauth_store.credentials import mint
 from oauth_store.models import Code, Token
 from tests.conftest import Provider, new_client
@@ -167,7 +168,7 @@ class TestWhatItEnds:
         code = await authorize(provider, client)
         async with provider._database.write() as session:
             grant_id = (await session.execute(select(Code.grant_id))).scalar_one()
-            await grants.revoke(session, grant_id, "revoked by the owner", int(time.time()))
+            await revoke_grants(session, [grant_id], "revoked by the owner", int(time.time()))
         assert await answer(present_code(provider, client, code)) == "invalid_grant"
         assert await rows(provider) == []
 
@@ -351,7 +352,7 @@ class TestItWins:
         first = await sign_in(one, client)
         grant_id = (await rows(one))[0].grant_id
         async with one._database.write() as session:
-            await grants.revoke(session, grant_id, "revoked by the client", int(time.time()))
+            await revoke_grants(session, [grant_id], "revoked by the client", int(time.time()))
             refresh = asyncio.create_task(answer(present_refresh_token(other, client, first.refresh_token)))
             await someone_waits(other)
         assert await refresh == "invalid_grant"
