@@ -233,18 +233,18 @@ class Database:
         """Return a context manager of a session in one transaction: committed at the end, rolled back on any error."""
         return _Session(self, write=True)
 
-    async def run(self, step: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run one step to its end, and return its answer.
+    async def run(self, step: Callable[[], Coroutine[Any, Any, T]], name: str = "step") -> T:
+        """Run one step to its end, and return its answer. Its span, which ends with it, has the `name`.
 
         The step is a task of its own: a client that hangs up cancels its request, and a cancelled database call would
         cost the pooled connection. Where the database reports a deadlock or a serialization failure, the whole step is
         tried again. Raises `DatabaseUnavailable` for an outage.
         """
-        return await asyncio.shield(self.start(step))
+        return await asyncio.shield(self.start(step, name))
 
-    def start(self, step: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+    def start(self, step: Callable[[], Coroutine[Any, Any, T]], name: str = "step") -> asyncio.Task[T]:
         """Start one step, and keep a reference to it until it has ended. `run` tells the rest."""
-        task = asyncio.create_task(self._attempt(step))
+        task = asyncio.create_task(self._traced(step, name))
         self._steps.add(task)
         task.add_done_callback(self._finished)
         return task
@@ -253,6 +253,10 @@ class Database:
         self._steps.discard(task)
         if not task.cancelled():
             task.exception()  # nobody may be left to ask for it
+
+    async def _traced(self, step: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
+        with Span(name):
+            return await self._attempt(step)
 
     async def _attempt(self, step: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
@@ -430,8 +434,7 @@ def flow_step(
 
     @wraps(method)
     async def step(self: Owner, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with Span(method.__name__.lstrip("_")):
-            return await self._database.run(lambda: method(self, *args, **kwargs))
+        return await self._database.run(lambda: method(self, *args, **kwargs), method.__name__.lstrip("_"))
 
     return step
 

@@ -3,6 +3,8 @@
 import logging
 
 from opentelemetry import context, metrics, trace
+from sqlalchemy.event import listen
+from sqlalchemy.ext.asyncio import AsyncSession
 
 logger = logging.getLogger("oauth_store")
 
@@ -30,10 +32,7 @@ _tracer = trace.get_tracer("oauth_store")
 
 
 def emit(event: str, **fields: str | int | bytes | None) -> None:
-    """Tell of an event. Fields are ids, names and numbers; a `grant_id` may be given as its bytes.
-
-    A step that the database makes run again, after a deadlock, may tell of the same event twice.
-    """
+    """Tell of an event, after the commit that made it true. Fields are ids, names and numbers; ids may be bytes."""
     level, said = EVENTS[event]
     told = {name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items()}
     told = {name: value for name, value in told.items() if value is not None}
@@ -42,6 +41,11 @@ def emit(event: str, **fields: str | int | bytes | None) -> None:
         logger.log(level, "%s: %s", said, details, extra={"event": event, **told}, stacklevel=2)
     _counter.add(1, {"event": event})
     trace.get_current_span().add_event(f"oauth_store.{event}", {name: str(value) for name, value in told.items()})
+
+
+def emit_after_commit(session: AsyncSession, event: str, **fields: str | int | bytes | None) -> None:
+    """Tell of an event once the session commits: never of what was rolled back, nor twice of what was tried again."""
+    listen(session.sync_session, "after_commit", lambda _session: emit(event, **fields), once=True)
 
 
 class Span:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret, mint, unseal
-from oauth_store.events import emit
+from oauth_store.events import emit_after_commit
 from oauth_store.models import ACCESS, REFRESH, codes, tokens
 
 code_by_hash = select(codes).where(
@@ -170,12 +170,14 @@ async def answer_again(
     successor = await _live_successor(session, presented, row, now)
     unused = successor is not None and successor.refresh.first_used_at is None
     if not (grace and (within_grace or unused)):
-        emit("reuse_detected", grant_id=row.grant_id, client_id=row.client_id)
+        emit_after_commit(
+            session, "reuse_detected", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject
+        )
         await revoke_grants(session, [row.grant_id], "reuse detected", now)
         return None
     if successor is None or not successor.has(scopes):
         return None
-    emit("refresh_replayed", grant_id=row.grant_id, client_id=row.client_id)
+    emit_after_commit(session, "refresh_replayed", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject)
     return successor.answer(now)
 
 

@@ -44,7 +44,7 @@ from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id, s
 from oauth_store.database import Database, flow_step
 from oauth_store.documents import InvalidDocumentError, MetadataDocuments
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
-from oauth_store.events import emit
+from oauth_store.events import emit, emit_after_commit
 from oauth_store.floods import FloodGuard, RateLimits
 from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, clients, tokens
 from oauth_store.pages import Pages
@@ -445,7 +445,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                 won, row = await grants.consume_code(session, authorization_code.code, client.client_id, now)
                 issued = await self._issue(session, pair, row, authorization_code.scopes, now) if won and row else None
                 if issued is None and row is not None and row.client_id == client.client_id:
-                    emit("code_replayed", grant_id=row.grant_id, client_id=client.client_id)
+                    emit_after_commit(
+                        session, "code_replayed", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject
+                    )
                     await revoke_grants(session, [row.grant_id], "code replayed", now)
         except IntegrityError as error:
             raise TokenError("invalid_client", "the client is not registered any more") from error
@@ -542,7 +544,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         if row is None or not self._is_ours(row.resource):
             return None
         if row.first_used_at is None:
-            self._database.start(lambda: self._stamp_first_use(row))
+            self._database.start(lambda: self._stamp_first_use(row), "stamp_first_use")
         return _access_token(token, row)
 
     @flow_step

@@ -63,7 +63,7 @@ class Purger:
         if self._last <= now < self._last + INTERVAL_SECONDS:
             return
         self._last = now
-        self._database.start(self._purge)
+        self._database.start(self._purge, "purge")
 
     async def _purge(self) -> None:
         async with self._database.write() as session:

@@ -42,13 +42,14 @@ async def test_what_has_expired_is_deleted(provider: SQLAlchemyOAuthProvider) ->
     """Codes go after ten minutes, access tokens after an hour, refresh tokens after thirty days."""
     client = new_client()
     await provider.register_client(client)
-    await sign_in(provider, client)
-    now = time.time()
+    now = int(time.time())
+    with time_machine.travel(now, tick=False):
+        await sign_in(provider, client)
     assert await purged(provider, now + 599) == {"tokens": 0, "codes": 0, "clients": 0}
-    assert await purged(provider, now + 602) == {"tokens": 0, "codes": 1, "clients": 0}
-    assert await purged(provider, now + HOUR + 2) == {"tokens": 1, "codes": 0, "clients": 0}
-    assert await purged(provider, now + 30 * DAY - 2) == {"tokens": 0, "codes": 0, "clients": 0}
-    assert await purged(provider, now + 30 * DAY + 2) == {"tokens": 1, "codes": 0, "clients": 0}
+    assert await purged(provider, now + 600) == {"tokens": 0, "codes": 1, "clients": 0}
+    assert await purged(provider, now + HOUR) == {"tokens": 1, "codes": 0, "clients": 0}
+    assert await purged(provider, now + 30 * DAY - 1) == {"tokens": 0, "codes": 0, "clients": 0}
+    assert await purged(provider, now + 30 * DAY) == {"tokens": 1, "codes": 0, "clients": 0}
 
 
 async def test_a_revoked_token_stays_until_it_would_have_expired(provider: SQLAlchemyOAuthProvider) -> None:
