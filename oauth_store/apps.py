@@ -16,8 +16,8 @@ from oauth_store.credentials import derive, hash_secret, mint, mint_grant_id, sa
 from oauth_store.database import flow_step
 from oauth_store.events import emit
 from oauth_store.models import SESSION, Token
-from oauth_store.pages import shown
 from oauth_store.sign_in import SignInError
+from oauth_store.text import shown
 
 if TYPE_CHECKING:
     from oauth_store.password import PasswordApproval

@@ -15,8 +15,8 @@ from oauth_store.approval import AuthorizationRequest
 from oauth_store.browser import Cookies, from_our_page, request_cookie
 from oauth_store.clients import OFFLINE_ACCESS
 from oauth_store.credentials import derive, same
-from oauth_store.pages import shown
 from oauth_store.sign_in import SignInError
+from oauth_store.text import shown
 
 if TYPE_CHECKING:
     from oauth_store.password import PasswordApproval

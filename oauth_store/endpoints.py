@@ -36,7 +36,8 @@ from oauth_store.clients import OFFLINE_ACCESS
 from oauth_store.credentials import matches
 from oauth_store.errors import OAuthStoreError
 from oauth_store.floods import FloodMiddleware
-from oauth_store.pages import shown, wants_page
+from oauth_store.pages import wants_page
+from oauth_store.text import shown
 from oauth_store.urls import same_resource
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from starlette.responses import HTMLResponse, Response
 from oauth_store.errors import ConfigurationError
 
 DEFAULT_ACCENT = "#1a56b0"
-NAME_LENGTH = 80
-"""Characters of a client's name that are shown: it is the client that chose them."""
 
 
 class Pages:
@@ -93,13 +90,6 @@ class Pages:
 def wants_page(request: Request) -> bool:
     """Tell whether a person sits in front of a request: browsers ask for HTML when they navigate, clients do not."""
     return "text/html" in request.headers.get("accept", "")
-
-
-def shown(text: str) -> str:
-    """Return a text that a client chose, for people to read: short, on one line, and nothing that hides in it."""
-    visible = "".join(" " if unicodedata.category(one)[0] in "CZ" else one for one in text)
-    visible = " ".join(visible.split())
-    return visible if len(visible) <= NAME_LENGTH else f"{visible[: NAME_LENGTH - 1]}…"
 
 
 def _source(logo_url: str | None) -> str:

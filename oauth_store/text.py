@@ -1,0 +1,45 @@
+"""Texts and times for people and for programs to read."""
+
+import unicodedata
+from datetime import UTC, datetime
+
+NAME_LENGTH = 80
+"""Characters of a client's name that are shown: it is the client that chose them."""
+
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+_LATEST = 253402300799  # of year 9999, the last that a datetime knows
+
+
+def shown(text: str) -> str:
+    """Return a text that a client chose, for people to read: short, on one line, and nothing that hides in it."""
+    text = visible(text)
+    return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}…"
+
+
+def visible(text: str) -> str:
+    """Return a text on one line, without control characters, whatever its length."""
+    spaced = "".join(" " if unicodedata.category(one)[0] in "CZ" else one for one in text)
+    return " ".join(spaced.split())
+
+
+def iso(seconds: int | None) -> str | None:
+    """Return a time as ISO 8601 in UTC, such as 2026-07-28T09:15:00Z."""
+    return None if seconds is None else f"{_moment(seconds):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def in_full(seconds: int, now: int) -> str:
+    """Return a time for people to compare with a log, and how far it is."""
+    return f"{_moment(seconds):%Y-%m-%d %H:%M:%S} UTC ({ago(seconds, now)})"
+
+
+def ago(seconds: int | None, now: int) -> str:
+    """Return how far a time is from `now`, in the largest unit that it is at least two of: "3 h ago", "in 29 d"."""
+    if seconds is None:
+        return "never"
+    away = abs(seconds - now)
+    unit, length = next(((unit, length) for unit, length in _UNITS if away >= 2 * length), _UNITS[-1])
+    return f"in {away // length} {unit}" if seconds > now else f"{away // length} {unit} ago"
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(min(max(seconds, 0), _LATEST), UTC)
