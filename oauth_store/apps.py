@@ -3,13 +3,12 @@
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from sqlalchemy import bindparam, delete, insert, select
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from oauth_store.browser import Cookies, from_our_page
+from oauth_store.browser import Cookies, form_of, from_our_page
 from oauth_store.connections import Connection, live_grants, revoke_grants
 from oauth_store.consent import scopes_in_words
 from oauth_store.credentials import derive, hash_secret, mint, mint_grant_id, same
@@ -17,7 +16,7 @@ from oauth_store.database import flow_step
 from oauth_store.events import emit
 from oauth_store.models import SESSION, Token
 from oauth_store.sign_in import SignInError
-from oauth_store.text import shown
+from oauth_store.text import shown, shown_name
 
 if TYPE_CHECKING:
     from oauth_store.password import PasswordApproval
@@ -46,7 +45,7 @@ class AppsPage:
         self._database = provider._database
         self._approval = approval
         self._url = provider.public_url(path)
-        self._cookies = Cookies(self._url)
+        self._cookies = Cookies(str(provider.base_url))
 
     async def handle(self, request: Request) -> Response:
         """Show the sign-in form or the list, or do what one of their forms says."""
@@ -57,29 +56,32 @@ class AppsPage:
         csrf = derive(session, "apps")
         if request.method != "POST":
             return await self._list(user, csrf)
-        form = await request.form()
-        if not from_our_page(request) or not same(str(form.get("csrf", "")), csrf):
+        form = await form_of(request)
+        if not from_our_page(request, self._url) or not same(form.get("csrf", ""), csrf):
             return self._approval.pages.message(
-                "This did not come from our page", "Nothing was changed.", server=self._server, status_code=403
+                "This did not come from our page",
+                "Nothing was changed.",
+                server=self._provider.public_name,
+                status_code=403,
             )
         if form.get("sign_out"):
             await self._end(session)
             response = self._to_page()
             self._cookies.delete(response, SESSION_COOKIE)
             return response
-        said = await self._revoke(user, str(form.get("revoke", "")))
+        said = await self._revoke(user, form.get("revoke", ""))
         return await self._list(user, csrf, said=said)
 
     async def _sign_in(self, request: Request) -> Response:
-        form = await request.form()
-        if "password" not in form or not from_our_page(request):
+        form = await form_of(request)
+        if "password" not in form or not from_our_page(request, self._url):
             return self._form("You were signed out meanwhile. Sign in again.")
         try:
-            user = await self._approval.sign_in.check(request, self._cookies, self._provider.address_of(request))
+            user = await self._approval.sign_in.check(request, form, self._cookies, self._provider.address_of(request))
         except SignInError as error:
             return self._form(
                 str(error),
-                username=str(form.get("username", "")),
+                username=form.get("username", ""),
                 status_code=error.status_code,
                 headers=error.headers,
             )
@@ -93,7 +95,7 @@ class AppsPage:
     def _form(self, error: str = "", *, username: str = "", status_code: int = 200, **options: Any) -> Response:
         return self._approval.pages.render(
             "sign_in.html",
-            server=self._server,
+            server=self._provider.public_name,
             title="Connected apps",
             action=self._url,
             error=error,
@@ -107,35 +109,32 @@ class AppsPage:
         connected = await self._connected(user)
         return self._approval.pages.render(
             "apps.html",
-            server=self._server,
+            server=self._provider.public_name,
             title="Connected apps",
             action=self._url,
             csrf=csrf,
+            user=user,
             said=said,
             apps=[self._described(grant) for grant in connected[:SHOWN]],
             more=len(connected) > SHOWN,
         )
 
-    def _described(self, grant: Connection) -> dict[str, str]:
+    def _described(self, grant: Connection) -> dict[str, Any]:
         since, used = _moment(grant.granted_at), _moment(grant.last_used_at)
         return {
             "grant_id": grant.grant_id.hex(),
-            "name": shown(grant.client_name or "") or "An app without a name",
-            "hosts": ", ".join(map(shown, grant.hosts)),
-            "scopes": ", ".join(scopes_in_words(grant.scopes, self._approval.scope_descriptions)),
+            "name": shown_name(grant.client_name),
+            "hosts": ", ".join(grant.hosts),
+            "scopes": scopes_in_words(grant.scopes, self._approval.scope_descriptions),
             "subject": shown(grant.subject or ""),
-            "since": f"{since:%d %B %Y}",
+            "since": f"{since.day} {since:%B %Y}",
             "since_iso": since.isoformat(),
-            "used": f"{used:%d %B %Y, %H:%M} UTC",
+            "used": f"{used.day} {used:%B %Y, %H:%M} UTC",
             "used_iso": used.isoformat(),
         }
 
     def _to_page(self) -> Response:
         return RedirectResponse(self._url, 303, headers={"Cache-Control": "no-store"})
-
-    @property
-    def _server(self) -> str:
-        return urlsplit(self._url).netloc
 
     def _subject(self, user: str) -> str | None:
         return user if self._approval.sign_in.asks_user else None
@@ -192,8 +191,8 @@ class AppsPage:
         for grant in chosen:
             emit("revoked", grant_id=grant.grant_id, client_id=grant.client_id, by=user)
         if which == "all":
-            return f"Access of {len(chosen)} app{'' if len(chosen) == 1 else 's'} was revoked."
-        return f"Access of {shown(chosen[0].client_name or '')} was revoked." if chosen else "It was revoked already."
+            return f"{len(chosen)} app{' has' if len(chosen) == 1 else 's have'} no access any more."
+        return f"“{shown_name(chosen[0].client_name)}” has no access any more." if chosen else "It was revoked already."
 
 
 def _moment(seconds: int) -> datetime:

@@ -1,4 +1,6 @@
-"""What a browser carries: the cookies that bind a request, a session and an allowance to it."""
+"""What a browser carries: the cookies that bind a request, a session and an allowance to it; and the forms it sends."""
+
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,10 +14,15 @@ def request_cookie(handle: str) -> str:
 
 
 class Cookies:
-    """Cookies of this server alone: no script reads them, no other host sets them, https keeps them."""
+    """Cookies of this server alone: no script reads them, no other host sets them, https keeps them.
+
+    Their names tell apart the servers of one host, under paths of their own or, on loopback, at other ports: browsers
+    send a cookie to every port, and `__Host-` wants the path to be "/".
+    """
 
     def __init__(self, base_url: str) -> None:
         self._secure = base_url.startswith("https://")
+        self._server = hash_secret(base_url).hex()[:8]
 
     def get(self, request: Request, name: str) -> str | None:
         return request.cookies.get(self._name(name))
@@ -35,12 +42,25 @@ class Cookies:
         response.delete_cookie(self._name(name), path="/", secure=self._secure, httponly=True)
 
     def _name(self, name: str) -> str:
-        return f"__Host-{name}" if self._secure else name
+        return f"{'__Host-' if self._secure else ''}{name}_{self._server}"
 
 
-def from_our_page(request: Request) -> bool:
-    """Tell whether a form was sent by a page of ours, as far as the browser says.
+async def form_of(request: Request) -> dict[str, str]:
+    """Return the fields of a form of ours, which browsers send urlencoded; of anything else, none.
 
-    Its `Origin` says nothing, since `Referrer-Policy: no-referrer` makes it "null"; the token in the form proves it.
+    The other encoding takes a charset from the sender, and so yields text that cannot be encoded again.
     """
-    return request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        return {}
+    return {name: str(value) for name, value in (await request.form()).items()}
+
+
+def from_our_page(request: Request, page_url: str) -> bool:
+    """Tell whether a form was sent by a page of ours, as far as the browser says. The token in the form proves it.
+
+    `Referrer-Policy: no-referrer` makes the `Origin` of our own forms "null".
+    """
+    page = urlsplit(page_url)
+    origins = ("null", f"{page.scheme}://{page.netloc}")
+    sites = ("same-origin", "none")
+    return request.headers.get("origin", "null") in origins and request.headers.get("sec-fetch-site", "none") in sites

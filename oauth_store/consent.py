@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from oauth_store.approval import AuthorizationRequest
-from oauth_store.browser import Cookies, from_our_page, request_cookie
+from oauth_store.browser import Cookies, form_of, from_our_page, request_cookie
 from oauth_store.clients import OFFLINE_ACCESS
 from oauth_store.credentials import derive, same
 from oauth_store.sign_in import SignInError
-from oauth_store.text import shown
+from oauth_store.text import shown, shown_name
 
 if TYPE_CHECKING:
     from oauth_store.password import PasswordApproval
@@ -44,7 +44,7 @@ class ConsentPage:
         self._provider = provider
         self._approval = approval
         self._url = provider.public_url(self.path)
-        self._cookies = Cookies(self._url)
+        self._cookies = Cookies(str(provider.base_url))
 
     def url(self, handle: str) -> str:
         """Return the address of the page for one request."""
@@ -68,28 +68,29 @@ class ConsentPage:
         csrf = derive(browser, f"consent {handle}")
         if request.method != "POST":
             return self._page(waiting, csrf)
-        form = await request.form()
-        if not from_our_page(request) or not same(str(form.get("csrf", "")), csrf):
+        form = await form_of(request)
+        if not from_our_page(request, self._url) or not same(form.get("csrf", ""), csrf):
             return self._message(
                 403,
                 "This answer did not come from our page",
                 "Nothing was allowed. Go back to your app, and connect again.",
             )
         try:
-            return await self._answer(request, waiting, csrf)
+            return await self._answer(request, form, waiting, csrf)
         except AuthorizeError:  # answered, or expired, in between
             return self._over()
 
-    async def _answer(self, request: Request, waiting: AuthorizationRequest, csrf: str) -> Response:
-        form = await request.form()
+    async def _answer(
+        self, request: Request, form: Mapping[str, str], waiting: AuthorizationRequest, csrf: str
+    ) -> Response:
         if form.get("answer") == "deny":
             return _to_client(await self._provider.deny(waiting.handle))
         if form.get("answer") != "allow":
             return self._page(waiting, csrf, error="Choose Allow or Deny.", status_code=400)
         try:
-            user = await self._approval.sign_in.check(request, self._cookies, self._provider.address_of(request))
+            user = await self._approval.sign_in.check(request, form, self._cookies, self._provider.address_of(request))
         except SignInError as error:
-            username = str(form.get("username", ""))
+            username = form.get("username", "")
             return self._page(
                 waiting, csrf, error=str(error), username=username, status_code=error.status_code, headers=error.headers
             )
@@ -112,10 +113,10 @@ class ConsentPage:
             "consent.html",
             status_code=status_code,
             headers=headers,
-            server=self._server,
+            server=self._provider.public_name,
             action=self.url(waiting.handle),
             csrf=csrf,
-            client=shown(client.client_name or "") or "an app without a name",
+            client=shown_name(client.client_name),
             document_host=document_host(client.client_id),
             target=Target.of(waiting.redirect_uri, self._approval.known_hosts),
             scopes=scopes_in_words(waiting.scopes, self._approval.scope_descriptions),
@@ -129,7 +130,7 @@ class ConsentPage:
         access, refresh = self._provider.expiry_seconds
         if "refresh_token" not in client.grant_types:
             return f"{in_words(access)}; then it has to ask again"
-        return f"until it is revoked, or not used for {in_words(refresh)}"
+        return f"Until you revoke it, or it is not used for {in_words(refresh)}"
 
     def _over(self) -> Response:
         return self._message(
@@ -140,11 +141,9 @@ class ConsentPage:
         )
 
     def _message(self, status_code: int, title: str, *paragraphs: str) -> Response:
-        return self._approval.pages.message(title, *paragraphs, server=self._server, status_code=status_code)
-
-    @property
-    def _server(self) -> str:
-        return urlsplit(self._url).netloc
+        return self._approval.pages.message(
+            title, *paragraphs, server=self._provider.public_name, status_code=status_code
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +154,12 @@ class Target:
     """`web`, `loopback`, or `app` for an application's own scheme."""
     host: str
     known_as: str | None
+
+    @property
+    def ending(self) -> str:
+        """How a long host ends, which is what counts: `claude.ai.evil.example` belongs to `evil.example`."""
+        labels = self.host.split(".")
+        return ".".join(labels[-3:]) if len(labels) > 3 and self.kind == "web" else ""
 
     @classmethod
     def of(cls, redirect_uri: str, known_hosts: Collection[str] = ()) -> "Target":

@@ -12,7 +12,7 @@ from oauth_store.apps import AppsPage
 from oauth_store.consent import ConsentPage
 from oauth_store.errors import ConfigurationError
 from oauth_store.pages import DEFAULT_ACCENT, Pages
-from oauth_store.sign_in import OWNER, SignIn
+from oauth_store.sign_in import OWNER, SignIn, normalized
 
 if TYPE_CHECKING:
     from oauth_store.provider import SQLAlchemyOAuthProvider
@@ -69,8 +69,8 @@ class PasswordApproval:
         for user in users or ():
             if not user or user != user.strip() or not user.isprintable():
                 raise ConfigurationError(f"users has the name {user!r}; expected printable text")
-        hashes = {user: (f"users[{user!r}]", hashed) for user, hashed in users.items()} if users is not None else {}
-        self.sign_in = SignIn(hashes or {OWNER: (source, str(password_hash))}, asks_user=users is not None)
+        named = {normalized(user): (f"users[{user!r}]", hashed) for user, hashed in (users or {}).items()}
+        self.sign_in = SignIn(named or {OWNER: (source, str(password_hash))}, asks_user=users is not None)
         self.pages = Pages(name=name, logo_url=logo_url, accent=accent, templates=templates)
         self.scope_descriptions = dict(scope_descriptions or {})
         self.known_hosts = frozenset(known_hosts)

@@ -605,6 +605,11 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         """Return the URL of a path of this server, as browsers reach it."""
         return f"{str(self.base_url).rstrip('/')}{path}"
 
+    @property
+    def public_name(self) -> str:
+        """What people call the server where its owner has not named it: host and path of its URL."""
+        return self.public_url("").partition("//")[2]
+
     def address_of(self, request: Request) -> str:
         """Return the address that sent a request: the peer's, or what `trusted_proxies` say of it."""
         return self._flood_guard.address(request)
@@ -614,9 +619,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     ) -> Response:
         """Return a page that tells a person what is wrong, in the look of the approval's pages."""
         pages = getattr(self._approval, "pages", None) or Pages()
-        server = str(self.base_url).partition("//")[2].rstrip("/")
         return pages.message(
-            title, *filter(None, (text, detail)), server=server, status_code=status_code, headers=headers
+            title, *filter(None, (text, detail)), server=self.public_name, status_code=status_code, headers=headers
         )
 
     @property

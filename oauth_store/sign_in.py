@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from argon2 import PasswordHasher, extract_parameters
-from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
 from limits import parse
 from starlette.requests import Request
 from starlette.responses import Response
@@ -59,18 +59,25 @@ class SignIn:
     def __init__(self, hashes: Mapping[str, tuple[str, str]], *, asks_user: bool) -> None:
         """`hashes` are argon2 hashes by user, each with the name of its setting. Raises `ConfigurationError`."""
         self.asks_user = asks_user
+        self._hasher = PasswordHasher()
         self._hashes = {}
+        costs = {}
         for user, (setting, hashed) in hashes.items():
             try:
-                parameters = extract_parameters(hashed)
-            except InvalidHashError:
+                costs["$".join(hashed.split("$")[:4])] = extract_parameters(hashed)
+                self._hasher.verify(hashed, "")  # a hash that was cut off is seen here, not when its owner signs in
+            except VerifyMismatchError:
+                self._hashes[user] = hashed
+                continue
+            except (InvalidHashError, VerificationError):
                 raise ConfigurationError(
                     f"{setting} is no argon2 hash; run `oauth-store hash-password`, and set it to what that prints "
                     "(in single quotes, where a shell reads it)"
                 ) from None
-            self._hashes[user] = hashed
-        self._hasher = PasswordHasher.from_parameters(parameters)
-        self._nobody = self._hasher.hash(secrets.token_urlsafe(32))  # an unknown user takes as long as a known one
+            raise ConfigurationError(f"{setting} is the hash of an empty password; run `oauth-store hash-password`")
+        # An unknown user takes as long as a known one: as long as one of the known, where their hashes differ in cost.
+        self._nobodies = [PasswordHasher.from_parameters(one).hash(secrets.token_urlsafe(32)) for one in costs.values()]
+        self._key = secrets.token_urlsafe(32)
         self._limiter = Limiter()
         self._threads = ThreadPoolExecutor(CONCURRENT_CHECKS, thread_name_prefix="oauth_store-password")
 
@@ -78,14 +85,13 @@ class SignIn:
         """Tell whether a user may still sign in."""
         return user in self._hashes
 
-    async def check(self, request: Request, cookies: Cookies, address: str) -> str:
+    async def check(self, request: Request, form: Mapping[str, str], cookies: Cookies, address: str) -> str:
         """Return the user whose name and password a form has.
 
         Raises `SignInError`: the same, after the same time, for a wrong password and for an unknown user.
         """
-        form = await request.form()
-        user, password = str(form.get("username", "")) if self.asks_user else OWNER, str(form.get("password", ""))
-        hashed = self._hashes.get(user, self._nobody)
+        user = normalized(form.get("username", "").strip()) if self.asks_user else OWNER
+        hashed = self._hashes.get(user) or self._nobody(user)
         known = _known_browser(cookies.get(request, KNOWN_BROWSER), hashed)
         counted = [(PER_BROWSER, f"browser {known}")] if known else [(IN_TOTAL, "all"), (PER_ADDRESS, address)]
         wait = self._limiter.retry_after(*counted)
@@ -96,7 +102,7 @@ class SignIn:
                 f"Too many attempts. Wait {minutes} minute{'s' if minutes > 1 else ''}, and try again.", wait
             )
         loop = asyncio.get_running_loop()
-        right = await loop.run_in_executor(self._threads, self._verify, hashed, password)
+        right = await loop.run_in_executor(self._threads, self._verify, hashed, form.get("password", ""))
         if not right or user not in self._hashes:
             emit("sign_in_failed", address=address, reason="wrong")  # no name: people type passwords there
             raise SignInError("That name and password do not match." if self.asks_user else "That password is wrong.")
@@ -109,6 +115,10 @@ class SignIn:
         browser = secrets.token_urlsafe(16)
         value = f"{browser}.{derive(self._hashes[user], f'known browser {browser}')}"
         cookies.set(response, KNOWN_BROWSER, value, max_age_seconds=KNOWN_BROWSER_SECONDS)
+
+    def _nobody(self, user: str) -> str:
+        """Return a hash that no password has: always the same for one name."""
+        return self._nobodies[int(derive(self._key, user)[:8], 16) % len(self._nobodies)]
 
     def _verify(self, hashed: str, password: str) -> bool:
         try:

@@ -5,6 +5,10 @@ from datetime import UTC, datetime
 
 NAME_LENGTH = 80
 """Characters of a client's name that are shown: it is the client that chose them."""
+BLANK = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and symbols that look like nothing, beside what Unicode calls control characters and separators."""
+QUOTES = '"\u201e\u301d\u301e\u301f\uff02'
+"""Quotation marks, beside those that Unicode calls initial and final."""
 
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _LATEST = 253402300799  # of year 9999, the last that a datetime knows
@@ -12,14 +16,28 @@ _LATEST = 253402300799  # of year 9999, the last that a datetime knows
 
 def shown(text: str) -> str:
     """Return a text that a client chose, for people to read: short, on one line, and nothing that hides in it."""
-    text = visible(text)
+    text = visible(text[: 100 * NAME_LENGTH])
     return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}…"
 
 
+def shown_name(name: str | None) -> str:
+    """Return what a client calls itself, to stand in quotation marks: it cannot end them and go on in our words."""
+    plain = ("'" if one in QUOTES or unicodedata.category(one) in ("Pi", "Pf") else one for one in name or "")
+    return shown("".join(plain)) or "an app without a name"
+
+
 def visible(text: str) -> str:
-    """Return a text on one line, without control characters, whatever its length."""
-    spaced = "".join(" " if unicodedata.category(one)[0] in "CZ" else one for one in text)
-    return " ".join(spaced.split())
+    """Return a text on one line, without control characters, whatever its length.
+
+    At most two marks on a letter: more of them would reach into the lines above and below.
+    """
+    spaced, marks = [], 0
+    for one in unicodedata.normalize("NFC", text):
+        kind = unicodedata.category(one)[0]
+        marks = marks + 1 if kind == "M" else 0
+        if marks <= 2:
+            spaced.append(" " if kind in "CZ" or one in BLANK else one)
+    return " ".join("".join(spaced).split())
 
 
 def iso(seconds: int | None) -> str | None:
