@@ -87,10 +87,12 @@ async def site(
     *,
     base_url: str | None = None,
     approval: dict[str, Any] | None = None,
+    port: int | None = None,
+    certificate: Path | None = None,
     **settings: Any,
 ) -> AsyncIterator[Site]:
     """Serve a site whose PasswordApproval has these settings. With a `base_url` of another host, that is its name."""
-    port = free_port()
+    port = port or free_port()
     password = PasswordApproval(
         **{**({} if "users" in (approval or {}) else {"password_hash": HASH}), **(approval or {})}
     )
@@ -104,7 +106,7 @@ async def site(
             """Answer."""
             return "you are in"
 
-        async with serving(mcp.http_app(stateless_http=True), port) as url:
+        async with serving(mcp.http_app(stateless_http=True), port, certificate) as url:
             yield Site(base_url or url, provider)
 
 

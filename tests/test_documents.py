@@ -5,7 +5,6 @@ which certificates to trust.
 """
 
 import asyncio
-import datetime
 import json
 import socket
 import time
@@ -19,10 +18,6 @@ import httpx2
 import pytest
 import time_machine
 import uvicorn
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from fastmcp import FastMCP
 from fastmcp.server.auth import ssrf
 from starlette.requests import Request
@@ -33,7 +28,7 @@ from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from tests.clients.apps import ANSWER, KINDS, Outcome, make_app
 from tests.conftest import REDIRECT_URI, registration_options
 from tests.flows import pkce, query_of
-from tests.serving import free_port, serving
+from tests.serving import free_port, self_signed, serving
 from tests.test_endpoints import Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")
@@ -118,26 +113,8 @@ class DocumentHost:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate of client.example, signed by itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOSTNAME)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(HOSTNAME)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
     path = tmp_path_factory.mktemp("certificate") / "client.pem"
-    path.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    path.write_bytes(self_signed(HOSTNAME))
     return path
 
 

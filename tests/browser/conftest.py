@@ -10,7 +10,7 @@ import pytest_asyncio
 import time_machine
 from playwright.async_api import Browser, Page, async_playwright
 
-from tests.browser import ARGUMENTS, find_chromium
+from tests.browser import ARGUMENTS, DESK, find_chromium
 from tests.pages import Site, callback_site, site
 
 
@@ -27,7 +27,7 @@ async def chromium() -> AsyncIterator[Browser]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def page(chromium: Browser) -> AsyncIterator[Page]:
     """A page of a new profile."""
-    context = await chromium.new_context()
+    context = await chromium.new_context(viewport=DESK)
     context.set_default_timeout(15_000)
     yield await context.new_page()
     await context.close()
