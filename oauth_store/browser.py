@@ -13,6 +13,10 @@ def request_cookie(handle: str) -> str:
     return f"oauth_store_{hash_secret(handle).hex()[:16]}"
 
 
+REQUEST_COOKIE_SECONDS = 3600
+"""Longer than a request waits: whoever comes too late shall read that, and not that the browser is another one."""
+
+
 class Cookies:
     """Cookies of this server alone: no script reads them, no other host sets them, https keeps them.
 

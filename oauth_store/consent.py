@@ -58,8 +58,8 @@ class ConsentPage:
             return self._message(
                 403,
                 "This page belongs to another browser",
-                "Only the browser that started a request can answer it. Go back to your app, and connect again from "
-                "there, in this browser. It has to accept cookies.",
+                "Only the browser that started a request can answer it, if it accepts cookies, and not hours later. Go "
+                "back to your app, and connect again from there.",
                 "If somebody sent you this link, close the page: nothing was allowed.",
             )
         waiting = await self._provider.pending(handle, request)
@@ -164,13 +164,13 @@ class Target:
     @classmethod
     def of(cls, redirect_uri: str, known_hosts: Collection[str] = ()) -> "Target":
         uri = urlsplit(redirect_uri)
-        host = uri.hostname or ""
+        host, named = uri.hostname or "", uri.netloc.rpartition("@")[2]
         if uri.scheme not in ("http", "https"):
             return cls("app", f"{uri.scheme}:", None)
         if is_loopback_host(host):
-            return cls("loopback", uri.netloc, None)
+            return cls("loopback", named, None)
         known_as = KNOWN_HOSTS.get(host) or ("an app that this server knows" if host in known_hosts else None)
-        return cls("web", uri.netloc, known_as)
+        return cls("web", named, known_as)
 
 
 def document_host(client_id: str) -> str | None:
@@ -187,11 +187,10 @@ def scopes_in_words(scopes: Sequence[str], descriptions: Mapping[str, str]) -> l
 
 def in_words(seconds: int) -> str:
     """Return a duration in the largest unit that it is a few of."""
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= 2 * length or seconds == length:
-            count = round(seconds / length)
-            return f"{count} {unit}{'s' if count != 1 else ''}"
-    return f"{seconds} seconds"
+    units = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+    unit, length = next(one for one in units if seconds >= 2 * one[1] or seconds == one[1])
+    count = round(seconds / length)
+    return f"{count} {unit}{'s' if count != 1 else ''}"
 
 
 def _to_client(url: str) -> Response:

@@ -30,8 +30,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from oauth_store.approval import REQUEST_EXPIRY_SECONDS, AutoApproval, current_request
-from oauth_store.browser import Cookies, request_cookie
+from oauth_store.approval import AutoApproval, current_request
+from oauth_store.browser import REQUEST_COOKIE_SECONDS, Cookies, request_cookie
 from oauth_store.clients import OFFLINE_ACCESS
 from oauth_store.credentials import matches
 from oauth_store.errors import OAuthStoreError
@@ -270,7 +270,7 @@ class _AuthorizeEndpoint:
         started: tuple[str, str] | None = getattr(request.state, "started", None)
         if started is not None and not isinstance(self._provider._approval, AutoApproval):
             handle, browser = started
-            self._cookies.set(response, request_cookie(handle), browser, max_age_seconds=REQUEST_EXPIRY_SECONDS)
+            self._cookies.set(response, request_cookie(handle), browser, max_age_seconds=REQUEST_COOKIE_SECONDS)
         return response
 
 

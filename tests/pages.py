@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import httpx2
 from argon2 import PasswordHasher
@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from oauth_store import PasswordApproval, SQLAlchemyOAuthProvider
 from tests.conftest import REDIRECT_URI, new_client
@@ -88,16 +88,17 @@ async def site(
     base_url: str | None = None,
     approval: dict[str, Any] | None = None,
     port: int | None = None,
+    path: str = "",
     certificate: Path | None = None,
     **settings: Any,
 ) -> AsyncIterator[Site]:
-    """Serve a site whose PasswordApproval has these settings. With a `base_url` of another host, that is its name."""
+    """Serve a site whose PasswordApproval has these settings, under a path. A `base_url` may name another host."""
     port = port or free_port()
     password = PasswordApproval(
         **{**({} if "users" in (approval or {}) else {"password_hash": HASH}), **(approval or {})}
     )
     async with SQLAlchemyOAuthProvider(
-        database, base_url=base_url or f"http://127.0.0.1:{port}", approval=password, **settings
+        database, base_url=base_url or f"http://127.0.0.1:{port}{path}", approval=password, **settings
     ) as provider:
         mcp: FastMCP[None] = FastMCP("test", auth=provider)
 
@@ -106,14 +107,16 @@ async def site(
             """Answer."""
             return "you are in"
 
-        async with serving(mcp.http_app(stateless_http=True), port, certificate) as url:
-            yield Site(base_url or url, provider)
+        app = mcp.http_app(stateless_http=True)
+        outer = Starlette(routes=[Mount(path, app=app)], lifespan=app.lifespan) if path else app
+        async with serving(outer, port, certificate) as url:
+            yield Site(base_url or f"{url}{path}", provider)
 
 
 class Browser:
     """Keeps cookies, follows the redirect to a page, and sends what the page's form would."""
 
-    def __init__(self, connect_to: str | None = None, **headers: str) -> None:
+    def __init__(self, **headers: str) -> None:
         self.http = httpx2.AsyncClient(headers={"Accept": "text/html", **headers}, timeout=60)
 
     async def __aenter__(self) -> "Browser":
@@ -169,6 +172,6 @@ async def callback_site() -> AsyncIterator[tuple[str, list[str]]]:
         yield f"{url}/callback", seen
 
 
-def host_of(url: str) -> str:
-    """Host and port of a URL."""
-    return urlsplit(url).netloc
+def handle_of(page: httpx2.Response) -> str:
+    """The handle of a page of a request."""
+    return query_of(str(page.url))["handle"]
