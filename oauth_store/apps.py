@@ -86,7 +86,7 @@ class AppsPage:
                 headers=error.headers,
             )
         response = self._to_page()
-        session = mint("session")
+        session = self._approval.sign_in.sign(user, mint("session"))
         await self._begin(session, user)
         self._cookies.set(response, SESSION_COOKIE, session, max_age_seconds=SESSION_SECONDS, samesite="strict")
         self._approval.sign_in.remember(response, self._cookies, user)
@@ -161,7 +161,7 @@ class AppsPage:
         async with self._database.read() as database:
             row = await database.execute(_session_by_hash, {"b_hash": hash_secret(session), "b_now": int(time.time())})
             user = row.scalar_one_or_none()
-        return user if self._approval.sign_in.knows(user) else None
+        return user if user is not None and self._approval.sign_in.signed(user, session) else None
 
     @flow_step
     async def _end(self, session: str) -> None:

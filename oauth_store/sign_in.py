@@ -53,7 +53,7 @@ class SignIn:
 
     A browser that signed in before proves it by a cookie, and has an allowance of its own: whoever guesses from
     elsewhere can use up the others, and cannot lock the owner out. The cookie's key is the password's hash, so that it
-    needs no row, and ends with the password.
+    needs no row, and ends with the password, as sessions do.
     """
 
     def __init__(self, hashes: Mapping[str, tuple[str, str]], *, asks_user: bool) -> None:
@@ -81,10 +81,6 @@ class SignIn:
         self._limiter = Limiter()
         self._threads = ThreadPoolExecutor(CONCURRENT_CHECKS, thread_name_prefix="oauth_store-password")
 
-    def knows(self, user: str | None) -> bool:
-        """Tell whether a user may still sign in."""
-        return user in self._hashes
-
     async def check(self, request: Request, form: Mapping[str, str], cookies: Cookies, address: str) -> str:
         """Return the user whose name and password a form has.
 
@@ -92,8 +88,9 @@ class SignIn:
         """
         user = normalized(form.get("username", "").strip()) if self.asks_user else OWNER
         hashed = self._hashes.get(user) or self._nobody(user)
-        known = _known_browser(cookies.get(request, KNOWN_BROWSER), hashed)
-        counted = [(PER_BROWSER, f"browser {known}")] if known else [(IN_TOTAL, "all"), (PER_ADDRESS, address)]
+        browser = cookies.get(request, KNOWN_BROWSER)
+        known = self.signed(user, browser)
+        counted = [(PER_BROWSER, f"browser {browser}")] if known else [(IN_TOTAL, "all"), (PER_ADDRESS, address)]
         wait = self._limiter.retry_after(*counted)
         if wait is not None:
             emit("sign_in_failed", address=address, reason="too many attempts")
@@ -112,9 +109,17 @@ class SignIn:
 
     def remember(self, response: Response, cookies: Cookies, user: str) -> None:
         """Let the browser prove next time that this user has signed in with it."""
-        browser = secrets.token_urlsafe(16)
-        value = f"{browser}.{derive(self._hashes[user], f'known browser {browser}')}"
+        value = self.sign(user, secrets.token_urlsafe(16))
         cookies.set(response, KNOWN_BROWSER, value, max_age_seconds=KNOWN_BROWSER_SECONDS)
+
+    def sign(self, user: str, value: str) -> str:
+        """Return a value for a cookie that is this user's for as long as their password stays."""
+        return f"{value}.{derive(self._hashes[user], value)}"
+
+    def signed(self, user: str, cookie: str | None) -> bool:
+        """Tell whether a cookie has what `sign` made for this user."""
+        value, _, proof = (cookie or "").rpartition(".")
+        return user in self._hashes and same(proof, derive(self._hashes[user], value))
 
     def _nobody(self, user: str) -> str:
         """Return a hash that no password has: always the same for one name."""
@@ -135,8 +140,3 @@ def normalized(password: str) -> str:
 def hash_password(password: str) -> str:
     """Return the argon2id hash of a password, for `PasswordApproval`."""
     return PasswordHasher().hash(normalized(password))
-
-
-def _known_browser(cookie: str | None, hashed: str) -> str | None:
-    browser, _, proof = (cookie or "").partition(".")
-    return browser if browser and same(proof, derive(hashed, f"known browser {browser}")) else None
