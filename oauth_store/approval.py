@@ -47,8 +47,9 @@ class AuthorizationRequest:
 class Approval(Protocol):
     """Decides whether a client gets in. Anything with this method will do.
 
-    It may also have a method `routes(provider)` that returns a list of Starlette routes: its pages. They are served
-    beside /authorize and /token, and while the database is away they answer 503.
+    It may also have a method `routes(provider)` that returns a list of Starlette routes: its pages, each with the
+    middleware that it brings. They are served beside /authorize and /token, and while the database is away they answer
+    503. examples/oidc_approval.py is an approval that signs the owner in elsewhere.
     """
 
     async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:

@@ -1,0 +1,218 @@
+"""Lets in whom an OpenID Connect provider signs in: Google, Microsoft, Keycloak, Authentik, a company's own.
+
+    pip install fastmcp-oauth-store authlib itsdangerous
+    python examples/oidc_approval.py
+
+An approval of your own, to copy and to change. These environment variables say the rest:
+
+    BASE_URL               the public URL of this server; http://127.0.0.1:8000, where it listens, if it is unset
+    OIDC_ISSUER            the provider, spelled as it spells itself: https://accounts.google.com
+    OIDC_CLIENT_ID         of this server, as registered there with the redirect URI <BASE_URL>/sign-in/callback
+    OIDC_CLIENT_SECRET     that goes with it
+    OIDC_OWNER_SUBJECTS    who may let apps in, by the `sub` that the provider knows them by, separated by commas
+    OIDC_OWNER_EMAILS      the same by address, as far as the provider says that it has verified it
+"""
+
+import hmac
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from authlib.integrations.starlette_client import OAuth, OAuthError
+from fastmcp import FastMCP
+from jinja2 import Environment, FileSystemLoader
+from mcp.server.auth.provider import AuthorizeError
+from starlette.middleware import Middleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from oauth_store import AuthorizationRequest, ConfigurationError, OAuthStoreError, SQLAlchemyOAuthProvider
+
+PAGE, CALLBACK = "/sign-in", "/sign-in/callback"
+SESSION_SECONDS = 600  # as long as a request waits
+template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template(
+    "oidc_approval.html"
+)
+logger = logging.getLogger("oidc_approval")
+
+
+class OidcApproval:
+    """Signs the owner in at an OpenID Connect provider, then shows who asks, and takes the answer."""
+
+    def __init__(self, settings: Mapping[str, str] = os.environ) -> None:
+        """Raises `ConfigurationError` for a setting that is missing or bad. The provider is not asked yet."""
+        needed = ("OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET")
+        for name in needed:
+            if not settings.get(name):
+                raise ConfigurationError(f"{name} is not set; {Path(__file__).name} begins with what it is")
+        self._issuer, client_id, client_secret = (settings[name] for name in needed)
+        url = urlsplit(self._issuer)
+        if url.scheme != "https" and (url.scheme, url.hostname) != ("http", "127.0.0.1"):
+            raise ConfigurationError(f"OIDC_ISSUER is {self._issuer!r}; expected one like https://accounts.google.com")
+        self._subjects, self._emails = (
+            {owner.strip() for owner in settings.get(name, "").split(",")} - {""}
+            for name in ("OIDC_OWNER_SUBJECTS", "OIDC_OWNER_EMAILS")
+        )
+        if not self._subjects and not self._emails:
+            raise ConfigurationError("nobody could let an app in; set OIDC_OWNER_SUBJECTS or OIDC_OWNER_EMAILS")
+        self._upstream = OAuth().register(
+            "upstream",
+            client_id=client_id,
+            client_secret=client_secret,
+            server_metadata_url=f"{self._issuer.rstrip('/')}/.well-known/openid-configuration",
+            client_kwargs={"scope": "openid email", "code_challenge_method": "S256"},
+        )
+        self._claims = {
+            "iss": {"essential": True, "value": self._issuer},
+            "aud": {"essential": True, "value": client_id},
+        }
+        # the same in every process, so that any of them can go on; another one when who may sign in changes
+        bound = repr((self._issuer, client_id, sorted(self._subjects), sorted(self._emails)))
+        self._session_key = hmac.digest(client_secret.encode(), bound.encode(), "sha256").hex()
+
+    async def authorize(self, provider: SQLAlchemyOAuthProvider, request: AuthorizationRequest) -> str:
+        """Send the browser to our page."""
+        return _page_url(provider, request.handle)
+
+    def routes(self, provider: SQLAlchemyOAuthProvider) -> list[Route]:
+        """Return our pages. Their signed session cookie says which request a sign-in is for, and then whose it was."""
+        secure = provider.public_url("").startswith("https://")
+        session = Middleware(
+            SessionMiddleware,
+            secret_key=self._session_key,
+            session_cookie="__Host-sign-in" if secure else "sign-in",
+            max_age=SESSION_SECONDS,
+            same_site="lax",  # a strict one would not come along when the provider sends the browser back
+            https_only=secure,
+        )
+        return [
+            Route(PAGE, partial(self._page, provider), methods=["GET", "POST"], middleware=[session]),
+            Route(CALLBACK, partial(self._callback, provider), middleware=[session]),
+        ]
+
+    async def _page(self, provider: SQLAlchemyOAuthProvider, request: Request) -> Response:
+        handle = request.query_params.get("handle", "")
+        asked = await provider.pending(handle, request)
+        if asked is None:  # so it is in every browser but the one that started it: anyone can send a link around
+            return _say(410, "This request is over", "It was answered, is too old, or belongs to another browser.")
+        signed_in = request.session.get("signed_in", {})
+        if signed_in.get("handle") != handle:  # a sign-in is good for one request
+            if request.method == "POST":
+                return _say(403, "You are not signed in", "Nothing was allowed.")
+            return await self._to_upstream(provider, request, handle)
+        if request.method == "GET":
+            return _ask(asked, signed_in)
+        form = await request.form()
+        if not hmac.compare_digest(str(form.get("csrf", "")).encode(), signed_in["csrf"].encode()):
+            return _say(403, "This answer did not come from our page", "Nothing was allowed.")
+        try:
+            if form.get("answer") == "allow":
+                url = await provider.approve(handle, subject=signed_in["subject"])
+            else:
+                url = await provider.deny(handle)
+        except AuthorizeError:  # answered, or expired, in between
+            return _say(410, "This request is over", "It was answered, or is too old.")
+        return RedirectResponse(url, 303, {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
+
+    async def _to_upstream(self, provider: SQLAlchemyOAuthProvider, request: Request, handle: str) -> Response:
+        request.session.clear()
+        request.session["handle"] = handle
+        try:
+            # Authlib makes state, nonce and PKCE verifier, and keeps them in the session
+            redirect: Response = await self._upstream.authorize_redirect(request, provider.public_url(CALLBACK))
+            issuer = self._upstream.server_metadata["issuer"]
+        except Exception as error:  # whatever the provider answers, people get a page
+            logger.warning("nobody can sign in: %r", error)
+            return _say(502, "Signing in does not work right now", "Reload this page in a moment.")
+        if issuer != self._issuer:  # OpenID Connect Discovery, section 4.3
+            logger.error("nobody can sign in: OIDC_ISSUER is %r, which calls itself %r", self._issuer, issuer)
+            return _say(502, "Signing in does not work", "The log of this server says why.")
+        return redirect
+
+    async def _callback(self, provider: SQLAlchemyOAuthProvider, request: Request) -> Response:
+        handle = request.session.get("handle", "")
+        again = _page_url(provider, handle) if handle else None
+        try:
+            token = await self._upstream.authorize_access_token(request, claims_options=self._claims)
+            person = await self._person(token)
+        except OAuthError as error:  # the provider said no, or the state was used or is not this browser's
+            logger.warning("a sign-in failed: %r", error)
+            return _say(400, "You are not signed in", "The sign-in was cancelled, or not begun here.", again)
+        except Exception as error:  # whatever else it answers lets nobody in
+            logger.warning("nobody can sign in: %r", error)
+            return _say(502, "Signing in does not work right now", "Try again in a moment.", again)
+        email = person.get("email") if person.get("email_verified") is True else None
+        name = f"{email or 'someone without a verified address'} (subject {person['sub']})"
+        if person["sub"] not in self._subjects and email not in self._emails:
+            logger.warning("not an owner: %r", name)
+            return _say(403, "You cannot let apps in here", f"You signed in as {name}.", again)
+        request.session.clear()
+        csrf = secrets.token_urlsafe(32)
+        request.session["signed_in"] = {"handle": handle, "subject": person["sub"], "name": name, "csrf": csrf}
+        return RedirectResponse(_page_url(provider, handle), 303, {"Cache-Control": "no-store"})
+
+    async def _person(self, token: dict[str, Any]) -> dict[str, Any]:
+        """Return the claims of the verified ID token, and of the userinfo endpoint where the address is only there."""
+        claims: dict[str, Any] = token["userinfo"]  # missing without an ID token, which is an error like others
+        if self._emails and "email" not in claims:
+            more = await self._upstream.userinfo(token=token)
+            if more["sub"] == claims["sub"]:  # OpenID Connect Core, section 5.3.2
+                return {**more, **claims}
+        return claims
+
+
+def _page_url(provider: SQLAlchemyOAuthProvider, handle: str) -> str:
+    return f"{provider.public_url(PAGE)}?{urlencode({'handle': handle})}"
+
+
+def _ask(asked: AuthorizationRequest, signed_in: dict[str, str]) -> Response:
+    target = urlsplit(asked.redirect_uri)
+    web = target.scheme in ("http", "https")  # in a link of an app's own scheme, the host says nothing
+    name = "".join(one for one in asked.client.client_name or "" if one.isprintable())[:80]  # the client chose it
+    return _html(
+        200,
+        title="Let this app in?",
+        client=name or "nothing",
+        target=target.netloc if web else f"the app on this device that opens {target.scheme}: links",
+        scopes=" ".join(asked.scopes) or "everything that this server offers to apps",
+        name=signed_in["name"],
+        csrf=signed_in["csrf"],
+    )
+
+
+def _say(status: int, title: str, text: str, again: str | None = None) -> Response:
+    return _html(status, title=title, text=text, again=again)
+
+
+def _html(status: int, **values: str | None) -> Response:
+    headers = {
+        # no form-action: Chromium holds it against the redirect to the client that follows the form
+        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
+        "frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
+    }
+    return HTMLResponse(template.render(values), status, headers)
+
+
+def main() -> None:
+    """Serve until stopped."""
+    try:
+        base_url = os.environ.get("BASE_URL", "http://127.0.0.1:8000")
+        mcp: FastMCP[None] = FastMCP("wiki", auth=SQLAlchemyOAuthProvider(base_url=base_url, approval=OidcApproval()))
+        mcp.tool(lambda title: f"{title}: for authorized clients only", name="read_page")
+        mcp.run(transport="http", host="127.0.0.1", port=8000, stateless_http=True, show_banner=False)
+    except OAuthStoreError as error:
+        sys.exit(f"cannot start: {error}")
+
+
+if __name__ == "__main__":
+    main()
