@@ -1,0 +1,165 @@
+"""`oauth-store hash-password`, on a terminal and with a pipe."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from argon2 import PasswordHasher
+
+from oauth_store import PasswordApproval
+
+COMMAND = [sys.executable, "-m", "oauth_store", "hash-password"]
+PASSWORD = "correct horse"
+SECONDS = 30
+
+
+def piped(data: bytes, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with `data` on standard input."""
+    done = subprocess.run([*COMMAND, *arguments], input=data, capture_output=True, timeout=SECONDS, check=False)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def typed(*answers: str | int) -> tuple[int, str, str]:
+    """Run the command on a terminal of its own, and type an answer, or send a signal, whenever it asks.
+
+    Returns its exit code, what it wrote to standard output, and what the terminal showed.
+    """
+    terminal, its_side = pty.openpty()
+    # a new session that opens a terminal has it as its own: getpass asks there, and not on standard output
+    command = ["sh", "-c", f'exec "$@" <{os.ttyname(its_side)}', "sh", *COMMAND]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_side, text=True, start_new_session=True)
+    os.close(its_side)
+    try:
+        shown = ""
+        for answer in answers:
+            shown += read_terminal(terminal, until=": ")
+            if isinstance(answer, int):
+                process.send_signal(answer)
+            else:
+                os.write(terminal, answer.encode())
+        shown += read_terminal(terminal)
+        output, _ = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+    return process.returncode, output, shown
+
+
+def read_terminal(terminal: int, until: str | None = None) -> str:
+    """What a terminal shows, up to a text; or up to the end of the process."""
+    shown, deadline = "", time.monotonic() + SECONDS
+    while until is None or not shown.endswith(until):
+        ready, _, _ = select.select([terminal], [], [], max(0, deadline - time.monotonic()))
+        assert ready, f"nothing more than {shown!r}"
+        try:
+            data = os.read(terminal, 4096)
+        except OSError:  # the other side is closed
+            data = b""
+        if not data:
+            assert until is None, f"the command ended: {shown}"
+            break
+        shown += data.decode()
+    return shown
+
+
+class TestTerminal:
+    """A person types it."""
+
+    def test_it_is_asked_for_twice_and_never_shown(self) -> None:
+        """The prompts are on the terminal, without echo; standard output has the hash, and nothing else."""
+        code, output, shown = typed(f"{PASSWORD}\n", f"{PASSWORD}\n")
+        assert code == 0
+        assert PasswordHasher().verify(output.removesuffix("\n"), PASSWORD)
+        assert PASSWORD not in shown
+        assert [line.strip() for line in shown.splitlines()] == [
+            "Password:",
+            "Once more:",
+            "Set MCP_OAUTH_PASSWORD_HASH to this (in single quotes, where a shell reads it):",
+        ]
+
+    def test_a_slip_of_the_keyboard_is_noticed(self) -> None:
+        """Two different ones are refused, and neither is shown."""
+        code, output, shown = typed(f"{PASSWORD}\n", "correct house\n")
+        assert (code, output) == (1, "")
+        assert "not the same password twice" in shown
+        assert PASSWORD not in shown
+        assert "house" not in shown
+
+    def test_an_arrow_key_is_noticed(self) -> None:
+        """What the sign-in page could never take is refused, before it locks the owner out."""
+        code, output, shown = typed("correct horse\x1b[D\n", "correct horse\x1b[D\n")
+        assert (code, output) == (1, "")
+        assert "control character" in shown
+
+    @pytest.mark.parametrize("leaving", ["\x04", "\x03", signal.SIGINT], ids=["Ctrl-D", "Ctrl-C", "SIGINT"])
+    def test_leaving_is_quiet(self, leaving: str | int) -> None:
+        """Ctrl-C and Ctrl-D end it with 130, without a traceback."""
+        code, output, shown = typed(leaving)
+        assert (code, output) == (130, "")
+        assert "Traceback" not in shown
+
+
+class TestPipe:
+    """A script sends it."""
+
+    @pytest.mark.parametrize(
+        ("data", "password"),
+        [
+            (b"correct horse\n", PASSWORD),
+            (b"correct horse", PASSWORD),
+            (b"correct horse\r\nand more\n", PASSWORD),
+            (b"  spaces count  \n", "  spaces count  "),
+            ("cafe\u0301 au lait\n".encode(), "caf\u00e9 au lait"),
+            (b"x" * 1000, "x" * 1000),
+        ],
+    )
+    def test_the_first_line_is_hashed(self, data: bytes, password: str) -> None:
+        """Standard output is the hash of the first line, as the sign-in page spells it, ready for PasswordApproval."""
+        done = piped(data)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("$argon2id$")
+        assert PasswordHasher().verify(done.stdout.removesuffix("\n"), password)
+        assert "Set MCP_OAUTH_PASSWORD_HASH" in done.stderr
+        PasswordApproval(password_hash=done.stdout.removesuffix("\n"))
+
+    @pytest.mark.parametrize(
+        ("data", "complaint"),
+        [
+            (b"", "the password is empty"),
+            (b"\n", "the password is empty"),
+            (b"\ncorrect horse\n", "the password is empty"),
+            (b"seven77\n", "the password has 7 characters; expected 8 to 1000"),
+            (b"x" * 1001, "the password has 1001 characters; expected 8 to 1000"),
+            (b"correct\0horse\n", "control character"),
+            (b"correct \xff horse\n", "not text in UTF-8"),
+        ],
+    )
+    def test_what_could_not_be_used_is_refused(self, data: bytes, complaint: str) -> None:
+        """One line says what is wrong; there is no hash, and the password is not repeated."""
+        done = piped(data)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert complaint in done.stderr
+        assert done.stderr.startswith("oauth-store: ")
+        assert len(done.stderr.splitlines()) == 1
+        assert "seven77" not in done.stderr
+
+    def test_an_argument_is_refused_and_not_repeated(self) -> None:
+        """Every process can read arguments: one says how it is done, and does not show it once more."""
+        done = piped(b"", PASSWORD)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "type it when asked" in done.stderr
+        assert "horse" not in done.stderr
+
+
+def test_the_help_names_it() -> None:
+    """--help tells that the command is there, and of no argument."""
+    done = piped(b"", "--help")
+    assert done.returncode == 0
+    assert "MCP_OAUTH_PASSWORD_HASH" in done.stdout
+    assert "ARG" not in done.stdout
