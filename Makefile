@@ -4,10 +4,11 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo serve test check clean
 
 help:
 	@echo "make demo    a client keeps working through a kill -9 of its server"
+	@echo "make serve   a server with a sign-in page, for you to connect Claude to"
 	@echo "make test    the tests, on SQLite and on PostgreSQL"
 	@echo "make check   formatting, lint, types, migrations and the tests: what CI runs"
 	@echo "make clean   remove .venv and everything else that was built here"
@@ -15,6 +16,9 @@ help:
 
 demo: .venv/installed
 	@$(BIN)/python examples/demo.py
+
+serve: .venv/installed
+	@$(BIN)/python -m examples.serve
 
 test: .venv/installed-dev
 	$(BIN)/pytest

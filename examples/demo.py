@@ -1,12 +1,16 @@
 """What a `kill -9` does to an MCP client: nothing here, and a new authorization on `InMemoryOAuthProvider`.
 
 `make demo` runs it. A real server in a process of its own, a real client over HTTP, and every OAuth request that the
-client sends, as it happens. Exits 1 if the client of the persistent server had to authorize again.
+client sends, as it happens. The persistent server asks its owner for a password, on a page; here nobody sits at the
+browser, so the form is filled in over HTTP. Exits 1 if the client of that server had to authorize again.
 """
 
 import asyncio
+import html
 import logging
 import os
+import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -65,9 +69,12 @@ async def demonstrate_persistent() -> bool:
     with tempfile.TemporaryDirectory() as directory:
         settings = {"MCP_OAUTH_DB": str(Path(directory) / "oauth.db")}
         say("  alembic upgrade head")
-        migrate(settings)
+        run_tool("alembic", "upgrade", "head", settings=settings)
+        say("  oauth-store hash-password")
+        password = secrets.token_urlsafe(16)
+        settings["MCP_OAUTH_PASSWORD_HASH"] = run_tool("oauth_store", "hash-password", typed=password).strip()
         server = Server([str(SERVER)], Path(directory) / "server.log", settings)
-        return await demonstrate(server)
+        return await demonstrate(server, password)
 
 
 async def demonstrate_in_memory() -> bool:
@@ -79,9 +86,9 @@ async def demonstrate_in_memory() -> bool:
         return await demonstrate(server)
 
 
-async def demonstrate(server: "Server") -> bool:
+async def demonstrate(server: "Server", password: str | None = None) -> bool:
     """Authorize a client, kill the server, start it again. Return whether the client had to authorize again."""
-    app = ClientApp(server.url)
+    app = ClientApp(server.url, password)
     try:
         server.start()
         say(f"  server started, process {server.pid}, {server.url}")
@@ -105,10 +112,14 @@ async def demonstrate(server: "Server") -> bool:
 
 
 class ClientApp:
-    """An MCP client application: what it has stored, and how often its owner had to authorize it."""
+    """An MCP client application: what it has stored, and how often its owner had to authorize it.
 
-    def __init__(self, url: str) -> None:
+    `password` is what the server's page asks the owner for. None is a server that asks nobody.
+    """
+
+    def __init__(self, url: str, password: str | None = None) -> None:
         self.url = url
+        self.password = password
         self.storage = MemoryStore()
         self.requests: list[str] = []
         self.authorizations = 0
@@ -154,10 +165,15 @@ class ClientApp:
         what = f"{request.method} {url.path}"
         if url.path == "/authorize":
             what += f" (PKCE {parse_qs(url.query)['code_challenge_method'][0]})"
+        if (request.method, url.path) == ("POST", "/consent"):
+            typed = parse_qs(request.content.decode())["password"][0]
+            what += " (the password)" if typed == self.password else " (a wrong password)"
         if url.path == "/token":
             what += f" ({parse_qs(request.content.decode())['grant_type'][0]})"
         self.requests.append(f"{what} {response.status_code}")
-        say(f"    {what:<36}{response.status_code}{_MEANINGS.get((url.path, response.status_code), '')}")
+        asks = urlsplit(response.headers.get("location", "")).path == "/consent"
+        meaning = "  ask the owner" if asks else _MEANINGS.get((url.path, response.status_code), "")
+        say(f"    {what:<36}{response.status_code}{meaning}")
 
     def _http_client(
         self,
@@ -179,6 +195,9 @@ _MEANINGS = {
     ("/register", 201): "  registered",
     ("/authorize", 302): "  approved: here is a code",
     ("/authorize", 400): "  the registration is lost",
+    ("/consent", 200): "  in the browser",
+    ("/consent", 303): "  allowed: here is a code",
+    ("/consent", 403): "  refused",
     ("/token", 200): "  an access and a refresh token",
 }
 
@@ -197,7 +216,29 @@ class CountingOAuth(HeadlessOAuth):
         self.app.saw(response)
         if response.status_code == 400:  # what the client with a browser does: it registers again
             raise ClientNotFoundError
+        if self.app.password is not None:
+            self._stored_response = await self._allow(response, self.app.password)
         self.app.authorizations += 1
+
+    async def _allow(self, redirect: httpx2.Response, password: str) -> Any:
+        """Open the page that the browser is sent to, and press Allow with a wrong password, then with the right one."""
+        async with httpx2.AsyncClient(cookies=redirect.cookies) as browser:
+            page = await browser.get(redirect.headers["location"])
+            question = re.search(r"<h1>(.*?)</h1>", page.text)
+            csrf = re.search(r'name="csrf" value="(.*?)"', page.text)
+            self.app.saw(page)
+            if question is None or csrf is None:
+                raise DemoError(f"the page does not ask:\n{page.text}")
+            say(f"    the page asks: {html.unescape(question[1])}")
+            for typed, expected in (("a guess", 403), (password, 303)):
+                answer = await browser.post(
+                    page.url, data={"csrf": html.unescape(csrf[1]), "password": typed, "answer": "allow"}
+                )
+                self.app.saw(answer)
+                if answer.status_code != expected:
+                    raise DemoError(f"the page answered {answer.status_code}; expected {expected}")
+        answer.status_code = 302  # the only redirect that HeadlessOAuth knows
+        return answer
 
 
 class Server:
@@ -258,14 +299,20 @@ def serve_in_memory() -> None:
     mcp.run(transport="http", host="127.0.0.1", port=port, stateless_http=True, show_banner=False)
 
 
-def migrate(settings: dict[str, str]) -> None:
-    """Run `alembic upgrade head`, as before a deploy."""
-    command = [sys.executable, "-m", "alembic", "upgrade", "head"]
+def run_tool(module: str, *arguments: str, settings: dict[str, str] | None = None, typed: str = "") -> str:
+    """Run a command as before a deploy, with `typed` on standard input. Return what it prints."""
     done = subprocess.run(
-        command, cwd=ROOT, env={**clean_environment(), **settings}, capture_output=True, text=True, check=False
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env={**clean_environment(), **(settings or {})},
+        input=typed,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
-        raise DemoError(f"alembic upgrade head failed:\n{done.stderr}")
+        raise DemoError(f"{module} {' '.join(arguments)} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def clean_environment() -> dict[str, str]:

@@ -2,9 +2,10 @@
 
     python examples/server.py
 
-Three environment variables say the rest. MCP_OAUTH_DB names the database: a file's path or a URL, "mcp_oauth.db" if it
-is unset. PORT is where to listen on 127.0.0.1. BASE_URL is the URL that clients use; a public one needs an `approval=`
-below, and the server does not start without.
+Four environment variables say the rest. MCP_OAUTH_DB names the database: a file's path or a URL, "mcp_oauth.db" if it
+is unset. PORT is where to listen on 127.0.0.1. BASE_URL is the URL that clients use. MCP_OAUTH_PASSWORD_HASH, which
+`oauth-store hash-password` makes, is the owner's password: without it only clients on this machine get in, and with a
+public BASE_URL the server does not start.
 """
 
 import os
@@ -16,13 +17,10 @@ from fastmcp import FastMCP
 
 from oauth_store import OAuthStoreError, SQLAlchemyOAuthProvider
 
-PORT = int(os.environ.get("PORT", "8000"))
-BASE_URL = os.environ.get("BASE_URL", f"http://127.0.0.1:{PORT}")
-
 
 def create_server() -> FastMCP:
     """Build the server. Nothing is opened yet."""
-    provider = SQLAlchemyOAuthProvider(base_url=BASE_URL)
+    provider = SQLAlchemyOAuthProvider(base_url=base_url())
 
     @asynccontextmanager
     async def lifespan(_server: FastMCP) -> AsyncIterator[None]:
@@ -40,12 +38,25 @@ def create_server() -> FastMCP:
     return mcp
 
 
+def base_url() -> str:
+    """Return the URL that clients use."""
+    return os.environ.get("BASE_URL") or f"http://127.0.0.1:{port()}"
+
+
+def port() -> int:
+    """Return where to listen. Exits with one line where PORT is no port."""
+    found = os.environ.get("PORT") or "8000"
+    if not found.isdecimal() or not 0 < int(found) < 65536:
+        sys.exit(f"cannot start: PORT is {found!r}; expected a number from 1 to 65535")
+    return int(found)
+
+
 def main() -> None:
     """Serve until stopped. What keeps the server from starting is one line and an exit code."""
     try:
         # stateless_http: up to protocol 2025-11-25, an MCP session lives in the memory of one process. A client whose
         # session is lost in a restart gets "Session not found", which its user takes for a lost login.
-        create_server().run(transport="http", host="127.0.0.1", port=PORT, stateless_http=True, show_banner=False)
+        create_server().run(transport="http", host="127.0.0.1", port=port(), stateless_http=True, show_banner=False)
     except OAuthStoreError as error:
         sys.exit(f"cannot start: {error}")
 
