@@ -108,7 +108,7 @@ class ConsentPage:
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        client = waiting.client
+        client, name = waiting.client, shown_name(waiting.client.client_name)
         return self._approval.pages.render(
             "consent.html",
             status_code=status_code,
@@ -116,7 +116,8 @@ class ConsentPage:
             server=self._provider.public_name,
             action=self.url(waiting.handle),
             csrf=csrf,
-            client=shown_name(client.client_name),
+            title=f"Allow “{name}”?",
+            client=name,
             document_host=document_host(client.client_id),
             target=Target.of(waiting.redirect_uri, self._approval.known_hosts),
             scopes=scopes_in_words(waiting.scopes, self._approval.scope_descriptions),

@@ -1,5 +1,6 @@
 """The pages that people see: how they are rendered, branded, and kept apart from the rest of the web."""
 
+import functools
 import re
 import secrets
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from starlette.responses import HTMLResponse, Response
 
 from oauth_store.errors import ConfigurationError
 
+TEMPLATES = ("base.html", "fields.html", "consent.html", "sign_in.html", "apps.html", "message.html")
 DEFAULT_ACCENT = "#1a56b0"
 
 
@@ -27,7 +29,7 @@ class Pages:
         templates: str | Path | None = None,
     ) -> None:
         """Raises `ConfigurationError` for a colour, a logo or a directory that cannot be used."""
-        from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+        from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
 
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", accent):
             raise ConfigurationError(f"accent is {accent!r}; expected a colour such as {DEFAULT_ACCENT!r}")
@@ -39,6 +41,11 @@ class Pages:
         self._environment = Environment(
             loader=ChoiceLoader([*own, PackageLoader("oauth_store")]), autoescape=True, undefined=StrictUndefined
         )
+        try:
+            for template in TEMPLATES:
+                self._environment.get_template(template)
+        except (TemplateError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"templates: {template} cannot be read: {error}") from error
         self._environment.globals |= {"logo_url": logo_url, "accent": accent, "on_accent": _readable_on(accent)}
 
     def render(
@@ -85,6 +92,12 @@ class Pages:
         return self.render(
             "message.html", server=server, status_code=status_code, headers=headers, title=title, paragraphs=paragraphs
         )
+
+
+@functools.cache
+def plain_pages() -> Pages:
+    """Return the pages of a server whose approval has none. To build them takes a while."""
+    return Pages()
 
 
 def wants_page(request: Request) -> bool:

@@ -1,6 +1,7 @@
 """`PasswordApproval`: who may let a client in is who knows a password."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ from oauth_store.sign_in import OWNER, SignIn, normalized
 
 if TYPE_CHECKING:
     from oauth_store.provider import SQLAlchemyOAuthProvider
+
+TAKEN = (ConsentPage.path, "/authorize", "/token", "/register", "/revoke")
+"""Paths that are in use beside the MCP endpoint's, which nobody knows yet."""
 
 
 class PasswordApproval:
@@ -64,8 +68,8 @@ class PasswordApproval:
                 )
         if users is not None and not users:
             raise ConfigurationError("users is empty: nobody could sign in")
-        if apps_path is not None and (not apps_path.startswith("/") or apps_path == "/"):
-            raise ConfigurationError(f"apps_path is {apps_path!r}; expected a path such as '/apps', or None")
+        if apps_path is not None and (not re.fullmatch(r"(/[\w.~-]+)+", apps_path, re.ASCII) or apps_path in TAKEN):
+            raise ConfigurationError(f"apps_path is {apps_path!r}; expected a free path such as '/apps', or None")
         for user in users or ():
             if not user or user != user.strip() or not user.isprintable():
                 raise ConfigurationError(f"users has the name {user!r}; expected printable text")

@@ -47,7 +47,7 @@ from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthSto
 from oauth_store.events import emit, emit_after_commit
 from oauth_store.floods import FloodGuard, RateLimits
 from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, clients, tokens
-from oauth_store.pages import Pages
+from oauth_store.pages import plain_pages
 from oauth_store.purge import Purger
 from oauth_store.urls import check_public_url, same_resource
 
@@ -618,7 +618,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         self, title: str, text: str, detail: str, status_code: int, headers: Mapping[str, str]
     ) -> Response:
         """Return a page that tells a person what is wrong, in the look of the approval's pages."""
-        pages = getattr(self._approval, "pages", None) or Pages()
+        pages = getattr(self._approval, "pages", None) or plain_pages()
         return pages.message(
             title, *filter(None, (text, detail)), server=self.public_name, status_code=status_code, headers=headers
         )
