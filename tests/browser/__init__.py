@@ -19,7 +19,7 @@ ARGUMENTS = [
     # Every .example is this machine, and nothing else is anywhere: no test may reach the world.
     "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
-DESK: ViewportSize = {"width": 800, "height": 860}
+DESK: ViewportSize = {"width": 800, "height": 720}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
