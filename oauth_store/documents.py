@@ -29,8 +29,12 @@ class MetadataDocuments:
         self._fetcher = CIMDFetcher()
 
     def names(self, client_id: str) -> bool:
-        """Tell whether a client_id is the URL of a document: https, with a path, without fragment, user or dots."""
-        if not self._fetcher.is_cimd_client_id(client_id) or "#" in client_id:
+        """Tell whether a client_id is the URL of a document: https, with a path, without fragment, user or dots.
+
+        In ASCII, as URLs are (RFC 3986, section 2): the consent page shows its host, and letters of other scripts look
+        like ours.
+        """
+        if not self._fetcher.is_cimd_client_id(client_id) or not re.fullmatch(r"[!-~]+", client_id) or "#" in client_id:
             return False
         url = urlsplit(client_id)
         return "@" not in url.netloc and not {".", ".."} & set(url.path.split("/"))

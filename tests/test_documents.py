@@ -449,6 +449,9 @@ class TestSSRF:
             "https://{}/a/../client.json",
             "https://{}/./client.json",
             "ftp://{}/client.json",
+            "https://{}/cli\u0435nt.json",
+            "https://{}/client.json ",
+            "https://{}/\tclient.json",
         ],
     )
     async def test_only_https_urls_with_a_path_are_documents(
@@ -474,6 +477,8 @@ class TestSSRF:
             "https://client.example/\x00",
             "https://client.example/\ud800".encode("utf-8", "replace").decode(),
             "https:///client.json",
+            "https://\u0441lient.example/client.json",  # a Cyrillic letter
+            "https://client\u3002example/client.json",
         ],
     )
     async def test_urls_that_are_none(
