@@ -38,7 +38,7 @@ from oauth_store.approval import (
     default_approval,
 )
 from oauth_store.browser import Cookies, request_cookie
-from oauth_store.clients import OFFLINE_ACCESS, StoredClient, check_redirect_uris
+from oauth_store.clients import OFFLINE_ACCESS, StoredClient
 from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id, seal
 from oauth_store.database import Database, flow_step
@@ -49,12 +49,11 @@ from oauth_store.floods import FloodGuard, RateLimits
 from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, clients, tokens
 from oauth_store.pages import plain_pages
 from oauth_store.purge import Purger
+from oauth_store.registration import check_registration, store_registration
 from oauth_store.urls import check_public_url, same_resource
 
 logger = logging.getLogger("oauth_store")
 
-METADATA_BYTES = 32 * 1024
-"""The size of the largest registration that is stored: anyone may register."""
 STATE_LENGTH = 8 * 1024
 CODE_CHALLENGE_LENGTH = 128
 """RFC 7636, section 4.2."""
@@ -191,32 +190,11 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
         Raises `RegistrationError`.
         """
-        if len(client_info.client_id) > CLIENT_ID_LENGTH:
-            raise RegistrationError(
-                "invalid_client_metadata", f"client_id is longer than {CLIENT_ID_LENGTH} characters"
-            )
-        check_redirect_uris(client_info)
+        check_registration(client_info)
         refused = [scope for scope in (client_info.scope or "").split() if not self._is_valid(scope)]
         if refused:
             raise RegistrationError("invalid_client_metadata", f"scopes not valid here: {' '.join(refused)}")
-        secret = client_info.client_secret
-        metadata = client_info.model_dump_json(exclude={"client_secret"}, exclude_none=True)
-        if len(metadata.encode()) > METADATA_BYTES:
-            raise RegistrationError("invalid_client_metadata", f"more than {METADATA_BYTES} bytes of metadata")
-        values = {
-            "client_metadata": metadata,
-            "client_secret_hash": hash_secret(secret) if secret else None,
-        }
-        replace = update(Client).where(Client.client_id == client_info.client_id).values(values)
-        try:
-            async with self._database.write() as session:
-                replaced = await session.execute(replace)
-                if not replaced.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
-                    new = {"client_id": client_info.client_id, "created_at": int(time.time()), **values}
-                    await session.execute(insert(Client).values(new))
-        except IntegrityError:  # another process registered it in between
-            async with self._database.write() as session:
-                await session.execute(replace)
+        await store_registration(self._database, client_info)
         emit("client_registered", client_id=client_info.client_id)
         self._purger.nudge()
 
