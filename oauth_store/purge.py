@@ -2,7 +2,7 @@
 
 import time
 
-from sqlalchemy import bindparam, delete, null, select, update
+from sqlalchemy import bindparam, delete, func, null, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from oauth_store.database import Database
@@ -15,27 +15,18 @@ BATCH = 100
 UNUSED_CLIENT_SECONDS = 30 * 24 * 3600
 """How long a registration that never led to an approved grant is kept. One that did is never deleted by itself."""
 
+_expired_token = Token.expires_at <= bindparam("b_now")
+_expired_code = Code.expires_at <= bindparam("b_now")
+_unused_client = Client.last_used_at.is_(None) & (Client.created_at <= bindparam("b_now") - UNUSED_CLIENT_SECONDS)
+
 # Selected first and deleted by key, since DELETE ... LIMIT is not portable. Rows that a step holds are passed over.
-_expired_tokens = (
-    select(Token.token_hash, Token.grant_id, Token.created_at)
-    .where(Token.expires_at <= bindparam("b_now"))
-    .order_by(Token.expires_at)
-    .limit(BATCH)
-    .with_for_update(skip_locked=True)
-)
-_expired_codes = (
-    select(Code.handle_hash)
-    .where(Code.expires_at <= bindparam("b_now"))
-    .order_by(Code.expires_at)
-    .limit(BATCH)
-    .with_for_update(skip_locked=True)
-)
-_unused_clients = (
-    select(Client.client_id)
-    .where(Client.last_used_at.is_(None), Client.created_at <= bindparam("b_now") - UNUSED_CLIENT_SECONDS)
-    .order_by(Client.created_at)
-    .limit(BATCH)
-    .with_for_update(skip_locked=True)
+_expired_tokens, _expired_codes, _unused_clients = (
+    select(*columns).where(expired).order_by(oldest).limit(bindparam("b_batch")).with_for_update(skip_locked=True)
+    for columns, expired, oldest in (
+        ((Token.token_hash, Token.grant_id, Token.created_at), _expired_token, Token.expires_at),
+        ((Code.handle_hash,), _expired_code, Code.expires_at),
+        ((Client.client_id,), _unused_client, Client.created_at),
+    )
 )
 _wipe_replays = (
     update(Token.__table__)  # type: ignore[arg-type]  # a Table, which takes many sets of values at once
@@ -74,9 +65,18 @@ class Purger:
             emit("purged", **deleted)
 
 
-async def purge(session: AsyncSession, now: int) -> dict[str, int]:
+async def purgeable(session: AsyncSession, now: int) -> dict[str, int]:
+    """Return how many rows of each table have expired."""
+    counts = {}
+    for name, expired in (("tokens", _expired_token), ("codes", _expired_code), ("clients", _unused_client)):
+        counts[name] = (await session.execute(select(func.count()).where(expired), {"b_now": now})).scalar_one()
+    return counts
+
+
+async def purge(session: AsyncSession, now: int, batch: int = BATCH) -> dict[str, int]:
     """Delete one batch of what has expired, and return how many rows of each table that were."""
-    tokens = (await session.execute(_expired_tokens, {"b_now": now})).all()
+    which = {"b_now": now, "b_batch": batch}
+    tokens = (await session.execute(_expired_tokens, which)).all()
     if tokens:
         await session.execute(delete(Token).where(Token.token_hash.in_([token.token_hash for token in tokens])))
         # A token of a grant that has expired says that the refresh tokens that were consumed before its creation have
@@ -86,10 +86,10 @@ async def purge(session: AsyncSession, now: int) -> dict[str, int]:
         await connection.execute(
             _wipe_replays, [{"b_grant_id": grant_id, "b_created_at": at} for grant_id, at in created.items()]
         )
-    codes = (await session.execute(_expired_codes, {"b_now": now})).scalars().all()
+    codes = (await session.execute(_expired_codes, which)).scalars().all()
     if codes:
         await session.execute(delete(Code).where(Code.handle_hash.in_(codes)))
-    clients = (await session.execute(_unused_clients, {"b_now": now})).scalars().all()
+    clients = (await session.execute(_unused_clients, which)).scalars().all()
     if clients:
         await session.execute(delete(Client).where(Client.client_id.in_(clients), Client.last_used_at.is_(None)))
     return {"tokens": len(tokens), "codes": len(codes), "clients": len(clients)}
