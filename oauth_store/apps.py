@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from oauth_store.browser import Cookies, form_of, from_our_page
-from oauth_store.connections import Connection, live_grants, revoke_grants
+from oauth_store.connections import Connection, GrantName, grants_to_end, live_grants, revoke_grants
 from oauth_store.consent import scopes_in_words
 from oauth_store.credentials import derive, hash_secret, mint, mint_grant_id, same
 from oauth_store.database import flow_step
@@ -106,7 +106,7 @@ class AppsPage:
         )
 
     async def _list(self, user: str, csrf: str, *, said: str = "") -> Response:
-        connected = await self._connected(user)
+        connected, total = await self._connected(user)
         return self._approval.pages.render(
             "apps.html",
             server=self._provider.public_name,
@@ -115,8 +115,8 @@ class AppsPage:
             csrf=csrf,
             user=user,
             said=said,
-            apps=[self._described(grant) for grant in connected[:SHOWN]],
-            more=len(connected) > SHOWN,
+            apps=[self._described(grant) for grant in connected],
+            more=total - len(connected),
         )
 
     def _described(self, grant: Connection) -> dict[str, Any]:
@@ -169,30 +169,33 @@ class AppsPage:
             await database.execute(delete(Token).where(Token.token_hash == hash_secret(session), Token.kind == SESSION))
 
     @flow_step
-    async def _connected(self, user: str) -> list[Connection]:
+    async def _connected(self, user: str) -> tuple[list[Connection], int]:
         async with self._database.read() as database:
-            return await live_grants(database, subject=self._subject(user), limit=SHOWN + 1)
+            return await live_grants(database, subject=self._subject(user), limit=SHOWN)
 
     @flow_step
     async def _revoke(self, user: str, which: str) -> str:
-        subject = self._subject(user)
+        subject, now = self._subject(user), int(time.time())
+        name = ""
         async with self._database.write() as database:
             if which == "all":
-                chosen = await live_grants(database, subject=subject)
+                chosen = await grants_to_end(database, now, subject=subject)
             else:
                 try:
                     grant_id = bytes.fromhex(which)
                 except ValueError:
                     return "Nothing was revoked."
-                chosen = await live_grants(database, subject=subject, grant_id=grant_id)
+                listed, _ = await live_grants(database, subject=subject, grant_id=grant_id)
+                chosen = [GrantName(grant.grant_id, grant.client_id) for grant in listed]
+                name = "".join(shown_name(grant.client_name) for grant in listed)
             await revoke_grants(
-                database, [grant.grant_id for grant in chosen], f"revoked on the page by {user}"[:64], int(time.time())
+                database, [grant.grant_id for grant in chosen], f"revoked on the page by {user}"[:64], now
             )
         for grant in chosen:
             emit("revoked", grant_id=grant.grant_id, client_id=grant.client_id, by=user)
         if which == "all":
             return f"{len(chosen)} app{' has' if len(chosen) == 1 else 's have'} no access any more."
-        return f"“{shown_name(chosen[0].client_name)}” has no access any more." if chosen else "It was revoked already."
+        return f"“{name}” has no access any more." if chosen else "It was revoked already."
 
 
 def _moment(seconds: int) -> datetime:

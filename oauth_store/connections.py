@@ -1,16 +1,20 @@
 """Who is connected: the live grants, as their owner sees them, and how to end some of them."""
 
 import json
+import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, Subquery, bindparam, case, func, null, select, update
+from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, null, select, true, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from oauth_store.models import ACCESS, REFRESH, Client, Token, codes, tokens
+from oauth_store.models import ACCESS, REFRESH, SESSION, Client, Code, Token, codes, tokens
+
+BATCH = 1000
+"""Grants that one statement ends at most."""
 
 _close_codes = (
     update(codes)
@@ -53,14 +57,59 @@ def is_live(now: int) -> ColumnElement[bool]:
     return (Token.expires_at > now) & Token.consumed_at.is_(None) & Token.revoked_at.is_(None)
 
 
-def live_grant_rows(
-    now: int, *, subject: str | None = None, client_id: str | None = None, grant_id: bytes | None = None
-) -> Subquery:
-    """Return one row for each grant that has a live token. One pass over the tokens, those that rotation left too."""
+async def live_grants(
+    session: AsyncSession,
+    *,
+    subject: str | None = None,
+    client_id: str | None = None,
+    grant_id: bytes | None = None,
+    limit: int | None = None,
+    now: int | None = None,
+) -> tuple[list[Connection], int]:
+    """Return the live grants, those that were used last first, and how many there are beyond the limit too.
+
+    They are all, or those of a subject, of a client, or just one.
+    """
+    live = (
+        is_live(int(time.time()) if now is None else now)
+        & Token.kind.in_((ACCESS, REFRESH))
+        & _of(Token, subject, client_id, grant_id)
+    )
+    # The few that are wanted first, then their details: that takes half as long as all details of all.
+    newest = (
+        select(Token.grant_id, func.count().over().label("total"))
+        .where(live)
+        .group_by(Token.grant_id)
+        .order_by(func.max(_last_used_at).desc(), Token.grant_id)
+        .limit(limit)
+    )
+    wanted = (await session.execute(newest)).all()
+    found: list[Connection] = []
+    for start in range(0, len(wanted), BATCH):
+        batch = [row.grant_id for row in wanted[start : start + BATCH]]
+        details = {row.grant_id: row for row in await session.execute(_details(live & Token.grant_id.in_(batch)))}
+        found += [_connection(details[grant_id]) for grant_id in batch if grant_id in details]
+    return found, wanted[0].total if wanted else 0
+
+
+def _of(
+    model: type[Token] | type[Code], subject: str | None, client_id: str | None, grant_id: bytes | None
+) -> ColumnElement[bool]:
+    """Whether a row is of a subject, a client and a grant. To the letter: for MariaDB, 'abc ' equals 'abc'."""
+    matches = true() if grant_id is None else model.grant_id == grant_id
+    for column, value in ((model.subject, subject), (model.client_id, client_id)):
+        if value is not None:
+            literally = re.sub(r"([/%_])", r"/\1", value)
+            matches &= (column == value) & column.like(literally, escape="/")
+    return matches
+
+
+_last_used_at = case((Token.first_used_at > Token.created_at, Token.first_used_at), else_=Token.created_at)
+
+
+def _details(live: ColumnElement[bool]) -> Select[Any]:
     # All tokens of a grant are of one client and one subject; the refresh tokens have the scopes that were granted,
     # while an access token may have less of them.
-    last_used_at = case((Token.first_used_at > Token.created_at, Token.first_used_at), else_=Token.created_at)
-    expires_at = func.max(case((is_live(now), Token.expires_at)))
     rows = (
         select(
             Token.grant_id,
@@ -71,61 +120,65 @@ def live_grant_rows(
                 "scopes"
             ),
             func.min(func.coalesce(Token.granted_at, Token.created_at)).label("granted_at"),
-            func.max(last_used_at).label("last_used_at"),
-            expires_at.label("expires_at"),
+            func.max(_last_used_at).label("last_used_at"),
+            func.max(Token.expires_at).label("expires_at"),
         )
-        .where(Token.kind.in_((ACCESS, REFRESH)))
+        .where(live)
         .group_by(Token.grant_id)
-        .having(expires_at.is_not(None))
+        .subquery()
     )
-    if subject is not None:
-        rows = rows.where(Token.subject == subject)
-    if client_id is not None:
-        rows = rows.where(Token.client_id == client_id)
-    if grant_id is not None:
-        rows = rows.where(Token.grant_id == grant_id)
-    return rows.subquery()
+    return select(rows, Client.client_metadata).join(Client, Client.client_id == rows.c.client_id)
 
 
-async def live_grants(
+def _connection(row: Row[Any]) -> Connection:
+    name, hosts = described(row.client_metadata)
+    return Connection(
+        grant_id=row.grant_id,
+        client_id=row.client_id,
+        client_name=name,
+        hosts=hosts,
+        scopes=tuple(row.scopes.split()),
+        subject=row.subject,
+        resource=row.resource,
+        granted_at=row.granted_at,
+        last_used_at=row.last_used_at,
+        expires_at=row.expires_at,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GrantName:
+    """A grant, as an event names it."""
+
+    grant_id: bytes
+    client_id: str
+
+
+async def grants_to_end(
     session: AsyncSession,
+    now: int,
     *,
     subject: str | None = None,
     client_id: str | None = None,
     grant_id: bytes | None = None,
-    limit: int | None = None,
-    now: int | None = None,
-) -> list[Connection]:
-    """Return the live grants, those that were used last first: all, or those of a subject, a client, or just one."""
-    rows = live_grant_rows(
-        int(time.time()) if now is None else now, subject=subject, client_id=client_id, grant_id=grant_id
+) -> list[GrantName]:
+    """Return the grants that can still be used: those with a live token, and those whose code waits for its client."""
+    chosen_tokens = Token.kind.in_((ACCESS, REFRESH)) & is_live(now)
+    chosen_codes = Code.approved_at.is_not(None) & Code.consumed_at.is_(None) & (Code.expires_at > now)
+    queries = (
+        select(model.grant_id, model.client_id).distinct().where(chosen, _of(model, subject, client_id, grant_id))
+        for model, chosen in ((Token, chosen_tokens), (Code, chosen_codes))
     )
-    query = (
-        select(rows, Client.client_metadata)
-        .join(Client, Client.client_id == rows.c.client_id)
-        .order_by(rows.c.last_used_at.desc(), rows.c.grant_id)
-        .limit(limit)
-    )
-    found = []
-    for row in await session.execute(query):
-        if (subject is not None and row.subject != subject) or (client_id is not None and row.client_id != client_id):
-            continue  # MariaDB pads: 'abc ' equals 'abc'
-        name, hosts = described(row.client_metadata)
-        found.append(
-            Connection(
-                grant_id=row.grant_id,
-                client_id=row.client_id,
-                client_name=name,
-                hosts=hosts,
-                scopes=tuple(row.scopes.split()),
-                subject=row.subject,
-                resource=row.resource,
-                granted_at=row.granted_at,
-                last_used_at=row.last_used_at,
-                expires_at=row.expires_at,
-            )
-        )
-    return found
+    rows = [row for query in queries for row in await session.execute(query)]
+    return list({row.grant_id: GrantName(row.grant_id, str(row.client_id)) for row in rows}.values())
+
+
+async def grants_named(session: AsyncSession, prefix: str) -> list[bytes]:
+    """Return the ids of grants, live or not, that begin with some hex digits: a few of them, if they are many."""
+    first, last = bytes.fromhex(prefix.ljust(32, "0")), bytes.fromhex(prefix.ljust(32, "f"))
+    tokens_of = select(Token.grant_id).where(Token.kind != SESSION, Token.grant_id.between(first, last))
+    codes_of = select(Code.grant_id).where(Code.approved_at.is_not(None), Code.grant_id.between(first, last))
+    return sorted((await session.execute(tokens_of.union(codes_of).limit(4))).scalars())
 
 
 async def revoke_grants(session: AsyncSession, grant_ids: Collection[bytes], reason: str, now: int) -> None:
@@ -134,16 +187,17 @@ async def revoke_grants(session: AsyncSession, grant_ids: Collection[bytes], rea
     `reason` says by whom, in at most 64 characters: `explain` repeats it. A thousand grants at once are fine; more
     would keep other writers waiting for long.
     """
-    values = {"b_grant_ids": list(grant_ids), "b_now": now}
-    connection = await session.connection()
-    await connection.execute(_close_codes, values)
-    # Refresh tokens before access tokens, as every step takes the rows of a grant: otherwise it and a refresh wait for
-    # each other, and PostgreSQL needs a second to see that.
-    for kind in (REFRESH, ACCESS):
-        # At READ COMMITTED the UPDATE waits for a refresh under way and then misses the rows that it inserted. Whatever
-        # is still to come needs one of the rows seen here, so that a round that finds nothing is the last.
-        while (await connection.execute(_revoke_tokens, {**values, "b_kind": kind, "b_reason": reason})).rowcount:
-            pass
+    connection, ids = await session.connection(), list(grant_ids)
+    for start in range(0, len(ids), BATCH):  # no database takes any number of values in one statement
+        values = {"b_grant_ids": ids[start : start + BATCH], "b_now": now}
+        await connection.execute(_close_codes, values)
+        # Refresh tokens before access tokens, as every step takes the rows of a grant: otherwise it and a refresh wait
+        # for each other, and PostgreSQL needs a second to see that.
+        for kind in (REFRESH, ACCESS):
+            # At READ COMMITTED the UPDATE waits for a refresh under way and then misses the rows that it inserted.
+            # Whatever is still to come needs one of the rows seen here, so that a round that finds nothing is the last.
+            while (await connection.execute(_revoke_tokens, {**values, "b_kind": kind, "b_reason": reason})).rowcount:
+                pass
 
 
 def described(client_metadata: str) -> tuple[str | None, tuple[str, ...]]:
