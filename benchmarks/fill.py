@@ -115,7 +115,7 @@ def grant_rows(client_id: str, index: int, now: int) -> list[Row]:
     if kind < 70:
         first = recent - random.randrange(HOUR, 20 * DAY)
         refreshed = {**grant, "granted_at": first}
-        new_access, new_refresh, successor = pair(refreshed, recent, "refreshed", first_used_at=now)
+        new_access, new_refresh, successor = pair(refreshed, recent, "refreshed", first_used_at=recent + 1)
         _, old_refresh, consumed = pair(grant, first, "rotated", consumed_at=recent, first_used_at=first)
         consumed[1][1]["replay"] = seal(old_refresh, new_access, new_refresh)
         return [*consumed, *successor]

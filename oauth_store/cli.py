@@ -1,48 +1,179 @@
-"""`oauth-store`: what an operator runs."""
+"""`oauth-store`: what an operator runs. The commands for the whole of a database, and what all of them end in."""
 
-import asyncio
-import getpass
+import logging
+import os
 import sys
-import unicodedata
-import warnings
-from pathlib import Path
-from typing import Annotated
+import time
+from contextlib import nullcontext, redirect_stdout
+from importlib.metadata import version
+from io import TextIOWrapper
+from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 from rich.console import Console
 
 from oauth_store import schema
-from oauth_store.database import Database
+from oauth_store.cli_clients import clients_app
+from oauth_store.cli_grants import explain, grants, revoke
+from oauth_store.cli_password import hash_password
+from oauth_store.database import Database, database_url, display_name
 from oauth_store.errors import OAuthStoreError
+from oauth_store.events import emit
+from oauth_store.inventory import Inventory, as_json, take_inventory
+from oauth_store.purge import purge as purge_batch
+from oauth_store.purge import purgeable
+from oauth_store.terminal import (
+    DatabaseOption,
+    Json,
+    Verbose,
+    Yes,
+    confirm,
+    counted,
+    flag,
+    on_database,
+    print_json,
+    print_table,
+    print_text,
+    require_file,
+    tell_events,
+)
+from oauth_store.text import ago, visible
 
-SHORTEST_PASSWORD = 8
-"""Characters of a password that `hash-password` takes."""
+PURGE_BATCH = 1000
 
 app = App(
     name="oauth-store",
-    help="The OAuth store of a FastMCP server: its schema, and what stands in it.",
-    version_flags=["--version"],
+    help="See, end and explain what is connected to a FastMCP server, and look after its database.",
+    help_epilogue="Exit codes: 0 all is well, 1 a problem was found, 2 not understood, 130 interrupted.",
+    version=lambda: version("fastmcp-oauth-store"),
 )
+app.register_install_completion_command(
+    name="--install-completion", help="Teach your shell to complete this command's names and options."
+)
+app.command(grants)
+app.command(revoke)
+app.command(explain)
+app.command(clients_app)
+app.command(hash_password)
 
-DatabaseOption = Annotated[
-    str | None,
-    Parameter(
-        name="--database",
-        help="A file's path or a URL. Default: $MCP_OAUTH_DB, else mcp_oauth.db in the working directory.",
-        show_default=False,
-    ),
-]
-Sql = Annotated[bool, Parameter(name="--sql", negative="", help="Print the SQL instead of running it.")]
+Sql = Annotated[bool, flag("--sql", help="Print the SQL instead of running it.")]
 
 
 @app.command
-def upgrade(revision: str = "head", /, *, database: DatabaseOption = None, sql: Sql = False) -> None:
+def status(*, database: DatabaseOption = None, json: Json = False) -> int:
+    """Tell which schema the database is at, how large it is, and how much of it is in use.
+
+    Exits with 1 unless a server of this release can use the database as it is.
+    """
+    target = Database(database, schema.prepare)
+    told: dict[str, Any] = {"database": target.display_name, "schema_found": None, "schema_needed": schema.HEAD}
+    told["problem"] = None
+    inventory: Inventory | None = None
+    try:
+        if require_file(target, missing_ok=True):
+            told["schema_found"], inventory = on_database(database, _look, require=_any_schema)
+            if told["schema_found"] is not None:
+                schema.check(told["schema_found"], target.display_name)
+    except OAuthStoreError as error:
+        if not json:
+            raise
+        told["problem"] = str(error)
+    if json:
+        print_json({**told, **({} if inventory is None else as_json(inventory))})
+    elif inventory is None:
+        print(f"{told['database']} holds nothing yet. The server creates its schema, or `oauth-store upgrade` does.")
+    else:
+        print(f"{told['database']} is at schema {told['schema_found']}, which this release needs.")
+        _print_inventory(inventory)
+    return 0 if told["problem"] is None else 1
+
+
+async def _any_schema(_database: Database) -> None:
+    """Let a database of every schema be looked at."""
+
+
+async def _look(database: Database) -> tuple[str | None, Inventory | None]:
+    revision = await schema.state(database)
+    if revision != schema.HEAD:
+        return None if revision == schema.EMPTY else revision, None
+    async with database.read() as session:
+        return revision, await take_inventory(database, session, int(time.time()))
+
+
+def _print_inventory(inventory: Inventory) -> None:
+    now = int(time.time())
+    grants = counted(inventory.live_grants, "live grant")
+    if inventory.oldest_grant_at is not None:
+        oldest, newest = ago(inventory.oldest_grant_at, now), ago(inventory.newest_grant_at, now)
+        grants += f", the oldest of {oldest}, the newest of {newest}"
+    print(f"It takes {inventory.size_bytes / 1e6:,.1f} MB, and has {grants}.\n")
+    rows = [
+        [name, *(f"{number:,}" for number in (rows.rows, rows.live, rows.expired, rows.idle))]
+        for name, rows in inventory.tables.items()
+    ]
+    print_table(["Table", "Rows", "Live", "Expired", "Idle"], rows, numbers=["Rows", "Live", "Expired", "Idle"])
+    print_text(
+        "Expired rows are deleted by the server, or by `oauth-store purge`. Idle ones are kept for a reason: clients "
+        "that may come back, and codes and tokens whose second use would be seen."
+    )
+
+
+@app.command
+def purge(
+    *,
+    database: DatabaseOption = None,
+    dry_run: Annotated[bool, flag("--dry-run", help="Count, and delete nothing.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Delete what has expired, and registrations that nobody approved in 30 days.
+
+    A server does so by itself, a little at a time. Nothing that can still be used is deleted.
+    """
+    if verbose:
+        tell_events()
+    deleted = on_database(database, _count_purgeable if dry_run else _purge)
+    if json:
+        print_json({**deleted, "dry_run": dry_run})
+    else:
+        told = ", ".join(counted(number, name.removesuffix("s")) for name, number in deleted.items())
+        print(f"{'Would delete' if dry_run else 'Deleted'}: {told}.")
+
+
+async def _count_purgeable(database: Database) -> dict[str, int]:
+    async with database.read() as session:
+        return await purgeable(session, int(time.time()))
+
+
+async def _purge(database: Database) -> dict[str, int]:
+    deleted = {"tokens": 0, "codes": 0, "clients": 0}
+
+    async def batch() -> dict[str, int]:
+        async with database.write() as session:
+            return await purge_batch(session, int(time.time()), PURGE_BATCH)
+
+    try:
+        while any(batched := await database.run(batch, "purge")):
+            deleted = {name: number + batched[name] for name, number in deleted.items()}
+            if max(batched.values()) < PURGE_BATCH:
+                break
+    finally:
+        if any(deleted.values()):
+            emit("purged", **deleted)
+    return deleted
+
+
+@app.command
+def upgrade(
+    revision: str = "head", /, *, database: DatabaseOption = None, sql: Sql = False, json: Json = False
+) -> None:
     """Migrate the database to the schema of this release, or to REVISION.
 
     Run it before the new release is deployed. A VS-2 database wants its server stopped first.
     """
-    output = schema.upgrade(database, revision, sql=sql)
-    print(output if sql else f"The database is at schema {schema.HEAD if revision == 'head' else revision}.")
+    with redirect_stdout(sys.stderr) if json else nullcontext():  # migrations may have something to say
+        output = schema.upgrade(database, revision, sql=sql)
+    _print_migrated(database, schema.HEAD if revision == "head" else revision, output, sql=sql, json=json)
 
 
 @app.command
@@ -52,100 +183,58 @@ def downgrade(
     *,
     database: DatabaseOption = None,
     sql: Sql = False,
-    yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative="", help="Do not ask.")] = False,
+    yes: Yes = False,
+    json: Json = False,
 ) -> None:
     """Migrate the database down to REVISION. All tokens are lost: 0001, VS-2's schema, would need them in clear."""
-    if not (sql or yes) and input("All clients will have to be authorized again. Go on? [y/N] ").lower() != "y":
-        raise SystemExit("nothing was changed")
-    output = schema.downgrade(database, revision, sql=sql)
-    print(output if sql else f"The database is at schema {revision}.")
+    confirm("All clients will have to be authorized again. Go on?", yes=sql or yes)
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        output = schema.downgrade(database, revision, sql=sql)
+    _print_migrated(database, revision, output, sql=sql, json=json)
 
 
-@app.command
-def status(*, database: DatabaseOption = None) -> None:
-    """Tell which schema the database is at, and which one this release needs. Exits with 1 unless it can be used."""
-    target = Database(database, schema.prepare)
-    if target.sqlite and not target.memory and not Path(str(target.url.database)).exists():
-        print(f"{target.display_name} does not exist yet; it is created at first use, or by `oauth-store upgrade`.")
-        return
-    revision = asyncio.run(_state(target))
-    if revision == schema.EMPTY:
-        print(f"{target.display_name} is empty; its schema is created at first use, or by `oauth-store upgrade`.")
-        return
-    schema.check(revision, target.display_name)
-    print(f"{target.display_name} is at schema {revision}, which this release needs.")
-
-
-async def _state(database: Database) -> str:
-    try:
-        return await schema.state(database)
-    finally:
-        await database.aclose()
+def _print_migrated(setting: str | None, revision: str, output: str, *, sql: bool, json: bool) -> None:
+    if json:
+        told = {"sql": output} if sql else {"schema_found": revision}
+        print_json({"database": display_name(database_url(setting)), **told})
+    else:
+        print(output if sql else f"The database is at schema {revision}.")
 
 
 @app.command(name="alembic-ini")
-def alembic_ini() -> None:
+def alembic_ini(*, json: Json = False) -> None:
     """Print the path of alembic.ini, for `alembic -c`."""
-    print(schema.alembic_ini())
-
-
-@app.command(name="hash-password")
-def hash_password(*arguments: Annotated[str, Parameter(show=False)]) -> None:
-    """Ask for a password, and print its hash: what MCP_OAUTH_PASSWORD_HASH is set to.
-
-    Where standard input is no terminal, the password is its first line.
-    """
-    from oauth_store import sign_in  # what it needs, no other command does
-
-    if arguments:
-        raise SystemExit(
-            "oauth-store: a password as an argument stays in the shell's history, and every process can read it; "
-            "run `oauth-store hash-password` alone, and type it when asked"
-        )
-    try:
-        password = _typed_password() if sys.stdin.isatty() else _piped_password()
-        password.encode()  # a terminal of another encoding gives what is no text
-    except UnicodeError:
-        raise SystemExit("oauth-store: the password is not text in UTF-8") from None
-    length = len(password)
-    if not length:
-        raise SystemExit("oauth-store: the password is empty; type one, or send one line to standard input")
-    if not SHORTEST_PASSWORD <= length <= sign_in.PASSWORD_LENGTH:
-        raise SystemExit(
-            f"oauth-store: the password has {length} characters; expected {SHORTEST_PASSWORD} to "
-            f"{sign_in.PASSWORD_LENGTH}. Anyone who finds the server may guess: take four random words, say"
-        )
-    if any(unicodedata.category(one) == "Cc" for one in password):
-        raise SystemExit(
-            "oauth-store: the password has a control character, such as of an arrow key, which the sign-in page "
-            "cannot take; type it again"
-        )
-    print("Set MCP_OAUTH_PASSWORD_HASH to this (in single quotes, where a shell reads it):", file=sys.stderr)
-    print(sign_in.hash_password(password))
-
-
-def _typed_password() -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", getpass.GetPassWarning)  # it would go on, and show what is typed
-        try:
-            password = getpass.getpass("Password: ")
-            if getpass.getpass("Once more: ") != password:
-                raise SystemExit("oauth-store: that is not the same password twice; run it again")
-        except getpass.GetPassWarning:
-            raise SystemExit("oauth-store: this terminal would show the password; use another one") from None
-    return password
-
-
-def _piped_password() -> str:
-    return sys.stdin.buffer.readline().decode().rstrip("\r\n")
+    if json:
+        print_json({"alembic_ini": str(schema.alembic_ini())})
+    else:
+        print(schema.alembic_ini())
 
 
 def main() -> None:
     """Run the command line. Errors are one line on standard error, with exit code 1."""
+    logging.getLogger("oauth_store").addHandler(logging.NullHandler())  # an error is told once, by the line below
+    _open_streams()
     try:
-        app(error_console=Console(stderr=True))
+        code = app(error_console=Console(stderr=True), result_action="return_value")
+        sys.stdout.flush()
     except OAuthStoreError as error:
-        print(f"oauth-store: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        sys.exit(f"oauth-store: {visible(str(error))}")
     except (KeyboardInterrupt, EOFError):
-        raise SystemExit(130) from None
+        sys.exit(130)
+    except BrokenPipeError:  # whoever reads our output has seen enough: end as if SIGPIPE had ended us
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
+    except OSError as error:  # of the output alone: the database's are explained
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(f"oauth-store: the answer cannot be written: {error.strerror}")
+    sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Stand in for streams that are closed, and let no character that a terminal cannot show stop a command."""
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")

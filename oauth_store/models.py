@@ -12,6 +12,9 @@ ACCESS, REFRESH, SESSION = "access_token", "refresh_token", "session"
 CLIENT_ID_LENGTH = 512
 """Characters of the longest client_id that is accepted; a client ID metadata document's is a URL."""
 
+NEVER = 0
+"""The `last_used_at` of a client that was added by hand: nobody approved a grant yet, and it is never purged."""
+
 # MariaDB compares text without regard to case, and cannot index a blob, unless it is told otherwise.
 _ClientId = String(CLIENT_ID_LENGTH).with_variant(
     mysql.VARCHAR(CLIENT_ID_LENGTH, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
@@ -42,7 +45,7 @@ class Client(Base):
     client_secret_hash: Mapped[bytes | None] = mapped_column(_Hash)
     created_at: Mapped[int] = mapped_column(BigInteger)
     last_used_at: Mapped[int | None] = mapped_column(BigInteger)
-    """Null until the owner has approved a grant: only such a registration may ever be purged."""
+    """Null until the owner has approved a grant: only such a registration may ever be purged. Or `NEVER`."""
 
     __table_args__ = (Index(None, "last_used_at", "created_at"), _OPTIONS)
 

@@ -47,7 +47,7 @@ def test_status_creates_nothing(tmp_path: Path) -> None:
     """Asking for a database that does not exist yet does not make one."""
     answer = run("status", database=str(tmp_path / "oauth.db"))
     assert answer.returncode == 0
-    assert "does not exist yet" in answer.stdout
+    assert "holds nothing yet" in answer.stdout
     assert list(tmp_path.iterdir()) == []
 
 
