@@ -87,10 +87,11 @@ def database_url(database: str | Path | None = None) -> URL:
 
 
 def display_name(url: URL) -> str:
-    """Return the path of a file, or a URL without its password."""
+    """Return the path of a file, or a URL without its password, nor what drivers take for one behind the `?`."""
     if url.get_backend_name() == "sqlite":
         return str(url.database or ":memory:")
-    return url.render_as_string(hide_password=True)
+    hidden = {name: "***" for name in url.query if "pass" in name.lower()}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def is_memory(url: URL) -> bool:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from oauth_store import AutoApproval, ConfigurationError, DatabaseUnavailable, SchemaError, SQLAlchemyOAuthProvider
-from oauth_store.database import Database, create_engine, database_url, is_memory
+from oauth_store.database import Database, create_engine, database_url, display_name, is_memory
 from oauth_store.models import Client, Token
 from oauth_store.schema import prepare
 from tests.conftest import BASE_URL, Provider, new_client
@@ -83,6 +83,13 @@ class TestUrl:
         with pytest.raises(ConfigurationError) as caught:
             database_url("postgresql://ada:pa55word@db:port/wiki")
         assert "pa55word" not in str(caught.value)
+
+    @pytest.mark.parametrize("url", ["postgresql://ada:pa55word@db/wiki", "mysql://db/wiki?user=ada&passwd=pa55word"])
+    def test_a_password_is_not_in_the_name(self, url: str) -> None:
+        """What operators read of a URL has no password, neither before the host nor among the driver's options."""
+        name = display_name(database_url(url))
+        assert "pa55word" not in name
+        assert "ada" in name
 
     @pytest.mark.parametrize(
         ("url", "expected"),
