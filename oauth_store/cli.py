@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from cyclopts import App
 from rich.console import Console
 
-from oauth_store import schema
+from oauth_store import maintenance, schema
 from oauth_store.cli_clients import clients_app
 from oauth_store.cli_grants import explain, grants, revoke
 from oauth_store.cli_password import hash_password
@@ -55,6 +55,7 @@ app.command(revoke)
 app.command(explain)
 app.command(clients_app)
 app.command(hash_password)
+app.command(maintenance.copy)
 
 Sql = Annotated[bool, flag("--sql", help="Print the SQL instead of running it.")]
 
