@@ -56,6 +56,7 @@ app.command(explain)
 app.command(clients_app)
 app.command(hash_password)
 app.command(maintenance.copy)
+app.command(maintenance.backup)
 
 Sql = Annotated[bool, flag("--sql", help="Print the SQL instead of running it.")]
 

@@ -1,4 +1,4 @@
-"""The command `copy`, as an operator types it."""
+"""The commands `copy` and `backup`, as an operator types them."""
 
 import asyncio
 import sys
@@ -12,8 +12,13 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from oauth_store import backup as backing_up
 from oauth_store import copying
 
+DatabaseOption = Annotated[
+    str | None,
+    Parameter(name="--database", help="A file's path or a URL. Default: $MCP_OAUTH_DB.", show_default=False),
+]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
 
 
@@ -38,6 +43,20 @@ def copy(source: str, target: str, /, *, json: Json = False) -> None:
             "not in the copy: stop it, and copy again into an empty database.",
             file=sys.stderr,
         )
+
+
+def backup(file: str, /, *, database: DatabaseOption = None, json: Json = False) -> None:
+    """Copy an SQLite database to FILE, which must not exist, while its server goes on.
+
+    The copy is of one moment, is checked, and is readable by its owner alone (0600). To restore it, stop the server,
+    delete the database with its -wal and -shm, and copy FILE into its place.
+    """
+    with _progress(shown=not json) as on_progress:
+        done = backing_up.backup(database, file, on_progress=on_progress)
+    if json:
+        _print_json(asdict(done))
+    else:
+        print(f"{done.source} at schema {done.revision} is in {done.file}, checked ({done.size / 2**20:,.1f} MiB).")
 
 
 @contextmanager
