@@ -1,7 +1,7 @@
 """A connection to SQLite whose every statement takes one hop to its thread and back."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
@@ -73,6 +73,10 @@ class Cursor:
 
     async def __aenter__(self) -> "Cursor":
         return self
+
+    def __await__(self) -> Generator[None, None, "Cursor"]:
+        yield from ()
+        return self  # SQLAlchemy 2.0 awaits a cursor, 2.1 enters it
 
     async def execute(self, sql: str, parameters: Any = ()) -> None:
         self._outcome = await self._connection.run("execute", sql, parameters)

@@ -32,7 +32,7 @@ class TestUrl:
         [
             ("oauth.db", "sqlite+aiosqlite:///oauth.db"),
             ("/srv/wiki/oauth.db", "sqlite+aiosqlite:////srv/wiki/oauth.db"),
-            (":memory:", "sqlite+aiosqlite:///%3Amemory%3A"),
+            (":memory:", "sqlite+aiosqlite:///:memory:"),
             ("sqlite:///oauth.db", "sqlite+aiosqlite:///oauth.db"),
             ("postgresql://ada@db/wiki", "postgresql+asyncpg://ada@db/wiki"),
             ("postgres://ada@db/wiki", "postgresql+asyncpg://ada@db/wiki"),
@@ -42,7 +42,7 @@ class TestUrl:
     )
     def test_settings(self, setting: str, expected: str) -> None:
         """A path, `:memory:` and the URLs that people copy from their hoster all lead to our drivers."""
-        assert database_url(setting).render_as_string(hide_password=False) == expected
+        assert database_url(setting) == make_url(expected)
 
     @pytest.mark.parametrize("name", ["a b.db", "50%25.db", "100%.db", "q?x=1.db", "ü#.db"])
     def test_a_path_is_taken_as_it_is(self, tmp_path: Path, name: str) -> None:

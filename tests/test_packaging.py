@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from oauth_store.schema import HEAD, VERSION_TABLE
 from tests.conftest import sqlite_rows
@@ -105,3 +107,19 @@ def test_a_provider_of_the_wheel_creates_its_database(installed: Path, tmp_path:
     )
     run(installed, tmp_path, sys.executable, "-c", script)
     assert sqlite_rows(str(tmp_path / "mcp_oauth.db"), f"SELECT * FROM {VERSION_TABLE}") == [(HEAD,)]
+
+
+def test_the_lowest_versions_are_those_that_are_tested() -> None:
+    """constraints-lowest.txt, under which CI runs the tests, pins each dependency at the lower bound promised."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["postgresql"]]
+    required += project["optional-dependencies"]["mysql"]
+    promised = {}
+    for requirement in map(Requirement, required):
+        [lower] = [bound.version for bound in requirement.specifier if bound.operator == ">="]
+        promised[requirement.name] = lower
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pinned.keys() == promised.keys()
+    wrong = {name: pinned[name] for name, lower in promised.items() if not f"{pinned[name]}.".startswith(f"{lower}.")}
+    assert not wrong
