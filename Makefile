@@ -1,55 +1,79 @@
 # Each target does its own set-up, in .venv; all it needs is Python 3.11 or newer: make PYTHON=python3.13 test
 PYTHON ?= python3
-BIN := .venv/bin
+PYTHONS ?= 3.11 3.12 3.13
+VENV ?= .venv
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check clean
+.PHONY: help demo serve test test-all check docs clean
 
 help:
 	@echo "make demo    a client keeps working through a kill -9 of its server"
 	@echo "make serve   a server with a sign-in page, for you to connect Claude to"
 	@echo "make test    the tests, on SQLite and on PostgreSQL"
-	@echo "make check   formatting, lint, types, migrations and the tests: what CI runs"
+	@echo "make test-all   the same on each Python that is here, of $(PYTHONS)"
+	@echo "make check   formatting, lint, types, migrations, the docs and the tests: what CI runs"
+	@echo "make docs    the documentation, in build/docs"
 	@echo "make clean   remove .venv and everything else that was built here"
 	@echo "PYTHON=...   the interpreter to build .venv with: 3.11 or newer, python3 if unset"
 
-demo: .venv/installed
+demo: $(VENV)/installed
 	@$(BIN)/python examples/demo.py
 
-serve: .venv/installed
+serve: $(VENV)/installed
 	@$(BIN)/python -m examples.serve
 
-test: .venv/installed-dev
+test: $(VENV)/installed-dev
 	$(BIN)/pytest
 
-check: .venv/installed-dev
+# pyenv has a python3.12 on the path that only says which versions it would have
+test-all:
+	@failed=; \
+	for version in $(PYTHONS); do \
+		for python in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python3; do \
+			$$python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" 2>/dev/null && break; \
+			python=; \
+		done; \
+		if [ -z "$$python" ]; then echo "Python $$version: not here, skipped"; continue; fi; \
+		echo "Python $$version: $$python"; \
+		$(MAKE) --no-print-directory VENV=.venv-$$version PYTHON=$$python test || failed="$$failed $$version"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed on$$failed" >&2; exit 1; }
+
+check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	@echo "alembic upgrade head and alembic check, on a fresh SQLite file"
 	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && export MCP_OAUTH_DB="$$directory/oauth.db" && \
 		$(BIN)/alembic upgrade head && $(BIN)/alembic check
+	$(MAKE) docs
 	$(BIN)/pytest
 
+# Warnings are errors: of a link or an anchor that leads nowhere, too. What the build may not do is fetch anything.
+docs: $(VENV)/installed-dev
+	$(BIN)/sphinx-build -c docs --fail-on-warning --keep-going --quiet . build/docs
+	@echo "build/docs/docs/index.html"
+
 clean:
-	rm -rf .venv tests/clients/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* tests/clients/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # 25.1 is the first pip that knows --group
-.venv/created:
+$(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		found=$$($(PYTHON) --version 2>/dev/null) || found="not installed"; \
 		echo "Python 3.11 or newer is needed; $(PYTHON) is $$found." \
 			"Name another: make PYTHON=python3.13 $(MAKECMDGOALS)" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade 'pip>=25.1'
 	@touch $@
 
-.venv/installed: .venv/created pyproject.toml
+$(VENV)/installed: $(VENV)/created pyproject.toml
 	$(PIP) install --editable .
 	@touch $@
 
-.venv/installed-dev: .venv/created pyproject.toml
+$(VENV)/installed-dev: $(VENV)/created pyproject.toml
 	$(PIP) install --editable '.[postgresql]' --group dev
-	@touch $@ .venv/installed
+	@touch $@ $(VENV)/installed

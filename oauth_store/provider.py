@@ -65,7 +65,7 @@ _token_by_hash = select(tokens).where(tokens.c.token_hash == bindparam("b_hash")
 class SQLAlchemyOAuthProvider(OAuthProvider):
     """An OAuth 2.1 authorization server for FastMCP that keeps its state in a database.
 
-    In place of `InMemoryOAuthProvider`:
+    In place of `InMemoryOAuthProvider`::
 
         mcp = FastMCP("wiki", auth=SQLAlchemyOAuthProvider(base_url="https://wiki.example.com"))
     """

@@ -217,6 +217,37 @@ class TestAuthorize:
         answer = await server.http.get("/authorize", params=authorization_request(client_id, redirect_uri=uri))
         assert answer.headers["location"].startswith(f"{uri}?code=")
 
+    @pytest.mark.parametrize(
+        ("registered", "asked"),
+        [
+            (["https://claude.ai/api/mcp/auth_callback"], "https://claude.ai/api/mcp/auth_callback"),
+            (["http://localhost:3118/callback"], "http://localhost:54545/callback"),  # Claude Code
+            (["https://chatgpt.com/connector_platform_oauth_redirect"], "same"),
+            (
+                [
+                    "https://insiders.vscode.dev/redirect",
+                    "https://vscode.dev/redirect",
+                    "http://127.0.0.1/",
+                    "http://127.0.0.1:33418/",
+                ],
+                "http://127.0.0.1:59656/",
+            ),
+            (
+                ["cursor://anysphere.cursor-mcp/oauth/callback", "https://www.cursor.com/agents/mcp/oauth/callback"],
+                "same",
+            ),
+        ],
+        ids=["claude", "claude-code", "chatgpt", "vscode", "cursor"],
+    )
+    async def test_well_known_clients_get_in(self, server: Server, registered: list[str], asked: str) -> None:
+        """Each client of docs/connecting.md registers its redirect URIs, without scopes, and gets a pair."""
+        uri = registered[0] if asked == "same" else asked
+        client_id = (await server.register(redirect_uris=registered))["client_id"]
+        code, verifier = await server.code(client_id, redirect_uri=uri, scope=" offline_access")
+        form = {"grant_type": "authorization_code", "client_id": client_id, "code": code, "code_verifier": verifier}
+        answer = await server.http.post("/token", data=form | {"redirect_uri": uri})
+        assert "refresh_token" in answer.raise_for_status().json()
+
 
 class TestTokenErrors:
     """The error codes of /token (RFC 6749, section 5.2)."""
