@@ -54,7 +54,7 @@ check: $(VENV)/installed-dev
 
 # Warnings are errors: of a link or an anchor that leads nowhere, too. What the build may not do is fetch anything.
 docs: $(VENV)/installed-dev
-	$(BIN)/sphinx-build -c docs --fail-on-warning --keep-going --quiet . build/docs
+	$(BIN)/sphinx-build -c docs --fail-on-warning --keep-going --fresh-env --quiet . build/docs
 	@echo "build/docs/docs/index.html"
 
 clean:
