@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-all check docs clean
+.PHONY: help demo serve test test-all check docs bench clean
 
 help:
 	@echo "make demo    a client keeps working through a kill -9 of its server"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all   the same on each Python that is here, of $(PYTHONS)"
 	@echo "make check   formatting, lint, types, migrations, the docs and the tests: what CI runs"
 	@echo "make docs    the documentation, in build/docs"
+	@echo "make bench   measure what it costs, and write docs/benchmarks (9 minutes; QUICK=1: one, and writes elsewhere)"
 	@echo "make clean   remove .venv and everything else that was built here"
 	@echo "PYTHON=...   the interpreter to build .venv with: 3.11 or newer, python3 if unset"
 
@@ -57,6 +58,9 @@ docs: $(VENV)/installed-dev
 	$(BIN)/sphinx-build -c docs --fail-on-warning --keep-going --fresh-env --quiet . build/docs
 	@echo "build/docs/docs/index.html"
 
+bench: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+
 clean:
 	rm -rf .venv .venv-* tests/clients/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -78,3 +82,7 @@ $(VENV)/installed: $(VENV)/created pyproject.toml
 $(VENV)/installed-dev: $(VENV)/created pyproject.toml
 	$(PIP) install --editable '.[postgresql]' --group dev
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-bench: $(VENV)/installed-dev
+	$(PIP) install --group bench
+	@touch $@

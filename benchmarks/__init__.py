@@ -1,0 +1,1 @@
+"""What authentication costs, measured: `make bench` writes docs/benchmarks/."""
