@@ -38,8 +38,8 @@ _select_code = Statement(grants.code_by_hash)
 _select_access_token = Statement(grants.live_access_token)
 _select_refresh_token = Statement(grants.known_refresh_token)
 _select_token = Statement(provider._token_by_hash)
-_consume_code = Statement(grants._consume_code)
-_consume_refresh_token = Statement(grants._consume_refresh_token)
+_consume_code = Statement(grants._consumed_code)
+_consume_refresh_token = Statement(grants._consumed_refresh_token)
 _consume_access_token = Statement(grants._consume_access_token)
 _COLUMNS = [column.name for column in tokens.columns]
 _INSERT_TOKEN = (
@@ -94,8 +94,7 @@ class PlainSQLite(Contender):
         self._run("COMMIT")
         _select_code(self._connection, b_hash=code, b_now=now).fetchone()
         self._run("BEGIN IMMEDIATE")
-        _consume_code(self._connection, b_hash=code, b_client_id=client.client_id, b_now=now)
-        _select_code(self._connection, b_hash=code, b_now=now).fetchone()
+        _consume_code(self._connection, b_hash=code, b_client_id=client.client_id, b_now=now).fetchone()
         issued = self._issue(grant_id, client.client_id, None)
         self._run("COMMIT")
         return issued
@@ -131,8 +130,7 @@ class PlainSQLite(Contender):
             b_client_id=row["client_id"],
             b_now=now,
             b_replay=secrets.token_bytes(REPLAY_BYTES),
-        )
-        _select_refresh_token(self._connection, b_hash=presented, b_now=now).fetchone()
+        ).fetchone()
         _consume_access_token(self._connection, b_hash=row["paired_hash"], b_now=now)
         issued = self._issue(row["grant_id"], row["client_id"], row["granted_at"] or row["created_at"])
         self._run("COMMIT")

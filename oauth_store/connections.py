@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, null, 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from oauth_store.models import ACCESS, REFRESH, SESSION, Client, Code, Token, codes, tokens
+from oauth_store.sqlite import DEFER
 
 BATCH = 1000
 """Grants that one statement ends at most."""
@@ -20,6 +21,7 @@ _close_codes = (
     update(codes)
     .where(codes.c.grant_id.in_(bindparam("b_grant_ids", expanding=True)))
     .values(consumed_at=func.coalesce(codes.c.consumed_at, bindparam("b_now")))
+    .execution_options(**{DEFER: True})
 )
 _revoke_tokens = (
     update(tokens)

@@ -46,10 +46,11 @@ from oauth_store.documents import InvalidDocumentError, MetadataDocuments
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
 from oauth_store.events import emit, emit_after_commit
 from oauth_store.floods import FloodGuard, RateLimits
-from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, clients, tokens
+from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, clients, codes, tokens
 from oauth_store.pages import plain_pages
 from oauth_store.purge import Purger
 from oauth_store.registration import check_registration, store_registration
+from oauth_store.sqlite import DEFER
 from oauth_store.urls import check_public_url, same_resource
 
 logger = logging.getLogger("oauth_store")
@@ -59,6 +60,10 @@ CODE_CHALLENGE_LENGTH = 128
 """RFC 7636, section 4.2."""
 
 _client_by_id = select(clients).where(clients.c.client_id == bindparam("b_client_id"))
+_stamp_client = (
+    update(clients).where(clients.c.client_id == bindparam("b_client_id")).values(last_used_at=bindparam("b_now"))
+)
+_insert_code = insert(codes).execution_options(**{DEFER: True})
 _token_by_hash = select(tokens).where(tokens.c.token_hash == bindparam("b_hash"))
 
 
@@ -280,20 +285,21 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         grant_id = mint_grant_id()
         async with self._database.write() as session:
             await session.execute(
-                insert(Code).values(
-                    handle_hash=hash_secret(request.handle),
-                    browser_hash=hash_secret(browser),
-                    client_id=request.client.client_id,
-                    grant_id=grant_id,
-                    redirect_uri=request.redirect_uri,
-                    redirect_uri_provided_explicitly=params.redirect_uri_provided_explicitly,
-                    code_challenge=params.code_challenge,
-                    scopes=" ".join(request.scopes),
-                    resource=request.resource,
-                    state=params.state,
-                    created_at=now,
-                    expires_at=request.expires_at,
-                )
+                _insert_code,
+                {
+                    "handle_hash": hash_secret(request.handle),
+                    "browser_hash": hash_secret(browser),
+                    "client_id": request.client.client_id,
+                    "grant_id": grant_id,
+                    "redirect_uri": request.redirect_uri,
+                    "redirect_uri_provided_explicitly": params.redirect_uri_provided_explicitly,
+                    "code_challenge": params.code_challenge,
+                    "scopes": " ".join(request.scopes),
+                    "resource": request.resource,
+                    "state": params.state,
+                    "created_at": now,
+                    "expires_at": request.expires_at,
+                },
             )
         emit("approval_asked", grant_id=grant_id, client_id=request.client.client_id)
         self._purger.nudge()
@@ -345,10 +351,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         }
         async with self._database.write() as session:
             row = await self._answer_request(session, handle, values, now)
-            used = await session.execute(
-                update(Client).where(Client.client_id == row.client_id).values(last_used_at=now)
-            )
-            if not used.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+            if not await grants.execute(session, _stamp_client, b_client_id=row.client_id, b_now=now):
                 raise AuthorizeError("unauthorized_client", "the client is not registered")
         emit("approval_granted", grant_id=row.grant_id, client_id=row.client_id, subject=subject)
         return self._redirect(row, code=code)

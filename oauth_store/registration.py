@@ -4,16 +4,24 @@ import time
 
 from mcp.server.auth.provider import RegistrationError
 from mcp.shared.auth import OAuthClientInformationFull
-from sqlalchemy import insert, update
+from sqlalchemy import bindparam, insert, update
 from sqlalchemy.exc import IntegrityError
 
 from oauth_store.clients import check_redirect_uris
 from oauth_store.credentials import hash_secret
 from oauth_store.database import Database
-from oauth_store.models import CLIENT_ID_LENGTH, Client
+from oauth_store.models import CLIENT_ID_LENGTH, clients
+from oauth_store.sqlite import DEFER
 
 METADATA_BYTES = 32 * 1024
 """The size of the largest registration that is stored: anyone may register."""
+
+_replace_client = (
+    update(clients)
+    .where(clients.c.client_id == bindparam("b_client_id"))
+    .values(client_metadata=bindparam("b_metadata"), client_secret_hash=bindparam("b_secret_hash"))
+)
+_insert_client = insert(clients).execution_options(**{DEFER: True})
 
 
 def check_registration(client: OAuthClientInformationFull) -> None:
@@ -29,21 +37,25 @@ async def store_registration(
     database: Database, client: OAuthClientInformationFull, *, last_used_at: int | None = None
 ) -> None:
     """Store a registration, or replace the one of the same client_id. Its secret is stored as a hash."""
-    secret = client.client_secret
     values = {
-        "client_metadata": _metadata(client),
-        "client_secret_hash": hash_secret(secret) if secret else None,
+        "b_client_id": client.client_id,
+        "b_metadata": _metadata(client),
+        "b_secret_hash": hash_secret(client.client_secret) if client.client_secret else None,
     }
-    replace = update(Client).where(Client.client_id == client.client_id).values(values)
+    new = {
+        "client_id": client.client_id,
+        "client_metadata": values["b_metadata"],
+        "client_secret_hash": values["b_secret_hash"],
+        "created_at": int(time.time()),
+        "last_used_at": last_used_at,
+    }
     try:
         async with database.write() as session:
-            replaced = await session.execute(replace)
-            if not replaced.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
-                new = {"client_id": client.client_id, "created_at": int(time.time()), "last_used_at": last_used_at}
-                await session.execute(insert(Client).values({**new, **values}))
+            if not (await (await session.connection()).execute(_replace_client, values)).rowcount:
+                await session.execute(_insert_client, new)
     except IntegrityError:  # another process registered it in between
         async with database.write() as session:
-            await session.execute(replace)
+            await session.execute(_replace_client, values)
 
 
 def _metadata(client: OAuthClientInformationFull) -> str:

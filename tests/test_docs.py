@@ -186,5 +186,7 @@ def test_alembic_is_imported_in_one_module_and_late() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"
     sources = [*(ROOT / "oauth_store").glob("*.py")]
-    importing = [path.name for path in sources if re.search(r"^\s*(from|import) alembic", path.read_text(), re.MULTILINE)]
+    importing = [
+        path.name for path in sources if re.search(r"^\s*(from|import) alembic", path.read_text(), re.MULTILINE)
+    ]
     assert importing == ["schema.py"]
