@@ -1,6 +1,7 @@
 """Every page, as it looks: no accessibility violation in light and in dark, and it fits on a phone.
 
-With OAUTH_STORE_SCREENSHOTS=docs/images the tests write the pictures that the documentation shows.
+With OAUTH_STORE_SCREENSHOTS the tests write a picture of each into that directory, where it exists. Those that the
+documentation shows are in docs/images, under the same names.
 """
 
 import time
@@ -32,9 +33,9 @@ LOGO = (
 )
 TARGETS: dict[str, dict[str, Any]] = {
     "known": CLAUDE,
-    "unknown": {"client_name": "Claude", "redirect_uris": [AnyUrl("https://claude-ai.example/callback")]},
     "loopback": {"client_name": "Claude Code", "redirect_uris": [AnyUrl("http://127.0.0.1:53682/callback")]},
     "app": {"client_name": "Cursor", "redirect_uris": [AnyUrl("cursor://anysphere.cursor-mcp/oauth/callback")]},
+    "unknown": {"client_name": "Claude", "redirect_uris": [AnyUrl("https://claude-ai.example/callback")]},
     "document": {
         **CLAUDE,
         "client_id": "https://client.example/oauth/claude.json",
@@ -130,7 +131,7 @@ class TestApps:
     """The page of connected apps."""
 
     @looks
-    @pytest.mark.parametrize("connected", [0, 1, 40])
+    @pytest.mark.parametrize("connected", [0, 1, 3, 7])
     async def test_any_number(self, chromium: Browser, tmp_path: Path, connected: int, phone: bool, dark: bool) -> None:
         """None, one, or many: the list can be read by everyone, before and after something was revoked."""
         names = list(TARGETS)
@@ -138,10 +139,11 @@ class TestApps:
             for number in range(connected):
                 await wiki.connect(**{**TARGETS[names[number % len(names)]], "client_id": f"client-{number}"})
             await page.goto(f"{wiki.url}/apps")
-            await check(page, named("sign-in", phone, dark))
-            await page.get_by_label("Password").fill("wrong")
-            await page.get_by_role("button", name="Sign in").click()
-            await check(page, named("sign-in-wrong", phone, dark))
+            if not connected:
+                await check(page, named("sign-in", phone, dark))
+                await page.get_by_label("Password").fill("wrong")
+                await page.get_by_role("button", name="Sign in").click()
+                await check(page, named("sign-in-wrong", phone, dark))
             await page.get_by_label("Password").fill(PASSWORD)
             await page.get_by_role("button", name="Sign in").click()
             assert await page.get_by_role("button", name="Revoke", exact=True).count() == connected
