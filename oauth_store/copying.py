@@ -177,6 +177,13 @@ def _reported(name: str) -> Iterator[None]:
         raise schema.explained(error, name) from error
 
 
+class _RefusedError(Exception):
+    """The target does not take a row. Its text has no values, which PostgreSQL tells from the second line on."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        super().__init__(str(error).partition("\n")[0])
+
+
 @dataclass(frozen=True, slots=True)
 class _Side:
     """One of the two databases, on a connection of its own."""
@@ -230,15 +237,34 @@ class _Side:
                 )
 
     async def insert(self, table: Table, rows: Sequence[Row[Any]]) -> None:
+        write = self._copy_in if self.url.get_backend_name() == "postgresql" else self._insert
         try:
-            await self.run(self.connection.execute(insert(table), [row._asdict() for row in rows]))
+            with _reported(self.name):
+                await self.run(write(table, rows))
+        except _RefusedError as refused:
+            raise OAuthStoreError(
+                f"{self.name} does not take a row of {table.name}: {refused}. Nothing was copied"
+            ) from None
+
+    async def _insert(self, table: Table, rows: Sequence[Row[Any]]) -> None:
+        try:
+            await self.connection.execute(insert(table), [row._asdict() for row in rows])
         except DBAPIError as error:
             if error.connection_invalidated:
-                raise schema.explained(error, self.name) from error
-            cause = str(error.orig).partition("\n")[0]  # PostgreSQL goes on with the values
-            raise OAuthStoreError(
-                f"{self.name} does not take a row of {table.name}: {cause}. Nothing was copied"
-            ) from None
+                raise
+            raise _RefusedError(error.orig) from error
+
+    async def _copy_in(self, table: Table, rows: Sequence[Row[Any]]) -> None:
+        """Write to PostgreSQL with COPY: two to four times as fast as INSERT."""
+        from asyncpg import PostgresConnectionError, PostgresError
+
+        connection: Any = (await self.connection.get_raw_connection()).driver_connection
+        try:
+            await connection.copy_records_to_table(table.name, records=rows, columns=table.columns.keys())
+        except PostgresConnectionError as error:
+            raise OSError(str(error)) from error
+        except PostgresError as error:
+            raise _RefusedError(error) from error
 
     async def check_same(self, table: Table, rows: Sequence[Row[Any]]) -> None:
         """Raise `OAuthStoreError` unless these rows are here, and the same to the letter."""

@@ -431,6 +431,42 @@ def test_a_target_that_somebody_writes_to_is_not_committed(database_url: str, so
     assert count(database_url) == {**EMPTY, "oauth_clients": 1}
 
 
+_END_OTHER_SESSIONS = {
+    "postgresql": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    "mysql": "SELECT concat('KILL ', id) FROM information_schema.processlist "
+    "WHERE db = database() AND id <> connection_id()",
+}
+
+
+def end_other_sessions(url: str) -> None:
+    """End the sessions of all others on a server's database."""
+    kind = url.partition("://")[0]
+    rows = execute(url, _END_OTHER_SESSIONS[kind])[0]
+    if kind == "mysql":
+        execute(url, *(row[0] for row in rows))
+
+
+@pytest.mark.parametrize("step", ["copying", "verifying"])
+def test_a_connection_that_is_lost_is_one_line(step: str, database_url: str, source: str) -> None:
+    """A database server that goes away in the middle is an error of ours, and the copy can be repeated."""
+    if "://" not in database_url:
+        pytest.skip("a file does not go away")
+    execute(source, *(insert(Token).values(token(number)) for number in range(100, 100 + copying.BATCH)))
+    ended: list[Any] = []
+
+    def end(doing: str, _rows: int, _total: int) -> None:
+        if doing == step and not ended:
+            with ThreadPoolExecutor() as other:  # which has an event loop of its own
+                ended.append(other.submit(end_other_sessions, database_url).result())
+
+    with pytest.raises(OAuthStoreError):
+        asyncio.run(copy(source, database_url, on_progress=end))
+    assert ended
+    assert count(database_url) == EMPTY
+    assert asyncio.run(copy(source, database_url)).rows == count(database_url)
+
+
 @pytest.fixture
 def large_source(tmp_path: Path) -> str:
     """A file whose copy takes some seconds."""
