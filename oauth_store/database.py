@@ -370,7 +370,7 @@ class Database:
 
     async def aclose(self) -> None:
         """Wait for the steps under way, then close all connections. An engine that was passed in stays open."""
-        foreign = self._loop is not asyncio.get_running_loop()
+        foreign = self._loop not in (None, asyncio.get_running_loop())
         while self._steps and not foreign:
             await asyncio.gather(*self._steps, return_exceptions=True)
         await self._disconnect(foreign=foreign)

@@ -15,12 +15,13 @@ import pytest
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 
 from oauth_store import AutoApproval, ConfigurationError, DatabaseUnavailable, SchemaError, SQLAlchemyOAuthProvider
 from oauth_store.database import Database, create_engine, database_url, display_name, is_memory
 from oauth_store.models import Client, Token
 from oauth_store.schema import prepare
-from tests.conftest import BASE_URL, Provider, new_client
+from tests.conftest import BASE_URL, Provider, create_postgres_database, drop_postgres_database, new_client
 from tests.flows import authorize, refresh, sign_in
 
 
@@ -538,3 +539,21 @@ async def test_prepare_runs_once(tmp_path: Path) -> None:
     await database.run(step)
     await database.aclose()
     assert looks == 1
+
+
+async def test_what_was_only_read_is_closed(postgres_server: str) -> None:
+    """A database that was read from without a step, as commands do, has no connection left after aclose()."""
+    url = await create_postgres_database(postgres_server)
+    try:
+        database = Database(url, prepare)
+        async with database.read() as session:
+            await session.execute(text("SELECT 1"))
+        await database.aclose()
+        watcher = create_engine(make_url(url).set(drivername="postgresql+asyncpg"), poolclass=NullPool)
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        async with asyncio.timeout(10), watcher.connect() as connection:
+            while (await connection.execute(text(query))).scalar():
+                await connection.rollback()
+                await asyncio.sleep(0.05)
+    finally:
+        await drop_postgres_database(postgres_server, url)
