@@ -57,6 +57,7 @@ app.command(clients_app)
 app.command(hash_password)
 app.command(maintenance.copy)
 app.command(maintenance.backup)
+app.command(maintenance.doctor)
 
 Sql = Annotated[bool, flag("--sql", help="Print the SQL instead of running it.")]
 

@@ -1,4 +1,4 @@
-"""The commands `copy` and `backup`, as an operator types them."""
+"""The commands `copy`, `backup` and `doctor`, as an operator types them."""
 
 import asyncio
 import sys
@@ -11,9 +11,12 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from oauth_store import backup as backing_up
 from oauth_store import copying
+from oauth_store import doctor as doctoring
+from oauth_store.findings import Finding
 
 DatabaseOption = Annotated[
     str | None,
@@ -57,6 +60,43 @@ def backup(file: str, /, *, database: DatabaseOption = None, json: Json = False)
         _print_json(asdict(done))
     else:
         print(f"{done.source} at schema {done.revision} is in {done.file}, checked ({done.size / 2**20:,.1f} MiB).")
+
+
+def doctor(
+    *,
+    database: DatabaseOption = None,
+    url: Annotated[
+        str | None,
+        Parameter(name="--url", help="Look from the outside too: the URL that is typed into a client."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Look for what keeps clients out, or soon will, and say what to do. Exits with 1 if there is a problem.
+
+    Nothing is changed, registered or authorized. With --url, the server is asked what a client asks before it signs in,
+    and no other host is asked. If neither --database nor MCP_OAUTH_DB names a database, it is the server alone.
+    """
+    findings = []
+    console = Console()
+    for finding in doctoring.examine(database, url):
+        findings.append(finding)
+        if not json:
+            _print_finding(console, finding)
+    problems = [finding for finding in findings if finding.level == "problem"]
+    if json:
+        _print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
+    if problems:
+        raise SystemExit(1)
+
+
+_STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+
+
+def _print_finding(console: Console, finding: Finding) -> None:
+    line = Text.assemble((f"{finding.level:<8}", _STYLES[finding.level]), f" {finding.check}: {finding.found}")
+    console.print(line, soft_wrap=True)
+    if finding.advice:
+        console.print(Text(f"         -> {finding.advice}"), soft_wrap=True)
 
 
 @contextmanager

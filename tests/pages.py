@@ -109,7 +109,7 @@ async def site(
 
         app = mcp.http_app(stateless_http=True)
         outer = Starlette(routes=[Mount(path, app=app)], lifespan=app.lifespan) if path else app
-        async with serving(outer, port, certificate) as url:
+        async with serving(outer, port, ssl_certfile=certificate) as url:
             yield Site(base_url or f"{url}{path}", provider)
 
 

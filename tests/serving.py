@@ -5,7 +5,7 @@ import datetime
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import Any
 
 import uvicorn
 from cryptography import x509
@@ -23,17 +23,9 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, port: int, certificate: Path | None = None) -> AsyncIterator[str]:
-    """Serve `app`, and yield the URL of its root. With a `certificate`, a file that has its key too, over TLS."""
-    config = uvicorn.Config(
-        app,
-        host="127.0.0.1",
-        port=port,
-        log_level="warning",
-        ws="none",
-        ssl_certfile=certificate and str(certificate),
-        ssl_keyfile=certificate and str(certificate),
-    )
+async def serving(app: ASGIApp, port: int, **options: Any) -> AsyncIterator[str]:
+    """Serve `app`, and yield the URL of its root. `options` are uvicorn's: with an `ssl_certfile`, over TLS."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none", **options)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:
@@ -41,7 +33,7 @@ async def serving(app: ASGIApp, port: int, certificate: Path | None = None) -> A
             task.result()
         await asyncio.sleep(0.005)
     try:
-        yield f"{'https' if certificate else 'http'}://127.0.0.1:{port}"
+        yield f"{'https' if config.is_ssl else 'http'}://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         await task
