@@ -41,7 +41,7 @@ class Asker:
                     if len(body) > BODY_BYTES or time.monotonic() > deadline:  # an event stream may go on for ever
                         break
                 return Answer(response, body[:BODY_BYTES])
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise Unreachable(_unreachable(url, error)) from error
 
 
@@ -95,7 +95,7 @@ def parameter(answer: Answer, name: str) -> str | None:
     return found[1] if found else None
 
 
-def _unreachable(url: str, error: httpx2.HTTPError) -> Finding:
+def _unreachable(url: str, error: Exception) -> Finding:
     text = str(error) or type(error).__name__
     found = f"{urlsplit(url).hostname}: {text}"
     if "CERTIFICATE_VERIFY_FAILED" in text:

@@ -47,7 +47,7 @@ def _parse(url: str) -> SplitResult | Finding:
             return problem("url", "it has a user or a fragment", "give the plain URL of the MCP endpoint")
     except ValueError:
         pass
-    return problem("url", f"{url!r} is no URL of a server", "give one such as https://wiki.example.com/mcp")
+    return problem("url", "this is no URL of a server", "give one such as https://wiki.example.com/mcp")
 
 
 Found = Generator[Finding, None, dict[str, Any] | None]
@@ -64,9 +64,9 @@ class Examination:
         self._origin = http.origin
 
     def findings(self) -> Iterator[Finding]:
-        yield self._https()
         before = time.time()
         first = self._http.ask("POST", self._url, json=_PING)
+        yield self._https()
         yield from self._date(first, before)
         challenge = self._challenge(first)
         yield challenge
@@ -91,7 +91,7 @@ class Examination:
         path = urlsplit(url).path
         try:
             metadata = json.loads(answer.body) if answer.status == 200 else None
-        except ValueError:
+        except (ValueError, RecursionError):
             metadata = None
         if isinstance(metadata, dict):
             if "access-control-allow-origin" not in answer.headers:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from json import dumps
 from typing import Annotated
+from unicodedata import category
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -89,14 +90,21 @@ def doctor(
         raise SystemExit(1)
 
 
+SHOWN_LENGTH = 1000
+"""Of what a server says; it may say 64 KiB."""
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
 def _print_finding(console: Console, finding: Finding) -> None:
-    line = Text.assemble((f"{finding.level:<8}", _STYLES[finding.level]), f" {finding.check}: {finding.found}")
-    console.print(line, soft_wrap=True)
+    level = f"{finding.level:<8}", _STYLES[finding.level]
+    console.print(Text.assemble(level, f" {finding.check}: {_visible(finding.found)}"), soft_wrap=True)
     if finding.advice:
-        console.print(Text(f"         -> {finding.advice}"), soft_wrap=True)
+        console.print(Text(f"         -> {_visible(finding.advice)}"), soft_wrap=True)
+
+
+def _visible(text: str) -> str:
+    """Return a text, maybe a server's, without what moves a terminal's cursor or turns its letters around."""
+    return "".join(" " if category(one).startswith("C") else one for one in text)[:SHOWN_LENGTH]
 
 
 @contextmanager

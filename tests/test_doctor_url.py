@@ -227,11 +227,18 @@ async def test_what_is_no_url(url: str) -> None:
     assert (finding.check, finding.level) == ("url", "problem")
 
 
-async def test_a_password_in_the_url_is_not_used() -> None:
+@pytest.mark.parametrize("url", ["https://ada:pa55word@127.0.0.1:1/mcp", "https://ada:pa55word@127.0.0.1:99999/mcp"])
+async def test_a_password_in_the_url_is_not_used(url: str) -> None:
     """A URL with a user in it is refused, and not repeated."""
-    (finding,) = await look("https://ada:pa55word@127.0.0.1:1/mcp")
+    (finding,) = await look(url)
     assert finding.level == "problem"
     assert "pa55word" not in str(finding)
+
+
+async def test_a_host_that_can_be_none() -> None:
+    """A host name that cannot be asked for is told as a connection that fails."""
+    (finding,) = await look("http://wiki example.com/mcp")
+    assert (finding.check, finding.level) == ("connection", "problem")
 
 
 async def test_a_closed_port() -> None:
@@ -274,7 +281,7 @@ async def test_https_to_an_http_port(tmp_path: Path) -> None:
     """https:// typed where http is spoken is told as that."""
     port = free_port()
     async with our_server(tmp_path, f"http://127.0.0.1:{port}", port):
-        (_, finding) = await look(f"https://127.0.0.1:{port}/mcp")
+        (finding,) = await look(f"https://127.0.0.1:{port}/mcp")
     assert (finding.check, finding.level) == ("https", "problem")
     assert finding.advice == "is it http that is spoken on this port?"
 
@@ -406,6 +413,7 @@ async def test_a_lost_prefix(behind: Behind) -> None:
         (lambda: HTMLResponse("<!doctype html>", 200), "200 and a page of HTML, not JSON"),
         (lambda: PlainTextResponse("[]", 200), "answers 200, not JSON"),
         (lambda: PlainTextResponse("x" * 1_000_000, 200), "answers 200, not JSON"),
+        (lambda: PlainTextResponse("[" * 60_000, 200), "answers 200, not JSON"),
         (lambda: PlainTextResponse("", 500), "answers 500"),
         (lambda: RedirectResponse("/login?next=secret"), "/login"),
     ],
@@ -423,6 +431,18 @@ async def test_a_rewritten_issuer(behind: Behind) -> None:
     """An issuer that is not, letter by letter, the one that was asked is a problem."""
     findings = await behind.look(rewriting('"issuer":"http://', '"issuer":"HTTP://'))
     assert "issuer is HTTP://" in fresh(findings, "problem")["authorization server"]
+
+
+async def test_what_a_server_says_cannot_play_with_the_terminal(behind: Behind) -> None:
+    """Control characters and changes of direction in what a server says are not printed."""
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(our_server(behind.directory, behind.url[:-4], free_port()))
+        change = rewriting('"issuer":"', '"issuer":"\\u001b[2J\\u202e')
+        await stack.enter_async_context(serving(proxy(upstream, [], change), behind.port))
+        answer = await asyncio.to_thread(run, "doctor", "--url", behind.url)
+    assert answer.returncode == 1
+    assert "issuer is  [2J http://127.0.0.1" in answer.stdout
+    assert answer.stdout.replace("\n", "").isprintable()
 
 
 async def test_no_authorization_server(behind: Behind) -> None:
