@@ -7,22 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run
 from tests.conftest import sqlite_rows
-
-
-def run(*arguments: str, database: str | None = None, answer: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
-    environment = {name: value for name, value in os.environ.items() if name != "MCP_OAUTH_DB"}
-    if database is not None:
-        environment["MCP_OAUTH_DB"] = database
-    return subprocess.run(
-        [sys.executable, "-m", "oauth_store", *arguments],
-        capture_output=True,
-        text=True,
-        input=answer,
-        env=environment,
-        check=False,
-    )
 
 
 def test_help_names_the_commands() -> None:

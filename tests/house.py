@@ -1,0 +1,53 @@
+"""A provider with an owner, who lets clients in: what the command line is tried on."""
+
+from typing import Any
+
+from mcp.shared.auth import OAuthToken
+from sqlalchemy import select
+
+from oauth_store import SQLAlchemyOAuthProvider
+from oauth_store.credentials import hash_secret
+from oauth_store.models import Token
+from tests.conftest import Provider, new_client
+from tests.flows import authorization_params, query_of, redeem
+
+
+class Asks:
+    """An approval whose page the test answers."""
+
+    handle = ""
+
+    async def authorize(self, _provider: SQLAlchemyOAuthProvider, request: Any) -> str:
+        self.handle = request.handle
+        return "http://127.0.0.1/asked"
+
+
+class House:
+    """A provider with clients, and grants that somebody approved."""
+
+    def __init__(self, make_provider: Provider) -> None:
+        self.asks = Asks()
+        self.provider = make_provider(approval=self.asks)
+        self.client = new_client(client_id="client-of-the-house")
+
+    async def code(self, subject: str | None = None, client_id: str = "client-of-the-house") -> str:
+        """A code that waits for its client."""
+        client = new_client(client_id=client_id)
+        await self.provider.register_client(client)
+        await self.provider.authorize(client, authorization_params())
+        return query_of(await self.provider.approve(self.asks.handle, subject=subject))["code"]
+
+    async def grant(self, subject: str | None = None, client_id: str = "client-of-the-house") -> OAuthToken:
+        """The tokens of a grant."""
+        code = await self.code(subject, client_id)
+        return await redeem(self.provider, new_client(client_id=client_id), code)
+
+    async def lives(self, token: OAuthToken) -> bool:
+        """Whether the server accepts a token."""
+        return await self.provider.verify_token(token.access_token) is not None
+
+    async def grant_id(self, token: OAuthToken) -> str:
+        """The id of a token's grant."""
+        async with self.provider._database.read() as session:
+            named = select(Token.grant_id).where(Token.token_hash == hash_secret(token.access_token))
+            return (await session.execute(named)).scalar_one().hex()
