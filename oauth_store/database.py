@@ -140,8 +140,7 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
     pooled = options.get("poolclass") is not NullPool
     if pooled:
         # no overflow: its connections are closed and opened again with every request
-        options |= {"pool_pre_ping": True, "pool_size": POOL_SIZE, "max_overflow": 0}
-        options |= {"pool_timeout": POOL_TIMEOUT_SECONDS}
+        options |= {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_SECONDS}
     if url.get_backend_name() == "postgresql":
         # asyncpg would wait a minute for a connection, and for ever for an answer; so may a migration
         options["connect_args"] = {
@@ -196,8 +195,10 @@ class Database:
     """The engines of one database, and the sessions on them.
 
     SQLite files get two engines with one connection each: a writer, since SQLite has one writer at a time and its busy
-    handler sleeps rather than queues, and a reader in autocommit that never waits for it. Servers get one pool, read in
-    autocommit too: that spares a BEGIN and a ROLLBACK, which makes a lookup 1.7 times faster on PostgreSQL.
+    handler sleeps rather than queues, and a reader in autocommit that never waits for it. Servers are read in
+    autocommit too: that spares a BEGIN and a ROLLBACK, which makes a lookup 1.7 times faster on PostgreSQL. There one
+    pool does for both; MariaDB would have to be told of it each time, and a connection that was killed meanwhile would
+    never be given back.
     """
 
     def __init__(
@@ -224,7 +225,7 @@ class Database:
             self.writer = self._create_engine()
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self.memory = is_memory(self.url)
-        if self.sqlite and self.owned and not self.memory:
+        if self.owned and not self.memory and self.url.get_backend_name() != "postgresql":
             self.reader = self._create_engine(wal=False, isolation_level="AUTOCOMMIT")
         else:
             self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
@@ -254,8 +255,8 @@ class Database:
         """Run one step to its end, and return its answer. Its span, which ends with it, has the `name`.
 
         The step is a task of its own: a client that hangs up cancels its request, and a cancelled database call would
-        cost the pooled connection. Where the database reports a deadlock or a serialization failure, the whole step is
-        tried again. Raises `DatabaseUnavailable` for an outage.
+        cost the pooled connection. Where the database reports a deadlock or a serialization failure, or hung up before
+        the COMMIT, the whole step is tried again. Raises `DatabaseUnavailable` for an outage.
         """
         return await asyncio.shield(self.start(step, name))
 
@@ -285,7 +286,7 @@ class Database:
             try:
                 return await step()
             except Exception as error:
-                if attempt < ATTEMPTS and _is_conflict(error):
+                if attempt < ATTEMPTS and (_is_conflict(error) or _hung_up(error)):
                     await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 (spread, not a secret)
                     continue
                 known = self._known(error)
@@ -415,7 +416,7 @@ class _Session:
         try:
             if self._write and error is None:
                 self._database.check_file(self._inode)  # it may have waited long for its turn
-                await self._session.commit()
+                await self._commit()
                 committed = True
         except BaseException as failure:
             error = failure
@@ -425,6 +426,14 @@ class _Session:
                 self._release()
             else:
                 await self._close(error)
+
+    async def _commit(self) -> None:
+        try:
+            await self._session.commit()
+        except exc.DBAPIError as error:
+            if _hung_up(error):  # nobody knows whether it was committed: the step must not be tried again
+                raise outage(error, self._database.display_name) or error from error
+            raise
 
     async def _close(self, error: BaseException | None) -> None:
         try:
@@ -481,6 +490,15 @@ def _is_conflict(error: Exception) -> bool:
     if getattr(error.orig, "sqlstate", None) in _CONFLICT_STATES:
         return True
     return bool(error.orig.args) and error.orig.args[0] in _CONFLICT_NUMBERS
+
+
+def _hung_up(error: Exception) -> bool:
+    """Tell whether the server closed the connection, maybe long ago: the pool has dropped all of its age by now.
+
+    Asking each connection before it is used (`pool_pre_ping`) takes 3 round trips of a lookup's 4 on PostgreSQL, and
+    misses what happens right after.
+    """
+    return isinstance(error, exc.DBAPIError) and error.connection_invalidated
 
 
 def outage(error: Exception, where: str) -> DatabaseUnavailable | None:

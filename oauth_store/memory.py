@@ -4,14 +4,12 @@ import os
 import sqlite3
 from typing import Any
 
-from sqlalchemy import Row
-
 LIMIT = 10_000
 """Tokens that are remembered at most; then the oldest makes room."""
 
 
 class Memory:
-    """The rows of tokens, by their hashes, each for as long as nothing is committed to the file.
+    """The fields of tokens, by the tokens' hashes, each for as long as nothing is committed to the file.
 
     A token that any process revoked or rotated is refused by the very next verification that starts after that commit
     was acknowledged: `PRAGMA data_version`, on a connection that never writes, changes with every commit of any other
@@ -24,34 +22,38 @@ class Memory:
         # No timeout: where the counter would have to be waited for, the token is looked up instead.
         self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         self._inode = inode if os.stat(path).st_ino == inode else None  # None: another file was opened, of no use
-        self._rows: dict[bytes, tuple[int, Row[Any]]] = {}
+        self._cursor = self._connection.cursor()  # kept: a new one for each question takes a microsecond of its 4
+        self._verified: dict[bytes, tuple[int, dict[str, Any]]] = {}
 
     def version(self) -> int | None:
         """Return the number that the latest commit gave the file, or None if it cannot be told.
 
-        The one call of ours that blocks the event loop: it takes 4 microseconds where a thread would take 80 to
+        The one call of ours that blocks the event loop: it takes 5 microseconds where a thread would take 80 to
         answer, and 50 while another process holds an exclusive lock. It never waits.
         """
         try:
             if os.stat(self._path).st_ino != self._inode:
                 return None  # others may commit to the file that is there now
-            version: int = self._connection.execute("PRAGMA data_version").fetchone()[0]
+            [(version,)] = self._cursor.execute("PRAGMA data_version").fetchall()
         except Exception:  # SQLite's, stat's, or of a tool that lets nothing block: the token is looked up
             return None
-        return version
+        return int(version)
 
-    def recall(self, token_hash: bytes) -> Row[Any] | None:
-        """Return the row as it stands in the file now, or None if it is not known. Its expiry is the caller's."""
-        version, row = self._rows.get(token_hash, (None, None))
-        return row if version is not None and version == self.version() else None
+    def recall(self, token_hash: bytes) -> dict[str, Any] | None:
+        """Return the fields of a token as it stands in the file now, or None if it is not known.
 
-    def remember(self, row: Row[Any], version: int | None) -> None:
-        """Remember a row. `version` must have been asked for before the row was."""
+        Its expiry and its resource are the caller's. Fields rather than a row: that spares 1 microsecond of 10.
+        """
+        version, fields = self._verified.get(token_hash, (None, None))
+        return fields if version is not None and version == self.version() else None
+
+    def remember(self, token_hash: bytes, fields: dict[str, Any], version: int | None) -> None:
+        """Remember the fields of a token. `version` must have been asked for before the token was."""
         if version is None:
             return
-        if len(self._rows) >= LIMIT:
-            self._rows.pop(next(iter(self._rows)))
-        self._rows[row.token_hash] = (version, row)
+        if len(self._verified) >= LIMIT:
+            self._verified.pop(next(iter(self._verified)))
+        self._verified[token_hash] = (version, fields)
 
     def close(self) -> None:
         self._connection.close()

@@ -511,22 +511,23 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     async def load_access_token(self, token: str) -> AccessToken | None:
         """Return a live access token, or None. It has no side effects: the revocation endpoint calls it too."""
         row = await self._live_access_token(token)
-        return None if row is None else _access_token(token, row)
+        return None if row is None else AccessToken(token=token, **_fields(row))
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return a live access token that was issued for this server (RFC 8707), or None."""
         verified = self._database.verified
-        row = verified.recall(hash_secret(token)) if verified is not None else None
-        if row is None or row.expires_at <= int(time.time()):
+        known = verified.recall(hash_secret(token)) if verified is not None else None
+        if known is None or known["expires_at"] <= time.time():
             try:
                 row = await self._live_access_token(token)
             except OAuthStoreError as error:
                 raise _Unverifiable(*error.args) from error
-        if row is None or not self._is_ours(row.resource):
-            return None
-        if row.first_used_at is None:
-            self._database.start(lambda: self._stamp_first_use(row), "stamp_first_use")
-        return _access_token(token, row)
+            if row is None:
+                return None
+            known = _fields(row)
+            if row.first_used_at is None and self._is_ours(row.resource):
+                self._database.start(lambda: self._stamp_first_use(row), "stamp_first_use")
+        return AccessToken(token=token, **known) if self._is_ours(known["resource"]) else None
 
     @flow_step
     async def _live_access_token(self, token: str) -> Row[Any] | None:
@@ -536,7 +537,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             version = verified.version() if verified is not None else None  # before the row: see Memory.remember
             row = (await session.execute(grants.live_access_token, parameters)).one_or_none()
         if verified is not None and row is not None and row.first_used_at is not None:
-            verified.remember(row, version)
+            verified.remember(row.token_hash, _fields(row), version)
         return row
 
     async def _stamp_first_use(self, row: Row[Any]) -> None:
@@ -626,12 +627,12 @@ class _Unverifiable(DatabaseUnavailable, _VerificationError):  # type: ignore[mi
     """An outage, inside `MultiAuth` too: a token of which nothing is known is not refused."""
 
 
-def _access_token(token: str, row: Row[Any]) -> AccessToken:
-    return AccessToken(
-        token=token,
-        client_id=row.client_id,
-        scopes=row.scopes.split(),
-        expires_at=row.expires_at,
-        resource=row.resource,
-        subject=row.subject,
-    )
+def _fields(row: Row[Any]) -> dict[str, Any]:
+    """Return what an `AccessToken` says beside the token itself."""
+    return {
+        "client_id": row.client_id,
+        "scopes": row.scopes.split(),
+        "expires_at": row.expires_at,
+        "resource": row.resource,
+        "subject": row.subject,
+    }

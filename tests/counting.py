@@ -37,7 +37,8 @@ class Counter:
         self._statements = 0
         self._sent: list[str] = []
         self._sqlite = provider._database.sqlite
-        for engine in {provider._database.writer.sync_engine, provider._database.reader.sync_engine}:
+        writer, reader = provider._database.writer.sync_engine, provider._database.reader.sync_engine
+        for engine in {writer, reader} if writer.pool is not reader.pool else {writer}:  # one of the other's hears both
             event.listen(engine, "connect", self._listen)
             event.listen(engine, "before_cursor_execute", self._count)
 
@@ -66,10 +67,10 @@ class Counter:
             answer = await step
             statements = self._statements
         await asyncio.sleep(0)  # asyncpg tells soon
-        transactions = sum(sent.startswith("BEGIN") for sent in self._sent)
-        cost = Cost(statements + self._sent.count(";"), transactions, hops)
+        begins = sum(sent.startswith("BEGIN") for sent in self._sent)
+        pings = self._sent.count(";")
         await settle(self._provider)
-        return cost, answer
+        return Cost(statements + pings, begins, hops), answer
 
 
 class Asks:

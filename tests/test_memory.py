@@ -351,8 +351,8 @@ class TestWhatIsRemembered:
         """Who reads the process's memory of tokens finds none."""
         token = await sign_in(provider, client)
         await verify_until_remembered(provider, token)
-        assert token.access_token not in repr(memory_of(provider)._rows)
-        assert hash_secret(token.access_token) in memory_of(provider)._rows
+        assert token.access_token not in repr(memory_of(provider)._verified)
+        assert hash_secret(token.access_token) in memory_of(provider)._verified
 
     async def test_an_expired_token_is_refused(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull
