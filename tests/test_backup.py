@@ -14,9 +14,9 @@ from oauth_store import OAuthStoreError
 from oauth_store.backup import backup
 from oauth_store.schema import upgrade
 from tests.chaos import Child, flow_until_killed, new_provider
+from tests.commands import run
 from tests.conftest import new_client, sqlite_rows
 from tests.flows import sign_in
-from tests.test_cli import run
 from tests.test_copy import check_whole, dump, fill, heed_ctrl_c, registrations
 
 

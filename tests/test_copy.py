@@ -26,8 +26,8 @@ from oauth_store.errors import OAuthStoreError
 from oauth_store.models import Base, Client, Code, Token
 from oauth_store.schema import upgrade
 from tests.chaos import Child, flow_until_killed
+from tests.commands import run
 from tests.conftest import sqlite_rows
-from tests.test_cli import run
 
 TABLES = [table.name for table in Base.metadata.sorted_tables]
 BIG = 2**62

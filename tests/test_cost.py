@@ -1,7 +1,6 @@
 """What each step asks of the database, so that nobody adds a statement, a transaction or a hop by accident."""
 
-from tests.conftest import Provider
-from tests.counting import Cost, count_steps
+from tests.counting import Cost
 
 #                                                    SQLite                 servers
 COSTS = {

@@ -19,7 +19,7 @@ from oauth_store.findings import Finding
 from oauth_store.models import Token
 from oauth_store.schema import upgrade
 from oauth_store.sign_in import hash_password
-from tests.test_cli import run
+from tests.commands import run
 from tests.test_copy import execute, token
 
 DOCS = Path(__file__).parent.parent / "docs" / "doctor.md"

@@ -29,9 +29,9 @@ from starlette.types import ASGIApp
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from oauth_store.doctor_url import examine_url
 from oauth_store.findings import Finding
+from tests.commands import run
 from tests.conftest import sqlite_rows
 from tests.serving import free_port, serving
-from tests.test_cli import run
 
 pytestmark = pytest.mark.usefixtures("_no_proxy")
 
