@@ -229,7 +229,7 @@ class CountingOAuth(HeadlessOAuth):
             self.app.saw(page)
             if question is None or csrf is None:
                 raise DemoError(f"the page does not ask:\n{page.text}")
-            say(f"    the page asks: {html.unescape(question[1])}")
+            say(f"    the page asks: {html.unescape(re.sub('<[^>]*>', '', question[1]))}")
             for typed, expected in (("a guess", 403), (password, 303)):
                 answer = await browser.post(
                     page.url, data={"csrf": html.unescape(csrf[1]), "password": typed, "answer": "allow"}

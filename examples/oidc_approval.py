@@ -153,7 +153,7 @@ class OidcApproval:
         name = f"{email or 'someone without a verified address'} (subject {person['sub']})"
         if person["sub"] not in self._subjects and email not in self._emails:
             logger.warning("not an owner: %r", name)
-            return _say(403, "You cannot let apps in here", f"You signed in as {name}.", again)
+            return _say(403, "You cannot let apps in here", f"You signed in as {name}, who is not an owner.", again)
         request.session.clear()
         csrf = secrets.token_urlsafe(32)
         request.session["signed_in"] = {"handle": handle, "subject": person["sub"], "name": name, "csrf": csrf}

@@ -143,7 +143,7 @@ class TestFlow:
         async with wiki():
             url = await request_url(client_name=name, redirect_uris=["https://evil.example/cb"], scope="read write")
             question = await browser.sign_in(await browser.open(url), "ada")
-        assert "“&lt;script&gt;alert(1)&lt;/script&gt;Evil”" in question.text
+        assert "<bdi>&lt;script&gt;alert(1)&lt;/script&gt;Evil</bdi>" in question.text
         assert "<strong>evil.example</strong>" in question.text
         assert "read write" in question.text
         assert "ada@example.com (subject ada)" in question.text
