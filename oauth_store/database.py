@@ -140,7 +140,7 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
     pooled = options.get("poolclass") is not NullPool
     if pooled:
         # no overflow: its connections are closed and opened again with every request
-        options |= {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_SECONDS}
+        options = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_SECONDS, **options}
     if url.get_backend_name() == "postgresql":
         # asyncpg would wait a minute for a connection, and for ever for an answer; so may a migration
         options["connect_args"] = {
@@ -237,6 +237,8 @@ class Database:
         if sqlite and not is_memory(self.url):
             # one connection beats several: SQLite's busy handler sleeps, and the slowest writes triple
             options |= {"pool_size": 1, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_SECONDS}
+        elif self.url.get_backend_name() == "mysql":
+            options |= {"pool_size": POOL_SIZE // 2}  # of two pools
         engine = create_engine(self.url, **options)
         if sqlite and "isolation_level" not in options:
             event.listen(engine.sync_engine, "begin", _begin_immediate)

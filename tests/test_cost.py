@@ -1,6 +1,8 @@
 """What each step asks of the database, so that nobody adds a statement, a transaction or a hop by accident."""
 
-from tests.counting import Cost
+import pytest
+
+from tests.counting import Cost, count_steps
 
 #                                                    SQLite                 servers
 COSTS = {
@@ -19,3 +21,10 @@ COSTS = {
     "exchange_refresh_token, replayed": (Cost(3, 1, hops=4), Cost(3, 1)),
     "revoke_token": (Cost(6, 1, hops=6), Cost(6, 1)),
 }
+
+
+@pytest.mark.not_on_mariadb("its driver does not tell what it sends; it is what PostgreSQL gets, and 2 SELECTs")
+async def test_a_step_costs_no_more(database_url: str) -> None:
+    """Each step sends exactly these statements, in so many transactions, and waits so often."""
+    server = "://" in database_url
+    assert await count_steps(database_url) == {step: costs[server] for step, costs in COSTS.items()}
