@@ -232,7 +232,7 @@ def _read_secret() -> str:
                 line = ""
     else:
         line = sys.stdin.readline(LINE_LENGTH)
-    secret = re.sub(r"^(authorization:)?\s*bearer\s+", "", line.strip(), flags=re.IGNORECASE)
+    secret = re.sub(r"^(authorization:)?\s*bearer(\s+|$)", "", line.strip(), flags=re.IGNORECASE)
     if not secret:
         raise OAuthStoreError("no token was given; type it at the prompt, or send it to standard input")
     return secret
