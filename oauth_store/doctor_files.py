@@ -126,7 +126,7 @@ def _user(uid: int) -> str:
 def _space(path: Path, size: int) -> Iterator[Finding]:
     status = os.statvfs(path.parent)
     free = status.f_bavail * status.f_frsize
-    shown = f"{free // MIB:,} MiB free, the database takes {size / MIB:,.1f}"
+    shown = f"{free // MIB:,} MiB free, the database takes {size / MIB:,.1f} MiB"
     if free < LEAST_FREE or (status.f_files and not status.f_favail):
         inodes = "" if free < LEAST_FREE else "; no file can be created (no inodes)"
         yield problem("disk space", shown + inodes, "make room now: a full disk answers clients with 503")

@@ -16,7 +16,6 @@ from rich.text import Text
 
 from oauth_store import backup as backing_up
 from oauth_store import copying
-from oauth_store import doctor as doctoring
 from oauth_store.findings import Finding
 
 DatabaseOption = Annotated[
@@ -77,9 +76,11 @@ def doctor(
     Nothing is changed, registered or authorized. With --url, the server is asked what a client asks before it signs in,
     and no other host is asked. If neither --database nor MCP_OAUTH_DB names a database, it is the server alone.
     """
+    from oauth_store.doctor import examine  # brings FastMCP, which the other commands do without
+
     findings = []
     console = Console()
-    for finding in doctoring.examine(database, url):
+    for finding in examine(database, url):
         findings.append(finding)
         if not json:
             _print_finding(console, finding)
