@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
+from argon2 import PasswordHasher
 
 import oauth_store
 from oauth_store.models import Base
@@ -128,6 +130,28 @@ def test_the_reference_is_of_what_is_exported() -> None:
     """docs/api.md has each name of `oauth_store.__all__`, and no other."""
     page = (ROOT / "docs" / "api.md").read_text()
     assert sorted(re.findall(r"^\.\. auto(?:class|exception):: (\w+)$", page, re.MULTILINE)) == oauth_store.__all__
+
+
+PROGRAMS = [
+    pytest.param(page, number, id=f"{page}-{number}")
+    for page in ("README.md", "docs/coming-from.md", "docs/deploying.md")
+    for number, _ in enumerate(blocks(ROOT / page, "python"))
+]
+
+
+@pytest.mark.parametrize(("page", "number"), PROGRAMS)
+def test_programs_run(page: str, number: int, tmp_path: Path) -> None:
+    """Each Python block of these pages is a whole program: it runs, and one that serves refuses who has no token."""
+    program = blocks(ROOT / page, "python")[number]
+    (tmp_path / "program.py").write_text(program)
+    password_hash = PasswordHasher(1, 8, 1).hash("a password")
+    environment = {"MCP_OAUTH_PASSWORD_HASH": password_hash, "MCP_OAUTH_DB": str(tmp_path / "oauth.db")}
+    if ".run(" not in program:
+        assert run(f"{sys.executable} program.py", tmp_path, **environment) == ""
+        return
+    port = free_port()
+    with running("program.py", tmp_path, port, FASTMCP_PORT=str(port), **environment):
+        assert httpx2.post(f"http://127.0.0.1:{port}/mcp", json={}).status_code == 401
 
 
 @functools.cache
