@@ -21,10 +21,11 @@ async def call(wiki: Site, access_token: str) -> int:
 
 
 async def sign_in(wiki: Site, page: Page, password: str = PASSWORD) -> None:
-    """Sign in to the connected apps."""
+    """Sign in to the connected apps, or fail to."""
     await page.goto(f"{wiki.url}/apps")
     await page.get_by_label("Password").fill(password)
     await page.get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("button", name="Sign out").or_(page.get_by_role("alert"))).to_be_visible()
 
 
 def revoke_of(page: Page, name: str) -> Any:
@@ -79,6 +80,7 @@ async def test_two_devices_of_one_app(wiki: Site, page: Page) -> None:
     await page.get_by_role("button", name="Revoke", exact=True).first.click()
     await expect(page.get_by_role("button", name="Revoke", exact=True)).to_have_count(1)
     await page.get_by_role("button", name="Revoke", exact=True).click()
+    await expect(page.get_by_text("No app can use")).to_be_visible()
     assert await call(wiki, second.access_token) == 401
 
 
@@ -101,6 +103,7 @@ async def test_revoking_twice(wiki: Site, page: Page) -> None:
     other = await page.context.new_page()
     await other.goto(f"{wiki.url}/apps")
     await page.get_by_role("button", name="Revoke", exact=True).click()
+    await expect(page.get_by_role("status")).to_be_visible()
     await other.get_by_role("button", name="Revoke", exact=True).click()
     await expect(other.get_by_role("status")).to_have_text("It was revoked already.")
     await page.reload()
@@ -156,8 +159,10 @@ async def test_without_javascript(wiki: Site, chromium: Browser) -> None:
     page = await context.new_page()
     await sign_in(wiki, page)
     await revoke_of(page, "“App 0”").click()
+    await expect(page.get_by_role("status")).to_have_text("“App 0” has no access any more.")
     await page.get_by_text("Revoke all", exact=True).click()
     await page.get_by_role("button", name="Yes, revoke all").click()
+    await expect(page.get_by_text("No app can use")).to_be_visible()
     assert [await call(wiki, token.access_token) for token in tokens] == [401, 401]
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.get_by_label("Password")).to_be_visible()

@@ -79,6 +79,7 @@ class TestForeignForms:
                 async with page.expect_response(ours) as answered:
                     await page.get_by_role("button").click()
                 assert (await answered.value).status == 403
+                await expect(page.get_by_role("heading", level=1)).to_be_visible()  # there
         assert app[1] == []
         await page.goto(ours)  # the request is as it was
         await allow(page)
@@ -105,12 +106,14 @@ class TestForeignForms:
         await page.goto(f"{wiki.url}/apps")
         await page.get_by_label("Password").fill(PASSWORD)
         await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("button", name="Sign out")).to_be_visible()
         for field in ('name="revoke" value="all"', 'name="sign_out" value="yes"'):
             form = f'<form method="post" action="{wiki.url}/apps"><input {field}><button>win</button></form>'
             async with evil_page(form) as port:
                 await page.goto(f"http://{host}:{port}/")
                 await page.get_by_role("button").click()
-                await page.wait_for_url(f"{wiki.url}/apps")
+                await expect(page.get_by_role("heading", level=1)).to_be_visible()
+                assert page.url == f"{wiki.url}/apps"
         assert await wiki.provider.load_access_token(token.access_token) is not None
         await page.goto(f"{wiki.url}/apps")
         await expect(page.get_by_role("button", name="Revoke", exact=True)).to_have_count(1)
@@ -151,13 +154,20 @@ class TestLinks:
         button = await page.get_by_role("button", name="Allow").bounding_box()
         assert button is not None
         await page.get_by_label("Password").fill(PASSWORD)
-        await page.wait_for_timeout(1000)  # it has been there, underneath
+        clock = await page.context.new_cdp_session(page)
+        await clock.send("Animation.enable")
+        await clock.send("Animation.setPlaybackRate", {"playbackRate": 0.05})  # half a second takes ten
+        posts: list[str] = []
+        page.on("request", lambda request: posts.append(request.method))
         await page.mouse.click(button["x"] + 20, button["y"] + 20)  # the mouse comes from elsewhere
-        await page.wait_for_timeout(100)
         await page.mouse.click(button["x"] + 20, button["y"] + 20)
-        await page.wait_for_timeout(500)
-        assert app[1] == []
-        await page.mouse.click(button["x"] + 20, button["y"] + 20)  # it has rested
+        await page.wait_for_timeout(300)
+        assert posts == []
+        await clock.send("Animation.setPlaybackRate", {"playbackRate": 1})
+        covered = "getComputedStyle(document.querySelector('.rested'), '::after').visibility == 'visible'"
+        while await page.evaluate(covered):
+            await page.wait_for_timeout(20)
+        await page.mouse.click(button["x"] + 20, button["y"] + 20)
         await page.wait_for_url(f"{app[0]}?*")
 
     @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ class TestReload:
         """A reload sends the wrong password again, which is still wrong; then the right one lets in."""
         await page.goto(await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])]))
         await allow(page, "wrong")
+        await expect(page.get_by_role("alert")).to_be_visible()
         await page.reload()
         await expect(page.get_by_role("alert")).to_have_text("That password is wrong.")
         await allow(page)

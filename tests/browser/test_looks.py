@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import time_machine
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, expect
 from pydantic import AnyUrl
 
 from tests.browser import DESK, PHONE, allow, screenshot
@@ -107,6 +107,7 @@ class TestConsent:
         async with site(tmp_path / "oauth.db", approval=WIKI) as wiki, people(chromium, phone=phone, dark=dark) as page:
             await page.goto(await wiki.authorize_url(**TARGETS["known"]))
             await allow(page, "wrong")
+            await expect(page.get_by_role("alert")).to_be_visible()
             password = page.get_by_label("Password")
             assert await password.evaluate("field => field === document.activeElement")
             described_by = await password.get_attribute("aria-describedby")
@@ -143,13 +144,16 @@ class TestApps:
                 await check(page, named("sign-in", phone, dark))
                 await page.get_by_label("Password").fill("wrong")
                 await page.get_by_role("button", name="Sign in").click()
+                await expect(page.get_by_role("alert")).to_be_visible()
                 await check(page, named("sign-in-wrong", phone, dark))
             await page.get_by_label("Password").fill(PASSWORD)
             await page.get_by_role("button", name="Sign in").click()
-            assert await page.get_by_role("button", name="Revoke", exact=True).count() == connected
+            await expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+            await expect(page.get_by_role("button", name="Revoke", exact=True)).to_have_count(connected)
             await check(page, named(f"apps-{connected}", phone, dark))
             if connected:
                 await page.get_by_role("button", name="Revoke", exact=True).first.click()
+                await expect(page.get_by_role("status")).to_be_visible()
                 await check(page, named(f"apps-{connected}-revoked", phone, dark))
 
 
@@ -163,7 +167,7 @@ class TestMessages:
             url = await wiki.authorize_url(**TARGETS["known"])
 
             async def says(heading: str, name: str) -> None:
-                assert await page.get_by_role("heading", level=1).inner_text() == heading
+                await expect(page.get_by_role("heading", level=1)).to_have_text(heading)
                 assert await page.locator("p").count() >= 1
                 await check(page, named(name, phone, dark))
 
