@@ -271,14 +271,12 @@ class TestCost:
             page = await owner.open(await wiki.authorize_url())
             await owner.allow(page)
             ticker = asyncio.create_task(tick())
-            begun = time.perf_counter()
             answers = await asyncio.gather(*(owner.allow(page, "wrong") for _ in range(20)))
-            taken = time.perf_counter() - begun
             done.set()
             await ticker
         assert [answer.status_code for answer in answers] == [403] * 20
         assert len(checking) == 2
-        assert ticks > 100 * taken  # on the loop it would be some 20 in all
+        assert ticks > 100  # on the loop it is 36
 
     async def test_a_flood_costs_no_more_than_its_allowance(self, tmp_path: Path) -> None:
         """What is over the limit is answered without looking at the password."""
