@@ -170,6 +170,8 @@ class Target:
             return cls("app", f"{uri.scheme}:", None)
         if is_loopback_host(host):
             return cls("loopback", named, None)
+        if uri.scheme != "https":  # registered before such were refused: anyone on the way could take the code
+            return cls("web", named, None)
         known_as = KNOWN_HOSTS.get(host) or ("an app that this server knows" if host in known_hosts else None)
         return cls("web", named, known_as)
 

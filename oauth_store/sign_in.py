@@ -103,8 +103,8 @@ class SignIn:
         if not right or user not in self._hashes:
             emit("sign_in_failed", address=address, reason="wrong")  # no name: people type passwords there
             raise SignInError("That name and password do not match." if self.asks_user else "That password is wrong.")
-        limit, key = counted[-1]
-        self._limiter.forget(limit, key)
+        if known or not self.asks_user:  # or else a user could begin again to guess another's, by signing in between
+            self._limiter.forget(*counted[-1])
         return user
 
     def remember(self, response: Response, cookies: Cookies, user: str) -> None:

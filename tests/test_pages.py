@@ -145,6 +145,7 @@ class TestWhatIsShown:
         [
             ("https://claude.ai/api/mcp/auth_callback", ("web", "claude.ai", "Claude", "")),
             ("https://claude.ai:8443/cb", ("web", "claude.ai:8443", "Claude", "")),
+            ("http://claude.ai/cb", ("web", "claude.ai", None, "")),
             ("https://evil.example/claude.ai", ("web", "evil.example", None, "")),
             ("https://claude.ai.evil.example/cb", ("web", "claude.ai.evil.example", None, "ai.evil.example")),
             ("https://claude-ai.example/cb", ("web", "claude-ai.example", None, "")),
