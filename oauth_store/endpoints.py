@@ -400,17 +400,16 @@ class _TokenEndpoint:
         return await self._provider.exchange_authorization_code(client, code)
 
     async def _refresh(self, client: OAuthClientInformationFull, fields: dict[str, str]) -> OAuthToken:
-        token = await self._provider.load_refresh_token(client, _required(fields, "refresh_token"))
-        if token is None:
-            raise TokenError("invalid_grant", "the refresh token is unknown, expired or revoked")
-        self._check_resource(fields, token.resource)
-        # White space is any, and offline_access alone asks for nothing less: claude.ai sends " offline_access"
-        # (RFC 6749, sections 3.3 and 6).
-        asked = fields.get("scope", "").split()
-        if not set(asked) - {OFFLINE_ACCESS}:
-            asked = token.scopes
-        scopes = [scope for scope in asked if scope in token.scopes or scope != OFFLINE_ACCESS]
-        return await self._provider.exchange_refresh_token(client, token, scopes)
+        def narrowed(granted: list[str], resource: str | None) -> list[str]:
+            self._check_resource(fields, resource)
+            # White space is any, and offline_access alone asks for nothing less: claude.ai sends " offline_access"
+            # (RFC 6749, sections 3.3 and 6).
+            asked = fields.get("scope", "").split()
+            if not set(asked) - {OFFLINE_ACCESS}:
+                asked = granted
+            return [scope for scope in asked if scope in granted or scope != OFFLINE_ACCESS]
+
+        return await self._provider.refresh(client, _required(fields, "refresh_token"), narrowed)
 
     def _check_resource(self, fields: dict[str, str], granted: str | None) -> None:
         asked, own = fields.get("resource"), granted or self._provider._own_resource  # RFC 8707, section 2.2

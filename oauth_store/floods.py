@@ -5,15 +5,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from limits import RateLimitItem, parse
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from oauth_store.errors import ConfigurationError
+
+if TYPE_CHECKING:  # importing it takes 20 milliseconds of a start, and who serves no routes needs none of it
+    from limits import RateLimitItem
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -36,9 +38,12 @@ class Limiter:
     """Counts what happens in this process."""
 
     def __init__(self) -> None:
+        from limits.storage import MemoryStorage
+        from limits.strategies import FixedWindowRateLimiter
+
         self._strategy = FixedWindowRateLimiter(MemoryStorage())
 
-    def retry_after(self, *counted: tuple[RateLimitItem | None, str]) -> int | None:
+    def retry_after(self, *counted: tuple["RateLimitItem | None", str]) -> int | None:
         """Count one event under each key. Return the seconds after which to try again if one is over its limit.
 
         What is over a limit is not counted, and leaves no trace under the keys that follow: name the total first,
@@ -52,7 +57,7 @@ class Limiter:
             self._strategy.hit(limit, key)
         return None
 
-    def forget(self, limit: RateLimitItem, key: str) -> None:
+    def forget(self, limit: "RateLimitItem", key: str) -> None:
         """Begin again to count under a key."""
         self._strategy.clear(limit, key)
 
@@ -62,18 +67,28 @@ class FloodGuard:
 
     def __init__(self, rate_limits: RateLimits, trusted_proxies: Sequence[str]) -> None:
         """Raises `ConfigurationError` for a limit or a network that cannot be read."""
-        self._limiter = Limiter()
-        self._limits = {
-            path: (_parsed(name, total), _parsed(f"{name}_per_address", per_address))
-            for path, name, total, per_address in (
-                ("/register", "registrations", rate_limits.registrations, rate_limits.registrations_per_address),
-                ("/authorize", "authorizations", rate_limits.authorizations, rate_limits.authorizations_per_address),
-            )
-        }
+        self._rate_limits = rate_limits
+        if rate_limits != RateLimits():
+            self._limits  # noqa: B018  (to say now what is wrong with it)
         try:
             self._trusted: list[Network] = [ipaddress.ip_network(network) for network in trusted_proxies]
         except ValueError as error:
             raise ConfigurationError(f"trusted_proxies: {error}; expected addresses or networks") from error
+
+    @cached_property
+    def _limiter(self) -> Limiter:
+        return Limiter()
+
+    @cached_property
+    def _limits(self) -> dict[str, tuple["RateLimitItem | None", "RateLimitItem | None"]]:
+        limits = self._rate_limits
+        return {
+            path: (_parsed(name, total), _parsed(f"{name}_per_address", per_address))
+            for path, name, total, per_address in (
+                ("/register", "registrations", limits.registrations, limits.registrations_per_address),
+                ("/authorize", "authorizations", limits.authorizations, limits.authorizations_per_address),
+            )
+        }
 
     def guards(self, path: str) -> bool:
         return path in self._limits
@@ -103,7 +118,9 @@ class FloodGuard:
         return any(parsed in network for network in self._trusted)
 
 
-def _parsed(name: str, limit: str | None) -> RateLimitItem | None:
+def _parsed(name: str, limit: str | None) -> "RateLimitItem | None":
+    from limits import parse
+
     if limit is None:
         return None
     try:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -456,7 +456,6 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             subject=row.subject,
         )
 
-    @flow_step
     async def exchange_refresh_token(
         self, client: OAuthClientInformationFull, refresh_token: RefreshToken, scopes: list[str]
     ) -> OAuthToken:
@@ -464,23 +463,40 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
         Raises `TokenError`: always `invalid_grant` for a dead refresh token, since any other code strands clients.
         """
-        if not set(scopes) <= set(refresh_token.scopes):
-            raise TokenError("invalid_scope", "the scopes exceed those that were granted")
-        if not self._is_ours(refresh_token.resource):
-            raise TokenError("invalid_grant", "the refresh token is for another resource")
+        return await self.refresh(client, refresh_token.token, lambda _granted, _resource: scopes)
+
+    @flow_step
+    async def refresh(
+        self,
+        client: OAuthClientInformationFull,
+        presented: str,
+        narrowed: Callable[[list[str], str | None], list[str]],
+    ) -> OAuthToken:
+        """Load and exchange a refresh token in one step, which spares /token a third of its time.
+
+        `narrowed` is given the scopes and the resource of the token, and returns the scopes to grant, or raises.
+        """
         now = int(time.time())
-        presented = refresh_token.token
         pair = grants.Pair.mint(with_refresh_token=True)
         replay = seal(presented, pair.access_token, str(pair.refresh_token)) if self._grace else None
-        async with self._database.write() as session:
+        async with self._database.write() as session:  # what is refused from here on was not consumed: it rolls back
             won, row = await grants.consume_refresh_token(session, presented, client.client_id, replay, now)
-            issued: OAuthToken | None = None
-            if won and row is not None:
-                issued = await self._issue(session, pair, row, scopes, now, granted_at=row.granted_at or row.created_at)
-            elif row is not None and row.client_id == client.client_id:
+            if row is None or row.client_id != client.client_id:
+                raise TokenError("invalid_grant", "the refresh token is unknown, expired or revoked")
+            granted = row.scopes.split()
+            scopes = narrowed(granted, row.resource)
+            if not set(scopes) <= set(granted):
+                raise TokenError("invalid_scope", "the scopes exceed those that were granted")
+            if not self._is_ours(row.resource):
+                raise TokenError("invalid_grant", "the refresh token is for another resource")
+            if won:
+                issued: OAuthToken | None = await self._issue(
+                    session, pair, row, scopes, now, granted_at=row.granted_at or row.created_at
+                )
+            else:
                 issued = await grants.answer_again(session, presented, row, scopes, grace=self._grace, now=now)
-        if issued is None or row is None:
-            raise TokenError("invalid_grant", "the refresh token is unknown, expired, revoked or already used")
+        if issued is None:
+            raise TokenError("invalid_grant", "the refresh token was used already")
         if won:
             emit("tokens_refreshed", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject)
         return issued
