@@ -409,7 +409,7 @@ class _TokenEndpoint:
                 asked = granted
             return [scope for scope in asked if scope in granted or scope != OFFLINE_ACCESS]
 
-        return await self._provider.refresh(client, _required(fields, "refresh_token"), narrowed)
+        return await self._provider._refresh(client, _required(fields, "refresh_token"), narrowed)
 
     def _check_resource(self, fields: dict[str, str], granted: str | None) -> None:
         asked, own = fields.get("resource"), granted or self._provider._own_resource  # RFC 8707, section 2.2

@@ -463,10 +463,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
         Raises `TokenError`: always `invalid_grant` for a dead refresh token, since any other code strands clients.
         """
-        return await self.refresh(client, refresh_token.token, lambda _granted, _resource: scopes)
+        return await self._refresh(client, refresh_token.token, lambda _granted, _resource: scopes)
 
     @flow_step
-    async def refresh(
+    async def _refresh(
         self,
         client: OAuthClientInformationFull,
         presented: str,
