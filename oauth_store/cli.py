@@ -12,9 +12,10 @@ from typing import Annotated, Any
 from cyclopts import App
 from rich.console import Console
 
-from oauth_store import maintenance, schema
+from oauth_store import schema
 from oauth_store.cli_clients import clients_app
 from oauth_store.cli_grants import explain, grants, revoke
+from oauth_store.cli_maintenance import backup, copy, doctor
 from oauth_store.cli_password import hash_password
 from oauth_store.database import Database, database_url, display_name
 from oauth_store.errors import OAuthStoreError
@@ -55,9 +56,9 @@ app.command(revoke)
 app.command(explain)
 app.command(clients_app)
 app.command(hash_password)
-app.command(maintenance.copy)
-app.command(maintenance.backup)
-app.command(maintenance.doctor)
+app.command(copy)
+app.command(backup)
+app.command(doctor)
 
 Sql = Annotated[bool, flag("--sql", help="Print the SQL instead of running it.")]
 

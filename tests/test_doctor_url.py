@@ -441,7 +441,7 @@ async def test_what_a_server_says_cannot_play_with_the_terminal(behind: Behind) 
         await stack.enter_async_context(serving(proxy(upstream, [], change), behind.port))
         answer = await asyncio.to_thread(run, "doctor", "--url", behind.url)
     assert answer.returncode == 1
-    assert "issuer is  [2J http://127.0.0.1" in answer.stdout
+    assert "issuer is [2J http://127.0.0.1" in answer.stdout
     assert answer.stdout.replace("\n", "").isprintable()
 
 

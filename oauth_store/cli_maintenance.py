@@ -5,9 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from json import dumps
 from typing import Annotated
-from unicodedata import category
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -17,12 +15,8 @@ from rich.text import Text
 from oauth_store import backup as backing_up
 from oauth_store import copying
 from oauth_store.findings import Finding
-
-DatabaseOption = Annotated[
-    str | None,
-    Parameter(name="--database", help="A file's path or a URL. Default: $MCP_OAUTH_DB.", show_default=False),
-]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
+from oauth_store.terminal import DatabaseOption, Json, print_json
+from oauth_store.text import visible
 
 
 def copy(source: str, target: str, /, *, json: Json = False) -> None:
@@ -35,7 +29,7 @@ def copy(source: str, target: str, /, *, json: Json = False) -> None:
     with _progress(shown=not json) as on_progress:
         copied = asyncio.run(copying.copy(source, target, on_progress=on_progress))
     if json:
-        _print_json(asdict(copied))
+        print_json(asdict(copied))
     else:
         print(f"Copied and verified from {copied.source} to {copied.target}:")
         for table, rows in copied.rows.items():
@@ -57,14 +51,17 @@ def backup(file: str, /, *, database: DatabaseOption = None, json: Json = False)
     with _progress(shown=not json) as on_progress:
         done = backing_up.backup(database, file, on_progress=on_progress)
     if json:
-        _print_json(asdict(done))
+        print_json(asdict(done))
     else:
         print(f"{done.source} at schema {done.revision} is in {done.file}, checked ({done.size / 2**20:,.1f} MiB).")
 
 
 def doctor(
     *,
-    database: DatabaseOption = None,
+    database: Annotated[
+        str | None,
+        Parameter(name="--database", help="A file's path or a URL. Default: $MCP_OAUTH_DB.", show_default=False),
+    ] = None,
     url: Annotated[
         str | None,
         Parameter(name="--url", help="Look from the outside too: the URL that is typed into a client."),
@@ -86,7 +83,7 @@ def doctor(
             _print_finding(console, finding)
     problems = [finding for finding in findings if finding.level == "problem"]
     if json:
-        _print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
+        print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
     if problems:
         raise SystemExit(1)
 
@@ -98,14 +95,9 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 def _print_finding(console: Console, finding: Finding) -> None:
     level = f"{finding.level:<8}", _STYLES[finding.level]
-    console.print(Text.assemble(level, f" {finding.check}: {_visible(finding.found)}"), soft_wrap=True)
+    console.print(Text.assemble(level, f" {finding.check}: {visible(finding.found[:SHOWN_LENGTH])}"), soft_wrap=True)
     if finding.advice:
-        console.print(Text(f"         -> {_visible(finding.advice)}"), soft_wrap=True)
-
-
-def _visible(text: str) -> str:
-    """Return a text, maybe a server's, without what moves a terminal's cursor or turns its letters around."""
-    return "".join(" " if category(one).startswith("C") else one for one in text)[:SHOWN_LENGTH]
+        console.print(Text(f"         -> {visible(finding.advice[:SHOWN_LENGTH])}"), soft_wrap=True)
 
 
 @contextmanager
@@ -122,7 +114,3 @@ def _progress(*, shown: bool) -> Iterator[copying.Progress]:
             progress.advance(bars[step], rows)  # type: ignore[arg-type]  # a TaskID is an int
 
         yield on_progress
-
-
-def _print_json(value: object) -> None:
-    print(dumps(value, indent=2))
