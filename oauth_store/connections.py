@@ -86,11 +86,10 @@ async def live_grants(
         .limit(limit)
     )
     wanted = (await session.execute(newest)).all()
-    found: list[Connection] = []
-    for start in range(0, len(wanted), BATCH):
-        batch = [row.grant_id for row in wanted[start : start + BATCH]]
-        details = {row.grant_id: row for row in await session.execute(_details(live & Token.grant_id.in_(batch)))}
-        found += [_connection(details[grant_id]) for grant_id in batch if grant_id in details]
+    if len(wanted) <= BATCH:
+        live &= Token.grant_id.in_([row.grant_id for row in wanted])
+    details = {row.grant_id: row for row in await session.execute(_details(live))}
+    found = [_connection(details[row.grant_id]) for row in wanted if row.grant_id in details]
     return found, wanted[0].total if wanted else 0
 
 

@@ -29,7 +29,7 @@ _ENDED = {
         "stolen copy looks like that; so does an app that went back to an old copy of its tokens, from a backup or on "
         "a second device",
         "If you know of no such copy, take it for a theft, and find out who could read the client's tokens. "
-        f"In either case: {AGAIN}",
+        "In either case, the client has to be connected again.",
     ),
     "code replayed": (
         "code_replayed",
@@ -279,5 +279,5 @@ def _unknown(secret: str) -> Explanation:
             "This database does not know it. It expired so long ago that it was deleted; or its client was removed, "
             "which takes its tokens along; or it is of another database or server."
         )
-    advice = f"See that --database is the one that the server uses. If it is: {AGAIN}"
+    advice = "See that --database is the one that the server uses. If it is, the client has to be connected again."
     return Explanation(kind=kind, state="unknown", said=said, advice=advice)

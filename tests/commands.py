@@ -10,7 +10,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
 from typing import Any
 
 COMMAND = [sys.executable, "-m", "oauth_store"]
@@ -27,17 +26,15 @@ def run(
     *arguments: str,
     database: str | None = None,
     answer: str = "",
-    before: Callable[[], None] | None = None,
     **more: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own; `before` runs in it first, `more` are environment variables."""
+    """Run the command in a process of its own; `more` are environment variables."""
     return subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
         text=True,
         input=answer,
         env=environment_for(database, **more),
-        preexec_fn=before,
         timeout=TIMEOUT_SECONDS,
         check=False,
     )

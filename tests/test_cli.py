@@ -1,14 +1,25 @@
 """`oauth-store`, as an operator types it: one line for an error, an exit code, and the file untouched."""
 
+import asyncio
+import json
 import os
+import re
+import sqlite3
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
+import time_machine
 
-from tests.commands import run
-from tests.conftest import sqlite_rows
+from oauth_store import SQLAlchemyOAuthProvider
+from oauth_store.cli import app
+from oauth_store.text import iso
+from tests.commands import TIMEOUT_SECONDS, environment_for, run, run_json
+from tests.conftest import Provider, new_client, sqlite_rows
+from tests.flows import refresh, sign_in
 
 
 def test_help_names_the_commands() -> None:
@@ -98,8 +109,6 @@ def test_a_schema_of_a_newer_release_is_untouched(command: str, tmp_path: Path) 
     """A database that a newer release has upgraded is refused in one line that says which release to install."""
     path = tmp_path / "oauth.db"
     run("upgrade", database=str(path))
-    import sqlite3
-
     connection = sqlite3.connect(path)
     connection.execute("UPDATE oauth_store_version SET version_num = '9999'")
     connection.commit()
@@ -139,3 +148,192 @@ def test_alembic_itself_says_the_same(tmp_path: Path) -> None:
 def test_alembic_ini_is_where_it_says() -> None:
     """The path that is printed is one that alembic takes."""
     assert Path(run("alembic-ini").stdout.strip()).is_file()
+
+
+READING = [["grants"], ["clients"], ["purge", "--dry-run"], ["purge"], ["explain"], ["revoke", "--all", "--yes"]]
+READING += [["clients", "remove", "x", "--yes"], ["clients", "add", "x", "--redirect-uri", "https://x.example/"]]
+
+
+def refused(command: list[str], database: str, complaint: str) -> None:
+    """One line on standard error, nothing on standard output, and exit code 1; with --json too."""
+    for options in ([], ["--json"]):
+        ran = run(*command, *options, database=database, answer="access_x")
+        assert (ran.returncode, ran.stdout) == (1, ""), command
+        assert complaint in ran.stderr, command
+        assert ran.stderr.count("\n") == 1, command
+
+
+@pytest.mark.parametrize("command", READING, ids=" ".join)
+def test_what_is_no_database_of_ours(command: list[str], tmp_path: Path) -> None:
+    """A file that is missing, empty, none of ours, a directory, or in memory: said in one line, and nothing is made."""
+    refused(command, str(tmp_path / "missing.db"), "missing.db does not exist; name the server's database by")
+    refused(command, str(tmp_path), "is no file; name the server's database by")
+    refused(command, ":memory:", "an in-memory database is gone with its server")
+    assert list(tmp_path.iterdir()) == []
+    for name, content, complaint in (
+        ("empty.db", b"", "is empty; name the server's database by"),
+        ("notes.txt", b"my notes\n" * 200, "is not an SQLite database"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        refused(command, str(path), complaint)
+        assert path.read_bytes() == content
+    assert {path.name for path in tmp_path.iterdir()} == {"empty.db", "notes.txt"}
+
+
+@pytest.mark.parametrize("command", READING, ids=" ".join)
+def test_another_schema(command: list[str], empty_database_url: str) -> None:
+    """On an older schema, and on one of a newer release, each command says so, and does nothing."""
+    run("upgrade", "0002", database=empty_database_url)
+    refused(command, empty_database_url, "is at schema 0002, this release needs 0003; run")
+    run("downgrade", "base", "--yes", database=empty_database_url)
+
+
+NOBODY = 65534
+AS_NOBODY = f"""
+import getpass, os, sys, concurrent.futures.thread, encodings.idna
+import sqlalchemy.dialects.sqlite.aiosqlite
+import oauth_store.explanation, oauth_store.registration
+from oauth_store.cli import main
+os.environ["LOGNAME"] = "nobody"
+os.setgid({NOBODY})
+os.setuid({NOBODY})  # after the imports: this user may not be able to read them
+main()
+"""
+
+
+def run_as_nobody(*arguments: str, database: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process that has given up root's rights."""
+    return subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, *arguments],
+        capture_output=True,
+        text=True,
+        input="access_x",
+        env=environment_for(database),
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not read here")
+def test_without_rights() -> None:
+    """A file that this user may not read, or not write, is one line that says what to do."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        path = Path(directory) / "oauth.db"
+        run("upgrade", database=str(path))
+        hint = "run this as the user that the server runs as"
+        for command in [["status"], *READING]:
+            ran = run_as_nobody(*command, database=str(path))
+            assert (ran.returncode, ran.stdout) == (1, "")
+            assert ran.stderr == f"oauth-store: {path} may not be read by nobody; {hint}\n"
+        path.chmod(0o644)
+        ran = run_as_nobody("clients", "add", "x", "--redirect-uri", "https://x.example/", database=str(path))
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert re.fullmatch(rf"oauth-store: {path} cannot be used: [^\n]+\n", ran.stderr)
+        Path(directory).chmod(0o700)
+        ran = run_as_nobody("grants", database=str(path))
+        assert ran.returncode == 1
+        assert ran.stderr == f"oauth-store: {path} cannot be looked at: Permission denied; {hint}\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave files behind that others may not write")
+def test_root_leaves_nothing_behind() -> None:
+    """What root runs on another user's database leaves no file there that this user's server could not write."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "oauth.db"
+        run("upgrade", database=str(path))
+        os.chown(path, NOBODY, NOBODY)
+        os.chown(directory, NOBODY, NOBODY)
+        holder = sqlite3.connect(path)  # keeps the -wal and the -shm that the first command makes
+        for command in (["grants"], ["clients", "add", "x", "--redirect-uri", "https://x.example/"], ["purge"]):
+            assert run(*command, database=str(path)).returncode == 0
+            assert {file.stat().st_uid for file in Path(directory).iterdir()} == {NOBODY}
+            holder.execute("SELECT * FROM oauth_clients").fetchall()
+        holder.close()
+        ran = run_as_nobody("clients", "add", "y", "--redirect-uri", "https://x.example/", database=str(path))
+        assert (ran.returncode, ran.stderr) == (0, "")
+
+
+async def test_status_counts(provider: SQLAlchemyOAuthProvider, make_provider: Provider, database_url: str) -> None:
+    """The three tables are counted as live, expired and idle, with the size and the age of the grants."""
+    await provider.check_schema()
+    told = run_json("status", database=database_url)
+    assert told["live_grants"] == 0
+    assert told["oldest_grant_at"] is None
+    client, before = new_client(), make_provider()  # of its own: it would purge what it finds later
+    with time_machine.travel(time.time() - 2 * 24 * 3600, tick=True):  # its codes and access tokens have expired
+        await before.register_client(client)
+        first = await sign_in(before, client)
+        await sign_in(before, client)
+    with time_machine.travel(time.time() - 40 * 24 * 3600, tick=True):
+        await before.register_client(new_client())
+    await refresh(provider, client, first)
+    await provider.register_client(new_client())
+    told = run_json("status", database=database_url)
+    assert (told["schema_found"], told["schema_needed"], told["problem"]) == ("0003", "0003", None)
+    assert told["size_bytes"] > 10_000
+    assert told["live_grants"] == 2
+    assert told["oldest_grant_at"] <= told["newest_grant_at"] < iso(int(time.time()) - 24 * 3600)
+    assert told["tables"] == {
+        "oauth_clients": {"rows": 3, "live": 1, "expired": 1, "idle": 1},
+        "oauth_codes": {"rows": 2, "live": 0, "expired": 2, "idle": 0},
+        "oauth_tokens": {"rows": 6, "live": 3, "expired": 2, "idle": 1},
+    }
+    output = run("status", database=database_url).stdout
+    assert "and has 2 live grants, the oldest of 2 d ago, the newest of 2 d ago." in output
+    assert re.search(r"oauth_tokens +6 +3 +2 +1\n", output)
+
+
+def test_status_in_json(tmp_path: Path) -> None:
+    """A database that is missing is no problem; an old schema, and what is no database, are: named, and exit code 1."""
+    path = str(tmp_path / "oauth.db")
+    told = {"database": path, "schema_found": None, "schema_needed": "0003", "problem": None}
+    assert run_json("status", database=path) == told
+    run("upgrade", "0001", database=path)
+    found = run_json("status", database=path, code=1)
+    assert found["schema_found"] == "0001"
+    assert "run `alembic upgrade head`" in found["problem"]
+    Path(path).write_text("notes " * 1000)
+    assert "is not an SQLite database" in run_json("status", database=path, code=1)["problem"]
+
+
+async def test_purge(
+    provider: SQLAlchemyOAuthProvider, make_provider: Provider, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--dry-run counts what the purge then deletes, in as many batches as it takes; what can be used stays."""
+    client, before = new_client(), make_provider()  # of its own: it would purge what it finds later
+    with time_machine.travel(time.time() - 40 * 24 * 3600, tick=True):
+        await before.register_client(client)
+        await before.register_client(new_client())
+        for _ in range(3):
+            await sign_in(before, client)
+    live = await sign_in(provider, client)
+    expected = {"tokens": 6, "codes": 3, "clients": 1}
+    assert run_json("purge", "--dry-run", database=database_url) == {**expected, "dry_run": True}
+    assert run("purge", "--dry-run", database=database_url).stdout == "Would delete: 6 tokens, 3 codes, 1 client.\n"
+    monkeypatch.setattr("oauth_store.cli.PURGE_BATCH", 2)
+    told = await asyncio.to_thread(app, ["purge", "--database", database_url], result_action="return_value")
+    assert told is None
+    assert run_json("purge", database=database_url) == {"tokens": 0, "codes": 0, "clients": 0, "dry_run": False}
+    assert await provider.verify_token(live.access_token) is not None
+
+
+async def test_a_purge_is_an_event(provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
+    """--verbose tells of the purge as a server's log does; a purge that finds nothing is silent."""
+    with time_machine.travel(time.time() - 40 * 24 * 3600, tick=True):
+        await provider.register_client(new_client())
+    ran = run("purge", "-v", database=database_url)
+    assert ran.stderr == "INFO: purged: tokens=0 codes=0 clients=1\n"
+    assert run("purge", "-v", database=database_url).stderr == ""
+
+
+def test_schema_commands_in_json(tmp_path: Path) -> None:
+    """upgrade, downgrade and alembic-ini print one document; what migrations say goes to standard error."""
+    path = str(tmp_path / "oauth.db")
+    assert run_json("upgrade", database=path) == {"database": path, "schema_found": "0003"}
+    ran = run("downgrade", "0001", "--yes", "--json", database=path)
+    assert json.loads(ran.stdout) == {"database": path, "schema_found": "0001"}
+    assert "loses" in ran.stderr
+    assert "CREATE TABLE" in run_json("upgrade", "--sql", database=path)["sql"]
+    assert Path(run_json("alembic-ini", database=path)["alembic_ini"]).is_file()
