@@ -375,7 +375,7 @@ class Database:
         """Wait for the steps under way, then close all connections. An engine that was passed in stays open."""
         foreign = self._loop not in (None, asyncio.get_running_loop())
         while self._steps and not foreign:
-            await asyncio.gather(*self._steps, return_exceptions=True)
+            await asyncio.wait(self._steps)  # if all are done, gather() would never let the loop remove them
         await self._disconnect(foreign=foreign)
         if self.memory and self.owned:
             await self.writer.dispose()
