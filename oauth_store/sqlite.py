@@ -2,7 +2,6 @@
 
 import sqlite3
 from collections.abc import Callable, Generator
-from functools import partial
 from typing import Any
 
 import aiosqlite
@@ -55,7 +54,11 @@ class Connection(aiosqlite.Connection):
             self._defers = False
             self._waiting.append((method, *arguments))
             return None, [], -1, None
-        run = partial(self._run, self._waiting, method, *arguments)
+        waiting = self._waiting
+
+        def run() -> Outcome:  # no partial: aiosqlite logs what it executes, and that one's text has the arguments
+            return self._run(waiting, method, *arguments)
+
         return await self._execute(run)  # type: ignore[no-any-return,no-untyped-call]
 
     def _run(self, waiting: list["Statement"], method: str, *arguments: Any) -> "Outcome":

@@ -541,8 +541,8 @@ class TestStoredClient:
 
 
 async def test_no_secret_is_logged(provider: SQLAlchemyOAuthProvider, caplog: pytest.LogCaptureFixture) -> None:
-    """At the level INFO no log line of a flow carries a token, a code, a state or a client secret."""
-    caplog.set_level(logging.INFO)
+    """No log line of a flow has a token, a code, a state or a client secret: at no level, and of no library."""
+    caplog.set_level(logging.DEBUG)
     secret = "the-secret-of-this-client"
     client = await registered(provider, client_secret=secret, token_endpoint_auth_method="client_secret_post")
     url = await provider.authorize(client, authorization_params(state="a-very-private-state"))
