@@ -51,7 +51,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         f"{run['mode'].capitalize()} run of {run['date']}, {run['seconds']:.0f} s: {machine['processors']} processors "
         f"(load {machine['load_average']:.1f} at the end), Python {machine['python']}, SQLite {machine['sqlite']}, "
         + ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-        + ".",
+        + f". The HTTP client took at most {run['busiest_client']:.0%} of one processor.",
         "",
         "### Targets",
         "",

@@ -345,8 +345,7 @@ class Database:
             try:
                 await self._prepare(self)
                 if self.sqlite and self.owned and not self.memory:
-                    self._inode = os.stat(str(self.url.database)).st_ino
-                    self.verified = await asyncio.to_thread(Memory, _sqlite_name(self.url), self._inode)
+                    self._inode, self.verified = await asyncio.to_thread(self._open_memory)
             except Exception as error:
                 if self.sqlite:
                     await self._disconnect(foreign=True)  # to look anew, at whatever file is there by then
@@ -356,6 +355,10 @@ class Database:
                 self._failure = type(known)(*known.args)
                 raise known from (None if known is error else error)
             self._prepared = True
+
+    def _open_memory(self) -> tuple[int, Memory]:
+        inode = os.stat(str(self.url.database)).st_ino
+        return inode, Memory(_sqlite_name(self.url), inode)
 
     @property
     def display_name(self) -> str:

@@ -39,7 +39,10 @@ class Pages:
         self._logo_url, self._logo_source = logo_url, _source(logo_url)
         own = [] if templates is None else [FileSystemLoader(templates)]
         self._environment = Environment(
-            loader=ChoiceLoader([*own, PackageLoader("oauth_store")]), autoescape=True, undefined=StrictUndefined
+            loader=ChoiceLoader([*own, PackageLoader("oauth_store")]),
+            autoescape=True,
+            undefined=StrictUndefined,
+            auto_reload=False,  # it would look at the files with every page, on the event loop
         )
         try:
             for template in TEMPLATES:

@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from blockbuster import blockbuster_ctx
 from mcp.server.auth.settings import ClientRegistrationOptions
 from mcp.shared.auth import OAuthClientInformationFull
 from pydantic import AnyUrl
@@ -23,6 +24,22 @@ RESOURCE = f"{BASE_URL}/mcp"
 REDIRECT_URI = "http://127.0.0.1:9000/callback"
 
 Provider = Callable[..., SQLAlchemyOAuthProvider]
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks() -> Iterator[None]:
+    """Whatever the package does on an event loop that would block it raises a BlockingError, but for what is named."""
+    with blockbuster_ctx("oauth_store") as blockbuster:
+        for call in ("os.stat", "sqlite3.Cursor.execute", "sqlite3.Cursor.fetchall"):
+            # 5 microseconds for the number of the file's latest commit, where a thread would take 80; it never waits
+            blockbuster.functions[call].can_block_in("oauth_store/memory.py", "version")
+        # 2 microseconds: whether the file is still the one that was opened
+        blockbuster.functions["os.stat"].can_block_in("oauth_store/database.py", "check_file")
+        for function in blockbuster.functions.values():
+            function.can_block_in("oauth_store/provider.py", "__init__")  # a server is built before it serves
+            function.can_block_in("oauth_store/pages.py", "__init__")  # reads the templates, once
+            function.can_block_in("oauth_store/schema.py", "_command")  # migrations run on a loop of their own
+        yield
 
 
 @pytest.fixture(scope="session")
