@@ -41,7 +41,7 @@ DIRECTORY = Path(__file__).parent.parent / "docs" / "benchmarks"
 async def measure(directory: Path, *, quick: bool) -> dict[str, Any]:
     """Measure everything in files of `directory`, and on the servers that are there."""
     began = time.monotonic()
-    rounds, seconds = (5, 0.02) if quick else (7, 0.08)
+    rounds, seconds = (5, 0.02) if quick else (7, 0.06)
     measures: list[Measure] = []
     async with server_databases() as urls:
         contenders: dict[str, Contender] = {
@@ -66,7 +66,7 @@ async def measure(directory: Path, *, quick: bool) -> dict[str, Any]:
             await contender.close()
         _say("over HTTP")
         databases = {SQLITE: str(directory / "http.db"), POSTGRESQL: urls[POSTGRESQL]}
-        found, client_share = await measure_http(databases, rounds=rounds, seconds=0.3 if quick else 1.5)
+        found, client_share = await measure_http(databases, rounds=rounds, seconds=0.3 if quick else 1)
         measures += found
         _say("statements and hops")
         costs = {

@@ -38,6 +38,7 @@ def nothing_blocks() -> Iterator[None]:
         for function in blockbuster.functions.values():
             function.can_block_in("oauth_store/provider.py", "__init__")  # a server is built before it serves
             function.can_block_in("oauth_store/pages.py", "__init__")  # reads the templates, once
+            function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for ~/.pgpass
             function.can_block_in("oauth_store/schema.py", "_command")  # migrations run on a loop of their own
         yield
 
