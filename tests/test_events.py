@@ -197,10 +197,10 @@ class TestEachFlow:
                 assert await answer(present_refresh_token(provider, client, first.refresh_token)) == "invalid_grant"
         await self.check(
             telemetry,
-            ("tokens_refreshed", "exchange_refresh_token", fields),
-            ("refresh_replayed", "exchange_refresh_token", fields),
-            ("tokens_refreshed", "exchange_refresh_token", fields),
-            ("reuse_detected", "exchange_refresh_token", fields),
+            ("tokens_refreshed", "refresh", fields),
+            ("refresh_replayed", "refresh", fields),
+            ("tokens_refreshed", "refresh", fields),
+            ("reuse_detected", "refresh", fields),
         )
         assert telemetry.counted() == {
             **dict.fromkeys(("approval_asked", "approval_granted", "tokens_issued"), 1),
