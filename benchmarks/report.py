@@ -48,12 +48,14 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     """Return tables: the targets, what was measured, and what each step asks of the database."""
     machine, run = result["machine"], result["run"]
     lines = [
+        "# The figures",
+        "",
         f"{run['mode'].capitalize()} run of {run['date']}, {run['seconds']:.0f} s: {machine['processors']} processors "
         f"(load {machine['load_average']:.1f} at the end), Python {machine['python']}, SQLite {machine['sqlite']}, "
         + ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
         + f". The HTTP client took at most {run['busiest_client']:.0%} of one processor.",
         "",
-        "### Targets",
+        "## Targets",
         "",
         *_table(
             ("measure", "to reach", "median", "low to high", "reached"),
@@ -69,11 +71,11 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             ),
         ),
         "",
-        "### Figures",
+        "## All measures",
         "",
         *_figures(result["measures"]),
         "",
-        "### What a step asks of the database",
+        "## What a step asks of the database",
         "",
         *_costs(result["costs"]),
     ]
