@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from oauth_store.database import BUSY_TIMEOUT_SECONDS, create_engine, create_file, database_url, display_name, is_memory
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 from oauth_store.models import Base
-from oauth_store.schema import EMPTY, VERSION_TABLE, VS2, check, explained, found
+from oauth_store.schema import EMPTY, MYSQL_LOCK, VERSION_TABLE, VS2, check, explained, found
 
 LOCK = 0x0A07_5702E
 """Names our migrations among a server's advisory locks."""
@@ -57,7 +57,7 @@ def run_online(connection: Connection) -> None:
     elif connection.dialect.name == "sqlite":
         begin_immediate(connection)
     else:  # held by the connection until it is closed; MySQL commits with each DDL statement
-        connection.execute(text("SELECT GET_LOCK('oauth_store', 300)"))
+        connection.execute(text(f"SELECT GET_LOCK('{MYSQL_LOCK}', 300)"))
         logging.getLogger("asyncmy").setLevel(logging.ERROR)  # or it repeats that MySQL gives primary keys no name
     context.configure(connection=connection, **OPTIONS)
     with context.begin_transaction():

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 HEAD = "0003"
 """The revision that this release needs."""
 VERSION_TABLE = "oauth_store_version"
+MYSQL_LOCK = "oauth_store"
+"""Names the lock that migrations hold on MariaDB and MySQL."""
+LOCK_TIMEOUT_SECONDS = 20
+"""How long a look at the schema waits for a migration under way."""
 VS2 = "VS-2 tables without a version"
 EMPTY = "empty"
 
@@ -52,6 +56,17 @@ def found(connection: Connection) -> str:
 
     Raises `SchemaError` for tables of our names that are none of ours.
     """
+    if connection.dialect.name not in ("mysql", "mariadb"):
+        return _found(connection)
+    # Each statement of a migration is a commit there, and what stands in between is no schema. Wait for its end.
+    connection.execute(text(f"SELECT GET_LOCK('{MYSQL_LOCK}', {LOCK_TIMEOUT_SECONDS})"))
+    try:
+        return _found(connection)
+    finally:
+        connection.execute(text(f"SELECT RELEASE_LOCK('{MYSQL_LOCK}')"))
+
+
+def _found(connection: Connection) -> str:
     inspector = inspect(connection)
     tables = set(inspector.get_table_names())
     if VERSION_TABLE in tables:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import httpx2
 import pytest
 import time_machine
@@ -21,6 +22,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import event, text
+from sqlalchemy.engine import make_url
 
 from oauth_store import AutoApproval, PasswordApproval, SQLAlchemyOAuthProvider, events
 from oauth_store.events import EVENTS, emit, emit_after_commit
@@ -359,12 +361,16 @@ class TestAfterTheCommit:
         """A replayed code whose step is rolled back by a real deadlock, and tried again, is one event."""
         url = await create_postgres_database(postgres_server)
         await asyncio.to_thread(upgrade, url)
+        administrator = await asyncpg.connect(url)
+        # whose timeout is over first loses its transaction: it is to be the step, and not before both wait
+        await administrator.execute(f"ALTER DATABASE \"{make_url(url).database}\" SET deadlock_timeout = '2s'")
         async with SQLAlchemyOAuthProvider(url, base_url=BASE_URL, approval=AutoApproval()) as provider:
             client = new_client()
             await provider.register_client(client)
             code = await authorize(provider, client)
             await redeem(provider, client, code)
             async with provider._database.writer.connect() as other:
+                await other.execute(text("SET deadlock_timeout = '1min'"))
                 await other.execute(text("SELECT * FROM oauth_tokens FOR UPDATE"))
                 states: list[str] = []
                 event.listen(
@@ -373,13 +379,17 @@ class TestAfterTheCommit:
                     lambda context: states.append(getattr(context.original_exception, "sqlstate", "")),
                 )
                 replay = asyncio.create_task(answer(present_code(provider, client, code)))
-                await asyncio.sleep(0.3)  # it holds the code, and waits for the tokens
+                while not await administrator.fetchval(
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted"
+                ):
+                    pass  # until it holds the code, and waits for the tokens
                 await other.execute(text("SELECT * FROM oauth_codes FOR UPDATE"))
                 assert states == ["40P01"], "it was not the step that the deadlock cost its transaction"
                 await other.rollback()
                 assert await replay == "invalid_grant"
         assert [name for name, _ in telemetry.logged()].count("code_replayed") == 1
         assert telemetry.counted()["code_replayed"] == 1
+        await administrator.close()
         await drop_postgres_database(postgres_server, url)
 
     async def test_a_client_that_hangs_up_is_traced_to_the_end(

@@ -497,7 +497,7 @@ def test_four_alembic_commands_upgrade_one_database(empty_database_url: str) -> 
     command = [sys.executable, "-m", "alembic", "upgrade", "head"]
     shells = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     said = [shell.communicate()[1] for shell in shells]
-    assert {line.split()[0] for each in said for line in each.splitlines()} == {"INFO"}
+    assert [line for each in said for line in each.splitlines() if not line.startswith("INFO ")] == []
     assert [shell.returncode for shell in shells] == [0] * 4
     assert select(empty_database_url, f"SELECT * FROM {VERSION_TABLE}") == [(HEAD,)]
 
