@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -58,18 +57,13 @@ def run_on_terminal(
     """Run the command on a terminal, answering what it asks. Return its exit code and what the terminal got."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-
-    def on_terminal() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests may run where a shell has switched Ctrl-C off
-        os.login_tty(slave)
-
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         stdin=slave,
         stdout=slave,
         stderr=slave,
         env=environment_for(database, **{"TERM": "xterm-256color", **more}),
-        preexec_fn=on_terminal,
+        preexec_fn=lambda: os.login_tty(slave),
     )
     os.close(slave)
     output, waiting, deadline = b"", dict(answers or {}), time.monotonic() + TIMEOUT_SECONDS

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,11 @@ RESOURCE = f"{BASE_URL}/mcp"
 REDIRECT_URI = "http://127.0.0.1:9000/callback"
 
 Provider = Callable[..., SQLAlchemyOAuthProvider]
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what the tests start, also where the shell that runs them has switched it off, as for a job."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

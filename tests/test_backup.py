@@ -17,7 +17,7 @@ from tests.chaos import Child, flow_until_killed, new_provider
 from tests.commands import run
 from tests.conftest import new_client, sqlite_rows
 from tests.flows import sign_in
-from tests.test_copy import check_whole, dump, fill, heed_ctrl_c, registrations
+from tests.test_copy import check_whole, dump, fill, registrations
 
 
 @pytest.fixture
@@ -201,7 +201,6 @@ def test_a_backup_that_is_stopped_leaves_nothing(tmp_path: Path, source: str) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_ctrl_c,
     )
     deadline = time.monotonic() + 60
     while not (file.exists() and file.stat().st_size > 2**22):

@@ -167,7 +167,6 @@ def test_a_signal_while_it_works(large: str) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment_for(large),
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         ) as process:
             time.sleep(delay)
             process.send_signal(signal.SIGINT)

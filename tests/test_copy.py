@@ -505,20 +505,13 @@ def is_under_way(target: str) -> bool:
     return False
 
 
-def heed_ctrl_c() -> None:
-    """Undo what a shell does to processes in its background, this one and its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_copy_that_is_stopped_leaves_the_target_empty(
     how: signal.Signals, database_url: str, large_source: str
 ) -> None:
     """Ctrl-C, or worse, in the middle leaves no row; the same command then copies everything."""
     command = [sys.executable, "-m", "oauth_store", "copy", large_source, database_url]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not is_under_way(database_url):
         assert process.poll() is None, process.communicate()

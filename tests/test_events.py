@@ -379,9 +379,7 @@ class TestAfterTheCommit:
                     lambda context: states.append(getattr(context.original_exception, "sqlstate", "")),
                 )
                 replay = asyncio.create_task(answer(present_code(provider, client, code)))
-                while not await administrator.fetchval(
-                    "SELECT count(*) FROM pg_locks WHERE NOT granted"
-                ):
+                while not await administrator.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
                     pass  # until it holds the code, and waits for the tokens
                 await other.execute(text("SELECT * FROM oauth_codes FOR UPDATE"))
                 assert states == ["40P01"], "it was not the step that the deadlock cost its transaction"
