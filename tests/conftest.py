@@ -46,7 +46,8 @@ def nothing_blocks() -> Iterator[None]:
             function.can_block_in("oauth_store/database.py", "create_engine")  # so are its engines
             function.can_block_in("oauth_store/pages.py", "__init__")  # reads the templates, once
             function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for ~/.pgpass
-            function.can_block_in("oauth_store/schema.py", "_command")  # migrations run on a loop of their own
+            for module, runs in (("oauth_store/schema.py", "_command"), ("migrations/env.py", "connect_and_run")):
+                function.can_block_in(module, runs)  # migrations run on a loop of their own
             function.can_block_in("oauth_store/copying.py", "copy")  # so does this command
         yield
 
