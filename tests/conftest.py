@@ -48,7 +48,8 @@ def nothing_blocks() -> Iterator[None]:
             function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for ~/.pgpass
             for module, runs in (("oauth_store/schema.py", "_command"), ("migrations/env.py", "connect_and_run")):
                 function.can_block_in(module, runs)  # migrations run on a loop of their own
-            function.can_block_in("oauth_store/copying.py", "copy")  # so does this command
+            for module, runs in (("oauth_store/copying.py", "copy"), ("oauth_store/terminal.py", "on_database")):
+                function.can_block_in(module, runs)  # so do commands
         yield
 
 
