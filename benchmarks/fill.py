@@ -1,6 +1,6 @@
 """Fill an empty database as a busy server would leave it behind, for what is measured on a large one.
 
-    python -m benchmarks.fill /tmp/large.db --grants 100000
+    python -m benchmarks.fill large.db --grants 100000
 
 Every client has ten grants of its own. Of a hundred grants, 20 were just made; 50 were refreshed, and keep the pair
 that was consumed, with its sealed successor; 10 were revoked, 10 have expired, and 10 are idle: only the refresh token
