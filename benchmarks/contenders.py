@@ -109,7 +109,7 @@ class BareAsyncpg(Provider):
     def __init__(self, provider: OAuthProvider, connection: asyncpg.Connection) -> None:
         super().__init__(provider)
         self._connection = connection
-        compiled = grants.live_access_token.compile(dialect=dialect())  # type: ignore[no-untyped-call]
+        compiled = grants.live_access_token.compile(dialect=dialect())  # type: ignore[no-untyped-call]  # theirs
         self._sql, self._built_in, self._names = str(compiled), compiled.params, compiled.positiontup or []
 
     @classmethod

@@ -1,7 +1,6 @@
 """The connected apps: what may use the server, since when; and the buttons that end it."""
 
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, delete, insert, select
@@ -16,7 +15,7 @@ from oauth_store.database import flow_step
 from oauth_store.events import emit
 from oauth_store.models import SESSION, Token
 from oauth_store.sign_in import SignInError
-from oauth_store.text import shown, shown_name
+from oauth_store.text import moment, shown, shown_name
 
 if TYPE_CHECKING:
     from oauth_store.password import PasswordApproval
@@ -120,7 +119,7 @@ class AppsPage:
         )
 
     def _described(self, grant: Connection) -> dict[str, Any]:
-        since, used = _moment(grant.granted_at), _moment(grant.last_used_at)
+        since, used = moment(grant.granted_at), moment(grant.last_used_at)
         return {
             "grant_id": grant.grant_id.hex(),
             "name": shown_name(grant.client_name),
@@ -196,7 +195,3 @@ class AppsPage:
         if which == "all":
             return f"{len(chosen)} app{' has' if len(chosen) == 1 else 's have'} no access any more."
         return f"“{name}” has no access any more." if chosen else "It was revoked already."
-
-
-def _moment(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

@@ -236,9 +236,9 @@ def main() -> None:
 
 def _open_streams() -> None:
     """Stand in for streams that are closed, and let no character that a terminal cannot show stop a command."""
-    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 (open until the process ends)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (the same)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (the same)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")

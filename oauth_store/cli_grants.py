@@ -189,7 +189,7 @@ async def _end(database: Database, which: dict[str, Any]) -> list[GrantName]:
     reason = f"revoked with oauth-store by {who}"[:64]
     for start in range(0, len(ending), BATCH):
         batch = ending[start : start + BATCH]
-        await database.run(lambda batch=batch: _end_batch(database, batch, reason), "revoke")  # type: ignore[misc]
+        await database.run(lambda batch=batch: _end_batch(database, batch, reason), "revoke")  # type: ignore[misc]  # its default
         for name in batch:
             emit("revoked", grant_id=name.grant_id, client_id=name.client_id, by=f"{who}, with oauth-store")
     return ending

@@ -42,12 +42,12 @@ def visible(text: str) -> str:
 
 def iso(seconds: int | None) -> str | None:
     """Return a time as ISO 8601 in UTC, such as 2026-07-28T09:15:00Z."""
-    return None if seconds is None else f"{_moment(seconds):%Y-%m-%dT%H:%M:%SZ}"
+    return None if seconds is None else f"{moment(seconds):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def in_full(seconds: int, now: int) -> str:
     """Return a time for people to compare with a log, and how far it is."""
-    return f"{_moment(seconds):%Y-%m-%d %H:%M:%S} UTC ({ago(seconds, now)})"
+    return f"{moment(seconds):%Y-%m-%d %H:%M:%S} UTC ({ago(seconds, now)})"
 
 
 def ago(seconds: int | None, now: int) -> str:
@@ -59,5 +59,6 @@ def ago(seconds: int | None, now: int) -> str:
     return f"in {away // length} {unit}" if seconds > now else f"{away // length} {unit} ago"
 
 
-def _moment(seconds: int) -> datetime:
+def moment(seconds: int) -> datetime:
+    """Return a stored time, or the nearest that a datetime knows."""
     return datetime.fromtimestamp(min(max(seconds, 0), _LATEST), UTC)
