@@ -38,8 +38,13 @@ _select_code = Statement(grants.code_by_hash)
 _select_access_token = Statement(grants.live_access_token)
 _select_refresh_token = Statement(grants.known_refresh_token)
 _select_token = Statement(provider._token_by_hash)
-_consume_code = Statement(grants._consumed_code)
-_consume_refresh_token = Statement(grants._consumed_refresh_token)
+_select_pending = Statement(provider._pending)
+_approve = Statement(provider._approve)
+_stamp_client = Statement(provider._stamp_client)
+_select_client_and_code = Statement(grants.client_and_code)
+_select_client_and_refresh_token = Statement(grants.client_and_refresh_token)
+_consume_code = Statement(grants._consume_code)
+_consume_refresh_token = Statement(grants._consume_refresh_token)
 _consume_access_token = Statement(grants._consume_access_token)
 _COLUMNS = [column.name for column in tokens.columns]
 _INSERT_TOKEN = (
@@ -64,10 +69,6 @@ class PlainSQLite(Contender):
         self._run("BEGIN IMMEDIATE")
         metadata, now = client.model_dump_json(exclude={"client_secret"}, exclude_none=True), int(time.time())
         self._run(
-            "UPDATE oauth_clients SET client_metadata = ?, client_secret_hash = NULL WHERE client_id = ?",
-            (metadata, client.client_id),
-        )
-        self._run(
             "INSERT INTO oauth_clients (client_id, client_metadata, created_at) VALUES (?, ?, ?)",
             (client.client_id, metadata, now),
         )
@@ -83,18 +84,15 @@ class PlainSQLite(Contender):
             (handle, handle, client.client_id, grant_id, REDIRECT_URI, "c" * 43, RESOURCE, now, now + 600),
         )
         self._run("COMMIT")
+        _select_pending(self._connection, b_hash=handle, b_now=now).fetchone()
         self._run("BEGIN IMMEDIATE")
-        self._run(
-            "UPDATE oauth_codes SET code_hash = ?, subject = NULL, approved_at = ?, expires_at = ?"
-            " WHERE handle_hash = ? AND consumed_at IS NULL AND expires_at > ?",
-            (code, now, now + 600, handle, now),
-        )
-        self._run("SELECT * FROM oauth_codes WHERE handle_hash = ?", (handle,)).fetchone()
-        self._run("UPDATE oauth_clients SET last_used_at = ? WHERE client_id = ?", (now, client.client_id))
+        _approve(self._connection, b_hash=handle, b_now=now, b_code_hash=code, b_subject=None, b_expires_at=now + 600)
+        _stamp_client(self._connection, b_client_id=client.client_id, b_now=now)
         self._run("COMMIT")
         _select_code(self._connection, b_hash=code, b_now=now).fetchone()
+        _select_client_and_code(self._connection, b_hash=code, b_client_id=client.client_id, b_now=now).fetchone()
         self._run("BEGIN IMMEDIATE")
-        _consume_code(self._connection, b_hash=code, b_client_id=client.client_id, b_now=now).fetchone()
+        _consume_code(self._connection, b_hash=code, b_now=now)
         issued = self._issue(grant_id, client.client_id, None)
         self._run("COMMIT")
         return issued
@@ -123,14 +121,13 @@ class PlainSQLite(Contender):
         row = dict(
             zip(_COLUMNS, _select_refresh_token(self._connection, b_hash=presented, b_now=now).fetchone(), strict=True)
         )
+        _select_client_and_refresh_token(
+            self._connection, b_hash=presented, b_client_id=row["client_id"], b_now=now
+        ).fetchone()
         self._run("BEGIN IMMEDIATE")
         _consume_refresh_token(
-            self._connection,
-            b_hash=presented,
-            b_client_id=row["client_id"],
-            b_now=now,
-            b_replay=secrets.token_bytes(REPLAY_BYTES),
-        ).fetchone()
+            self._connection, b_hash=presented, b_now=now, b_replay=secrets.token_bytes(REPLAY_BYTES)
+        )
         _consume_access_token(self._connection, b_hash=row["paired_hash"], b_now=now)
         issued = self._issue(row["grant_id"], row["client_id"], row["granted_at"] or row["created_at"])
         self._run("COMMIT")
@@ -139,18 +136,17 @@ class PlainSQLite(Contender):
     async def revoke(self, token: OAuthToken) -> None:
         presented, now = hash_secret(str(token.refresh_token)), _now()
         _select_refresh_token(self._connection, b_hash=presented, b_now=now).fetchone()
-        self._run("BEGIN IMMEDIATE")
         grant_id = _select_token(self._connection, b_hash=presented).fetchone()[_COLUMNS.index("grant_id")]
+        self._run("BEGIN IMMEDIATE")
         self._run(
             "UPDATE oauth_codes SET consumed_at = coalesce(consumed_at, ?) WHERE grant_id IN (?)", (now, grant_id)
         )
         for kind in (REFRESH, ACCESS):
-            while self._run(
+            self._run(
                 "UPDATE oauth_tokens SET revoked_at = ?, revoked_reason = 'revoked by the client', replay = NULL"
                 " WHERE grant_id IN (?) AND kind = ? AND revoked_at IS NULL",
                 (now, grant_id, kind),
-            ).rowcount:
-                pass
+            )
         self._run("COMMIT")
 
 

@@ -19,10 +19,10 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
+from oauth_store.errors import ConfigurationError, DatabaseUnavailable, LostRaceError, OAuthStoreError
 from oauth_store.events import Span
 from oauth_store.memory import Memory
-from oauth_store.sqlite import DEFER, Connection
+from oauth_store.sqlite import SEND, Connection
 
 logger = logging.getLogger("oauth_store")
 
@@ -36,7 +36,7 @@ CONNECT_TIMEOUT_SECONDS = 10
 COMMAND_TIMEOUT_SECONDS = 30
 POOL_TIMEOUT_SECONDS = 10
 ATTEMPTS = 6
-"""How often a step is tried while the database reports a deadlock or a serialization failure."""
+"""How often a step is tried while others change its rows, or the database reports a deadlock or a conflict."""
 
 # scheme -> (SQLAlchemy's driver, the module it needs, our extra that installs it)
 _DRIVERS = {
@@ -186,9 +186,10 @@ def _begin_immediate(connection: SyncConnection) -> None:
         cast(Connection, connection.connection.driver_connection).begin_immediate()
 
 
-def _defer(connection: SyncConnection, _c: object, _s: object, _p: object, context: Any, _m: object) -> None:
-    if context.execution_options.get(DEFER):
-        cast(Connection, connection.connection.driver_connection).defer()
+def _send_next(connection: SyncConnection, _c: object, _s: object, _p: object, context: Any, _m: object) -> None:
+    when = context.execution_options.get(SEND)
+    if when is not None:
+        cast(Connection, connection.connection.driver_connection).send_next(when)
 
 
 class Database:
@@ -242,7 +243,7 @@ class Database:
         engine = create_engine(self.url, **options)
         if sqlite and "isolation_level" not in options:
             event.listen(engine.sync_engine, "begin", _begin_immediate)
-            event.listen(engine.sync_engine, "before_cursor_execute", _defer)
+            event.listen(engine.sync_engine, "before_cursor_execute", _send_next)
         return engine
 
     def read(self) -> "_Session":
@@ -257,8 +258,9 @@ class Database:
         """Run one step to its end, and return its answer. Its span, which ends with it, has the `name`.
 
         The step is a task of its own: a client that hangs up cancels its request, and a cancelled database call would
-        cost the pooled connection. Where the database reports a deadlock or a serialization failure, or hung up before
-        the COMMIT, the whole step is tried again. Raises `DatabaseUnavailable` for an outage.
+        cost the pooled connection. Where somebody else was faster, or the database reports a deadlock or a
+        serialization failure, or hung up before the COMMIT, the whole step is tried again. Raises `DatabaseUnavailable`
+        for an outage.
         """
         return await asyncio.shield(self.start(step, name))
 
@@ -287,6 +289,8 @@ class Database:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return await step()
+            except LostRaceError:
+                continue
             except Exception as error:
                 if attempt < ATTEMPTS and (_is_conflict(error) or _hung_up(error)):
                     await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 (spread, not a secret)
@@ -296,7 +300,7 @@ class Database:
                     raise
                 logger.error("%s", known)
                 raise known from (None if known is error else error)
-        raise AssertionError("unreachable")  # the last attempt returned or raised
+        raise DatabaseUnavailable(f"{self.display_name}: others changed the same rows {ATTEMPTS} times in a row")
 
     def _known(self, error: Exception) -> OAuthStoreError | None:
         """Return an error as operators should read it, or None if it is none for them."""

@@ -15,8 +15,8 @@ from fastmcp.server.auth.handlers.authorize import AuthorizationHandler
 from mcp.server.auth.handlers.metadata import MetadataHandler
 from mcp.server.auth.handlers.register import RegistrationHandler
 from mcp.server.auth.json_response import PydanticJSONResponse
-from mcp.server.auth.middleware.client_auth import AuthenticationError, ClientAuthenticator
-from mcp.server.auth.provider import AuthorizationParams, RefreshToken, TokenError
+from mcp.server.auth.middleware.client_auth import AuthenticationError
+from mcp.server.auth.provider import AuthorizationCode, AuthorizationParams, RefreshToken, TokenError
 from mcp.server.auth.routes import build_metadata
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
 from mcp.server.transport_security import DEFAULT_MAX_REQUEST_BODY_SIZE, RequestBodyLimitMiddleware
@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store.approval import AutoApproval, current_request
 from oauth_store.browser import REQUEST_COOKIE_SECONDS, Cookies, request_cookie
-from oauth_store.clients import OFFLINE_ACCESS
+from oauth_store.clients import OFFLINE_ACCESS, StoredClient
 from oauth_store.credentials import matches
 from oauth_store.errors import OAuthStoreError
 from oauth_store.floods import FloodMiddleware
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from oauth_store.provider import SQLAlchemyOAuthProvider
 
 T = TypeVar("T")
+Admit = Callable[[StoredClient | None], None]
 
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 RETRY_AFTER_SECONDS = 5
@@ -303,41 +304,41 @@ class _Attempt:
             raise _Outage(error) from None
 
 
-class _HashedSecretAuthenticator(ClientAuthenticator):
-    """Authenticates a client by the hash of its secret (RFC 6749, section 2.3.1); the SDK would need it in clear."""
+async def _credentials(request: Request) -> tuple[str, str | None]:
+    """Return the client_id and the secret of a request to /token or /revoke (RFC 6749, section 2.3.1).
 
-    def __init__(self, provider: "SQLAlchemyOAuthProvider") -> None:
-        super().__init__(provider)
-        self._store = provider
+    A secret is taken from the Authorization header or from the body, whichever the client uses. Raises
+    `AuthenticationError`.
+    """
+    form = await request.form()
+    id_in_header, secret_in_header = _basic_credentials(request.headers.get("authorization", ""))
+    id_in_body, secret_in_body = form.get("client_id"), form.get("client_secret")
+    if id_in_header is not None and id_in_body not in (None, id_in_header):
+        raise AuthenticationError("the Authorization header and client_id name two clients")
+    if secret_in_header is not None and secret_in_body:
+        raise AuthenticationError("two ways of authentication at once")
+    client_id, secret = id_in_header or id_in_body, secret_in_header or secret_in_body
+    if not isinstance(client_id, str) or not client_id:
+        raise AuthenticationError("client_id is missing")
+    return client_id, secret if isinstance(secret, str) else None
 
-    async def authenticate_request(self, request: Request) -> OAuthClientInformationFull:
-        """Return the client of a request to /token or /revoke.
 
-        A secret is taken from the Authorization header or from the body, whichever the client uses. Raises
-        `AuthenticationError`.
-        """
-        form = await request.form()
-        id_in_header, secret_in_header = _basic_credentials(request.headers.get("authorization", ""))
-        id_in_body, secret_in_body = form.get("client_id"), form.get("client_secret")
-        if id_in_header is not None and id_in_body not in (None, id_in_header):
-            raise AuthenticationError("the Authorization header and client_id name two clients")
-        if secret_in_header is not None and secret_in_body:
-            raise AuthenticationError("two ways of authentication at once")
-        client_id, secret = id_in_header or id_in_body, secret_in_header or secret_in_body
-        if not isinstance(client_id, str) or not client_id:
-            raise AuthenticationError("client_id is missing")
-        client = await self._store.get_client(client_id)
-        if client is None:
-            raise AuthenticationError("client_id is not registered")
-        if client.secret_hash is None:
-            if client.token_endpoint_auth_method in (None, "none"):
-                return client
-            raise AuthenticationError("this server has lost the client's secret; register again")
-        if not isinstance(secret, str) or not matches(secret, client.secret_hash):
-            raise AuthenticationError("client_secret is missing or wrong")
-        if client.client_secret_expires_at and client.client_secret_expires_at < time.time():
-            raise AuthenticationError("client_secret has expired")
-        return client
+def _authenticated(client: StoredClient | None, secret: str | None) -> StoredClient:
+    """Return the client if the secret is its own, by the hash of it; the SDK's authenticator would need it in clear.
+
+    Raises `AuthenticationError`.
+    """
+    if client is None:
+        raise AuthenticationError("client_id is not registered")
+    if client.secret_hash is None:
+        if client.token_endpoint_auth_method in (None, "none"):
+            return client
+        raise AuthenticationError("this server has lost the client's secret; register again")
+    if secret is None or not matches(secret, client.secret_hash):
+        raise AuthenticationError("client_secret is missing or wrong")
+    if client.client_secret_expires_at and client.client_secret_expires_at < time.time():
+        raise AuthenticationError("client_secret has expired")
+    return client
 
 
 def _basic_credentials(header: str) -> tuple[str | None, str | None]:
@@ -359,47 +360,45 @@ class _TokenEndpoint:
 
     def __init__(self, provider: "SQLAlchemyOAuthProvider") -> None:
         self._provider = provider
-        self._authenticator = _HashedSecretAuthenticator(provider)
 
     async def handle(self, request: Request) -> Response:
         try:
-            client = await self._authenticator.authenticate_request(request)
+            tokens = await self._tokens(*await _credentials(request), await _fields(request))
         except AuthenticationError as error:
             return _invalid_client(request, error)
-        try:
-            tokens = await self._tokens(client, await _fields(request))
         except TokenError as error:
             # MCP wants 401 for a token that is dead, and FastMCP answers a dead grant so; clients look at the code
             status = 401 if error.error in ("invalid_grant", "invalid_client") else 400
             return _error(status, error.error, error.error_description)
         return PydanticJSONResponse(tokens)
 
-    async def _tokens(self, client: OAuthClientInformationFull, fields: dict[str, str]) -> OAuthToken:
-        grant_type = fields.get("grant_type")
-        if not grant_type:
-            raise TokenError("invalid_request", "grant_type is missing")
-        if grant_type not in ("authorization_code", "refresh_token"):
-            raise TokenError("unsupported_grant_type", "grant_type is neither authorization_code nor refresh_token")
-        if grant_type not in client.grant_types:
-            raise TokenError("unauthorized_client", f"the client did not register for {grant_type}")
+    async def _tokens(self, client_id: str, secret: str | None, fields: dict[str, str]) -> OAuthToken:
+        grant_type = _required(fields, "grant_type")
+
+        def admit(client: StoredClient | None) -> None:
+            if grant_type not in _authenticated(client, secret).grant_types:
+                raise TokenError("unauthorized_client", f"the client did not register for {grant_type}")
+
         if grant_type == "authorization_code":
-            return await self._exchange_code(client, fields)
-        return await self._refresh(client, fields)
+            return await self._exchange_code(client_id, admit, fields)
+        if grant_type == "refresh_token":
+            return await self._refresh(client_id, admit, fields)
+        raise TokenError("unsupported_grant_type", "grant_type is neither authorization_code nor refresh_token")
 
-    async def _exchange_code(self, client: OAuthClientInformationFull, fields: dict[str, str]) -> OAuthToken:
+    async def _exchange_code(self, client_id: str, admit: Admit, fields: dict[str, str]) -> OAuthToken:
         presented, verifier = _required(fields, "code"), _required(fields, "code_verifier")
-        code = await self._provider.load_authorization_code(client, presented)
-        if code is None:
-            raise TokenError("invalid_grant", "the authorization code is unknown or expired")
-        if code.redirect_uri_provided_explicitly and not _is_uri(fields.get("redirect_uri", ""), code.redirect_uri):
-            raise TokenError("invalid_grant", "redirect_uri is not the one of the authorization request")
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")  # RFC 7636, 4.6
-        if not hmac.compare_digest(challenge, code.code_challenge.encode()):
-            raise TokenError("invalid_grant", "code_verifier is not the one of the authorization request")
-        self._check_resource(fields, code.resource)
-        return await self._provider.exchange_authorization_code(client, code)
 
-    async def _refresh(self, client: OAuthClientInformationFull, fields: dict[str, str]) -> OAuthToken:
+        def check(code: AuthorizationCode) -> None:
+            if code.redirect_uri_provided_explicitly and not _is_uri(fields.get("redirect_uri", ""), code.redirect_uri):
+                raise TokenError("invalid_grant", "redirect_uri is not the one of the authorization request")
+            if not hmac.compare_digest(challenge, code.code_challenge.encode()):
+                raise TokenError("invalid_grant", "code_verifier is not the one of the authorization request")
+            self._check_resource(fields, code.resource)
+
+        return await self._provider._exchange_authorization_code(client_id, presented, admit, check)
+
+    async def _refresh(self, client_id: str, admit: Admit, fields: dict[str, str]) -> OAuthToken:
         def narrowed(granted: list[str], resource: str | None) -> list[str]:
             self._check_resource(fields, resource)
             # White space is any, and offline_access alone asks for nothing less: claude.ai sends " offline_access"
@@ -409,7 +408,7 @@ class _TokenEndpoint:
                 asked = granted
             return [scope for scope in asked if scope in granted or scope != OFFLINE_ACCESS]
 
-        return await self._provider._refresh(client, _required(fields, "refresh_token"), narrowed)
+        return await self._provider._refresh(client_id, _required(fields, "refresh_token"), admit, narrowed)
 
     def _check_resource(self, fields: dict[str, str], granted: str | None) -> None:
         asked, own = fields.get("resource"), granted or self._provider._own_resource  # RFC 8707, section 2.2
@@ -445,12 +444,12 @@ class _RevokeEndpoint:
 
     def __init__(self, provider: "SQLAlchemyOAuthProvider") -> None:
         self._provider = provider
-        self._authenticator = _HashedSecretAuthenticator(provider)
 
     async def handle(self, request: Request) -> Response:
         form = await request.form()
         try:
-            client = await self._authenticator.authenticate_request(request)
+            client_id, secret = await _credentials(request)
+            client = _authenticated(await self._provider.get_client(client_id), secret)
         except AuthenticationError as error:
             return _invalid_client(request, error)
         presented = form.get("token")

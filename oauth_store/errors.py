@@ -15,3 +15,7 @@ class SchemaError(OAuthStoreError):
 
 class DatabaseUnavailable(OAuthStoreError):
     """The database cannot be reached, opened or written just now. Clients are told to try again."""
+
+
+class LostRaceError(Exception):
+    """An UPDATE found nothing of what was there a moment ago: somebody else was faster. The step is taken again."""

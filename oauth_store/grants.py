@@ -6,19 +6,29 @@ from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from mcp.shared.auth import OAuthToken
-from sqlalchemy import Row, Select, Update, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, Table, Update, and_, bindparam, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.sql.dml import ReturningUpdate
 
 from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret, mint, unseal
+from oauth_store.errors import LostRaceError
 from oauth_store.events import emit_after_commit
-from oauth_store.models import ACCESS, REFRESH, codes, tokens
-from oauth_store.sqlite import DEFER
+from oauth_store.models import ACCESS, REFRESH, clients, codes, tokens
+from oauth_store.sqlite import FIRST, LATER, LATER_IF_CHANGED, SEND
 
-code_by_hash = select(codes).where(
-    codes.c.code_hash == bindparam("b_hash"), codes.c.approved_at.is_not(None), codes.c.expires_at > bindparam("b_now")
+_is_known_code = (
+    codes.c.code_hash == bindparam("b_hash"),
+    codes.c.approved_at.is_not(None),
+    codes.c.expires_at > bindparam("b_now"),
 )
+_is_known_refresh_token = (
+    tokens.c.token_hash == bindparam("b_hash"),
+    tokens.c.kind == REFRESH,
+    tokens.c.revoked_at.is_(None),
+    tokens.c.expires_at > bindparam("b_now"),
+)
+code_by_hash = select(codes).where(*_is_known_code)
+known_refresh_token = select(tokens).where(*_is_known_refresh_token)
 live_access_token = select(tokens).where(
     tokens.c.token_hash == bindparam("b_hash"),
     tokens.c.kind == ACCESS,
@@ -26,31 +36,42 @@ live_access_token = select(tokens).where(
     tokens.c.revoked_at.is_(None),
     tokens.c.expires_at > bindparam("b_now"),
 )
-known_refresh_token = select(tokens).where(
-    tokens.c.token_hash == bindparam("b_hash"),
-    tokens.c.kind == REFRESH,
-    tokens.c.revoked_at.is_(None),
-    tokens.c.expires_at > bindparam("b_now"),
+
+
+def _presented_by_client(table: Table, *is_known: ColumnElement[bool]) -> Select[Any]:
+    """A client, and, if it is known, what it presents: one SELECT for both spares /token a fifth of its time."""
+    return (
+        select(*table.c, clients.c.client_id.label("registered_id"), clients.c.client_metadata)
+        .add_columns(clients.c.client_secret_hash)
+        .select_from(clients.outerjoin(table, and_(*is_known)))
+        .where(clients.c.client_id == bindparam("b_client_id"))
+        .execution_options(**{SEND: FIRST})
+    )
+
+
+client_and_code = _presented_by_client(codes, *_is_known_code)
+client_and_refresh_token = _presented_by_client(tokens, *_is_known_refresh_token)
+_pair = (
+    select(tokens)
+    .where(tokens.c.token_hash.in_((bindparam("b_access"), bindparam("b_refresh"))))
+    .execution_options(**{SEND: FIRST})
 )
-_pair = select(tokens).where(tokens.c.token_hash.in_((bindparam("b_access"), bindparam("b_refresh"))))
 _consume_code = (
     update(codes)
     .where(
         codes.c.code_hash == bindparam("b_hash"),
-        codes.c.client_id == bindparam("b_client_id"),
         codes.c.approved_at.is_not(None),
         codes.c.consumed_at.is_(None),
         codes.c.expires_at > bindparam("b_now"),
     )
     .values(consumed_at=bindparam("b_now"))
+    .execution_options(**{SEND: LATER_IF_CHANGED})
 )
-_consumed_code = _consume_code.returning(*codes.c)
 _consume_refresh_token = (
     update(tokens)
     .where(
         tokens.c.token_hash == bindparam("b_hash"),
         tokens.c.kind == REFRESH,
-        tokens.c.client_id == bindparam("b_client_id"),
         tokens.c.consumed_at.is_(None),
         tokens.c.revoked_at.is_(None),
         tokens.c.expires_at > bindparam("b_now"),
@@ -60,21 +81,20 @@ _consume_refresh_token = (
         first_used_at=func.coalesce(tokens.c.first_used_at, bindparam("b_now")),
         replay=bindparam("b_replay"),
     )
+    .execution_options(**{SEND: LATER_IF_CHANGED})
 )
-_consumed_refresh_token = _consume_refresh_token.returning(*tokens.c)
-# Of the DEFERred ones nobody needs the outcome: on SQLite they are sent with the COMMIT, and a refresh waits 3 times
-# rather than 6.
 _consume_access_token = (
     update(tokens)
     .where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind == ACCESS, tokens.c.consumed_at.is_(None))
     .values(consumed_at=bindparam("b_now"))
-    .execution_options(**{DEFER: True})
+    .execution_options(**{SEND: LATER})
 )
-_insert_tokens = insert(tokens).execution_options(**{DEFER: True})
+_insert_tokens = insert(tokens).execution_options(**{SEND: LATER})
 _stamp_first_use = (
     update(tokens)
     .where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.first_used_at.is_(None))
     .values(first_used_at=bindparam("b_now"))
+    .execution_options(**{SEND: LATER})
 )
 
 
@@ -90,46 +110,26 @@ class Pair:
         return cls(mint("access"), mint("refresh") if with_refresh_token else None)
 
 
-async def execute(session: AsyncSession, statement: Update, **values: Any) -> int:
-    """Run an UPDATE, and return its row count."""
-    result = await session.execute(statement, values)
-    return int(result.rowcount)  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+async def update_one(session: AsyncSession, statement: Update, **values: Any) -> None:
+    """Run an UPDATE that must change a row: of any number of callers, in any number of processes, one wins.
 
-
-async def _consume(
-    session: AsyncSession, consume: Update, consumed: ReturningUpdate[Any], lookup: Select[Any], **values: Any
-) -> tuple[bool, Row[Any] | None]:
-    """UPDATE, row count, and only then SELECT: of any number of callers, in any number of processes, one wins.
-
-    `consumed` is the same UPDATE, for databases that return what was updated: the winner has its row already, which
-    spares the SELECT, a sixth of an exchange.
+    The others get a `LostRaceError`, here or, on SQLite, with the COMMIT. `statement` names `LATER_IF_CHANGED`.
     """
-    row: Row[Any] | None = None
-    if session.get_bind().dialect.update_returning:
-        row = (await session.execute(consumed, values)).one_or_none()
-        won = row is not None
-    else:
-        won = await execute(session, consume, **values) == 1
-    if row is None:
-        row = (await session.execute(lookup, {"b_hash": values["b_hash"], "b_now": values["b_now"]})).one_or_none()
-    return won, row
+    result = await session.execute(statement, values)
+    if result.rowcount == 0:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+        raise LostRaceError
 
 
-async def consume_code(session: AsyncSession, code: str, client_id: str, now: int) -> tuple[bool, Row[Any] | None]:
-    """Consume an approved code. Return whether it was this call that did, and the row, if there is one."""
-    values = {"b_hash": hash_secret(code), "b_client_id": client_id, "b_now": now}
-    return await _consume(session, _consume_code, _consumed_code, code_by_hash, **values)
+async def consume_code(session: AsyncSession, code: Row[Any], now: int) -> None:
+    """Consume an approved code, or lose the race for it."""
+    await update_one(session, _consume_code, b_hash=code.code_hash, b_now=now)
 
 
-async def consume_refresh_token(
-    session: AsyncSession, presented: str, client_id: str, replay: bytes | None, now: int
-) -> tuple[bool, Row[Any] | None]:
-    """Consume a live refresh token and its access token. Return whether it was this call that did, and the row."""
-    values = {"b_hash": hash_secret(presented), "b_client_id": client_id, "b_replay": replay, "b_now": now}
-    won, row = await _consume(session, _consume_refresh_token, _consumed_refresh_token, known_refresh_token, **values)
-    if won and row is not None and row.paired_hash is not None:
-        await session.execute(_consume_access_token, {"b_hash": row.paired_hash, "b_now": now})
-    return won, row
+async def consume_refresh_token(session: AsyncSession, token: Row[Any], replay: bytes | None, now: int) -> None:
+    """Consume a live refresh token and its access token, or lose the race for it."""
+    await update_one(session, _consume_refresh_token, b_hash=token.token_hash, b_replay=replay, b_now=now)
+    if token.paired_hash is not None:
+        await session.execute(_consume_access_token, {"b_hash": token.paired_hash, "b_now": now})
 
 
 async def issue(
@@ -239,7 +239,7 @@ async def stamp_first_use(session: AsyncSession, row: Row[Any], now: int) -> Non
     """Note on both of a pair that its access token was presented: its predecessor is no longer answered again."""
     for token_hash in (row.paired_hash, row.token_hash):  # the refresh token first, see revoke_grants()
         if token_hash is not None:
-            await execute(session, _stamp_first_use, b_hash=token_hash, b_now=now)
+            await session.execute(_stamp_first_use, {"b_hash": token_hash, "b_now": now})
 
 
 def _answer(pair: Pair, expires_in: int, scopes: str) -> OAuthToken:

@@ -21,7 +21,7 @@ from mcp.server.auth.provider import (
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl, AnyUrl
-from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy import Row, Select, Update, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from starlette.middleware import Middleware
@@ -46,11 +46,11 @@ from oauth_store.documents import InvalidDocumentError, MetadataDocuments
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
 from oauth_store.events import emit, emit_after_commit
 from oauth_store.floods import FloodGuard, RateLimits
-from oauth_store.models import CLIENT_ID_LENGTH, Client, Code, clients, codes, tokens
+from oauth_store.models import CLIENT_ID_LENGTH, Client, clients, codes, tokens
 from oauth_store.pages import plain_pages
 from oauth_store.purge import Purger
 from oauth_store.registration import check_registration, store_registration
-from oauth_store.sqlite import DEFER
+from oauth_store.sqlite import FIRST, LATER, LATER_IF_CHANGED, SEND
 from oauth_store.urls import check_public_url, same_resource
 
 logger = logging.getLogger("oauth_store")
@@ -61,10 +61,41 @@ CODE_CHALLENGE_LENGTH = 128
 
 _client_by_id = select(clients).where(clients.c.client_id == bindparam("b_client_id"))
 _stamp_client = (
-    update(clients).where(clients.c.client_id == bindparam("b_client_id")).values(last_used_at=bindparam("b_now"))
+    update(clients)
+    .where(clients.c.client_id == bindparam("b_client_id"))
+    .values(last_used_at=bindparam("b_now"))
+    .execution_options(**{SEND: LATER_IF_CHANGED})
 )
-_insert_code = insert(codes).execution_options(**{DEFER: True})
-_token_by_hash = select(tokens).where(tokens.c.token_hash == bindparam("b_hash"))
+_insert_code = insert(codes).execution_options(**{SEND: LATER})
+_is_pending = (
+    codes.c.handle_hash == bindparam("b_hash"),
+    codes.c.consumed_at.is_(None),
+    codes.c.expires_at > bindparam("b_now"),
+)
+_pending: Select[Any] = (
+    select(*codes.c, clients.c.client_id.label("registered_id"))
+    .select_from(codes.outerjoin(clients, clients.c.client_id == codes.c.client_id))
+    .where(*_is_pending)
+    .execution_options(**{SEND: FIRST})
+)
+_approve = (
+    update(codes)
+    .where(*_is_pending)
+    .values(
+        code_hash=bindparam("b_code_hash"),
+        subject=bindparam("b_subject"),
+        approved_at=bindparam("b_now"),
+        expires_at=bindparam("b_expires_at"),
+    )
+    .execution_options(**{SEND: LATER_IF_CHANGED})
+)
+_deny = (
+    update(codes)
+    .where(*_is_pending)
+    .values(consumed_at=bindparam("b_now"))
+    .execution_options(**{SEND: LATER_IF_CHANGED})
+)
+_token_by_hash = select(tokens).where(tokens.c.token_hash == bindparam("b_hash")).execution_options(**{SEND: FIRST})
 
 
 class SQLAlchemyOAuthProvider(OAuthProvider):
@@ -176,18 +207,31 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     @flow_step
     async def get_client(self, client_id: str) -> StoredClient | None:
         """Return a registered client, or None."""
-        if len(client_id) > CLIENT_ID_LENGTH or "\0" in client_id:  # PostgreSQL has no text with a NUL
+        if not _is_client_id(client_id):
             return None
         async with self._database.read() as session:
             row = (await session.execute(_client_by_id, {"b_client_id": client_id})).one_or_none()
-        if row is None or row.client_id != client_id:  # MariaDB pads: 'abc ' equals 'abc'
-            return None
+        return None if row is None or row.client_id != client_id else self._client(row)
+
+    def _client(self, row: Row[Any]) -> StoredClient:
         return StoredClient.load(
             row.client_metadata,
             secret_hash=row.client_secret_hash,
             server_scopes=self._server_scopes,
             required_scopes=self.required_scopes,
         )
+
+    async def _presented(
+        self, session: AsyncSession, which: Select[Any], client_id: str, secret: str, now: int
+    ) -> tuple[StoredClient | None, Row[Any] | None]:
+        """Return a registered client, or None; and the row of a code or token of that client, or None."""
+        if not _is_client_id(client_id):
+            return None, None
+        values = {"b_client_id": client_id, "b_hash": hash_secret(secret), "b_now": now}
+        row = (await session.execute(which, values)).one_or_none()
+        if row is None or row.registered_id != client_id:
+            return None, None
+        return self._client(row), row if row.client_id == client_id else None
 
     @flow_step
     async def register_client(self, client_info: OAuthClientInformationFull) -> None:
@@ -328,11 +372,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     @flow_step
     async def _pending_row(self, handle: str) -> Row[Any] | None:
-        pending = select(Code.__table__).where(
-            Code.handle_hash == hash_secret(handle), Code.consumed_at.is_(None), Code.expires_at > int(time.time())
-        )
         async with self._database.read() as session:
-            return (await session.execute(pending)).one_or_none()
+            row: Row[Any] | None = (await session.execute(_pending, _named(handle, int(time.time())))).one_or_none()
+        return row
 
     @flow_step
     async def approve(self, handle: str, *, subject: str | None = None) -> str:
@@ -343,16 +385,12 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         """
         now = int(time.time())
         code = mint("code")
-        values = {
-            "code_hash": hash_secret(code),
-            "subject": subject,
-            "approved_at": now,
-            "expires_at": now + self._code_expiry,
-        }
+        values = {"b_code_hash": hash_secret(code), "b_subject": subject, "b_expires_at": now + self._code_expiry}
         async with self._database.write() as session:
-            row = await self._answer_request(session, handle, values, now)
-            if not await grants.execute(session, _stamp_client, b_client_id=row.client_id, b_now=now):
+            row = await self._answer_request(session, _approve, handle, now, **values)
+            if row.registered_id is None:
                 raise AuthorizeError("unauthorized_client", "the client is not registered")
+            await grants.update_one(session, _stamp_client, b_client_id=row.client_id, b_now=now)
         emit("approval_granted", grant_id=row.grant_id, client_id=row.client_id, subject=subject)
         return self._redirect(row, code=code)
 
@@ -364,18 +402,18 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         """
         now = int(time.time())
         async with self._database.write() as session:
-            row = await self._answer_request(session, handle, {"consumed_at": now}, now)
+            row = await self._answer_request(session, _deny, handle, now)
         emit("approval_denied", grant_id=row.grant_id, client_id=row.client_id)
         return self._redirect(row, error="access_denied", error_description="the owner of this server said no")
 
-    async def _answer_request(self, session: AsyncSession, handle: str, values: dict[str, Any], now: int) -> Row[Any]:
-        named = Code.handle_hash == hash_secret(handle)
-        answered = await session.execute(
-            update(Code).where(named, Code.consumed_at.is_(None), Code.expires_at > now).values(values)
-        )
-        if not answered.rowcount:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+    async def _answer_request(
+        self, session: AsyncSession, answer: Update, handle: str, now: int, **values: Any
+    ) -> Row[Any]:
+        row: Row[Any] | None = (await session.execute(_pending, _named(handle, now))).one_or_none()
+        if row is None:
             raise AuthorizeError("invalid_request", "this request is unknown, expired or already answered; start again")
-        return (await session.execute(select(Code.__table__).where(named))).one()
+        await grants.update_one(session, answer, **_named(handle, now), **values)
+        return row
 
     def _redirect(self, row: Row[Any], **params: str) -> str:
         if row.state is not None:
@@ -397,19 +435,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             row = (await session.execute(grants.code_by_hash, parameters)).one_or_none()
         if row is None or row.client_id != client.client_id:
             return None
-        return AuthorizationCode(
-            code=authorization_code,
-            client_id=row.client_id,
-            redirect_uri=AnyUrl(row.redirect_uri),
-            redirect_uri_provided_explicitly=row.redirect_uri_provided_explicitly,
-            code_challenge=row.code_challenge,
-            scopes=row.scopes.split(),
-            expires_at=row.expires_at,
-            resource=row.resource,
-            subject=row.subject,
-        )
+        return _authorization_code(authorization_code, row)
 
-    @flow_step
     async def exchange_authorization_code(
         self, client: OAuthClientInformationFull, authorization_code: AuthorizationCode
     ) -> OAuthToken:
@@ -417,23 +444,48 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
         Raises `TokenError`.
         """
-        if not self._is_ours(authorization_code.resource):
-            raise TokenError("invalid_grant", "the code is for another resource")
+        return await self._exchange_authorization_code(client.client_id, authorization_code.code, _anyone, _any_code)
+
+    @flow_step
+    async def _exchange_authorization_code(
+        self,
+        client_id: str,
+        presented: str,
+        admit: Callable[[StoredClient | None], None],
+        check: Callable[[AuthorizationCode], None],
+    ) -> OAuthToken:
+        """Look the client up, load a code and exchange it in one step, which spares /token two.
+
+        `admit` is given the client, or None, and raises unless it may come in; `check` is given the code, and raises
+        unless it may be exchanged.
+        """
         now = int(time.time())
-        pair = grants.Pair.mint(with_refresh_token="refresh_token" in client.grant_types)
+        issued: OAuthToken | None = None
         try:
             async with self._database.write() as session:
-                won, row = await grants.consume_code(session, authorization_code.code, client.client_id, now)
-                issued = await self._issue(session, pair, row, authorization_code.scopes, now) if won and row else None
-                if issued is None and row is not None and row.client_id == client.client_id:
+                client, row = await self._presented(session, grants.client_and_code, client_id, presented, now)
+                admit(client)
+                if client is None:  # or the database would say so
+                    raise TokenError("invalid_client", "the client is not registered any more")
+                if row is None:
+                    raise TokenError("invalid_grant", "the authorization code is unknown or expired")
+                code = _authorization_code(presented, row)
+                check(code)
+                if not self._is_ours(code.resource):
+                    raise TokenError("invalid_grant", "the code is for another resource")
+                if row.consumed_at is None:
+                    await grants.consume_code(session, row, now)
+                    pair = grants.Pair.mint(with_refresh_token="refresh_token" in client.grant_types)
+                    issued = await self._issue(session, pair, row, code.scopes, now)
+                else:
                     emit_after_commit(
                         session, "code_replayed", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject
                     )
                     await revoke_grants(session, [row.grant_id], "code replayed", now)
         except IntegrityError as error:
             raise TokenError("invalid_client", "the client is not registered any more") from error
-        if issued is None or row is None:
-            raise TokenError("invalid_grant", "the authorization code is unknown, expired or already used")
+        if issued is None:
+            raise TokenError("invalid_grant", "the authorization code was used already")
         emit("tokens_issued", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject)
         return issued
 
@@ -463,25 +515,26 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
         Raises `TokenError`: always `invalid_grant` for a dead refresh token, since any other code strands clients.
         """
-        return await self._refresh(client, refresh_token.token, lambda _granted, _resource: scopes)
+        return await self._refresh(client.client_id, refresh_token.token, _anyone, lambda _granted, _resource: scopes)
 
     @flow_step
     async def _refresh(
         self,
-        client: OAuthClientInformationFull,
+        client_id: str,
         presented: str,
+        admit: Callable[[StoredClient | None], None],
         narrowed: Callable[[list[str], str | None], list[str]],
     ) -> OAuthToken:
-        """Load and exchange a refresh token in one step, which spares /token a third of its time.
+        """Look the client up, load a refresh token and exchange it in one step, which spares /token two.
 
-        `narrowed` is given the scopes and the resource of the token, and returns the scopes to grant, or raises.
+        `admit` is given the client, or None, and raises unless it may come in; `narrowed` is given the scopes and the
+        resource of the token, and returns the scopes to grant, or raises.
         """
         now = int(time.time())
-        pair = grants.Pair.mint(with_refresh_token=True)
-        replay = seal(presented, pair.access_token, str(pair.refresh_token)) if self._grace else None
-        async with self._database.write() as session:  # what is refused from here on was not consumed: it rolls back
-            won, row = await grants.consume_refresh_token(session, presented, client.client_id, replay, now)
-            if row is None or row.client_id != client.client_id:
+        async with self._database.write() as session:
+            client, row = await self._presented(session, grants.client_and_refresh_token, client_id, presented, now)
+            admit(client)
+            if row is None:
                 raise TokenError("invalid_grant", "the refresh token is unknown, expired or revoked")
             granted = row.scopes.split()
             scopes = narrowed(granted, row.resource)
@@ -489,7 +542,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                 raise TokenError("invalid_scope", "the scopes exceed those that were granted")
             if not self._is_ours(row.resource):
                 raise TokenError("invalid_grant", "the refresh token is for another resource")
-            if won:
+            if row.consumed_at is None:
+                pair = grants.Pair.mint(with_refresh_token=True)
+                replay = seal(presented, pair.access_token, str(pair.refresh_token)) if self._grace else None
+                await grants.consume_refresh_token(session, row, replay, now)
                 issued: OAuthToken | None = await self._issue(
                     session, pair, row, scopes, now, granted_at=row.granted_at or row.created_at
                 )
@@ -497,7 +553,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                 issued = await grants.answer_again(session, presented, row, scopes, grace=self._grace, now=now)
         if issued is None:
             raise TokenError("invalid_grant", "the refresh token was used already")
-        if won:
+        if row.consumed_at is None:
             emit("tokens_refreshed", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject)
         return issued
 
@@ -633,6 +689,36 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     def get_middleware(self) -> list[Middleware]:
         """Return FastMCP's middleware behind ours, which answers 503 while the database is away."""
         return [Middleware(endpoints.OutageMiddleware), *super().get_middleware()]
+
+
+def _anyone(_client: StoredClient | None) -> None:
+    """Admit whom the SDK's handlers have admitted."""
+
+
+def _any_code(_code: AuthorizationCode) -> None:
+    """Accept what the SDK's handlers have accepted."""
+
+
+def _is_client_id(client_id: str) -> bool:
+    return len(client_id) <= CLIENT_ID_LENGTH and "\0" not in client_id  # PostgreSQL has no text with a NUL
+
+
+def _named(handle: str, now: int) -> dict[str, Any]:
+    return {"b_hash": hash_secret(handle), "b_now": now}
+
+
+def _authorization_code(presented: str, row: Row[Any]) -> AuthorizationCode:
+    return AuthorizationCode(
+        code=presented,
+        client_id=row.client_id,
+        redirect_uri=AnyUrl(row.redirect_uri),
+        redirect_uri_provided_explicitly=row.redirect_uri_provided_explicitly,
+        code_challenge=row.code_challenge,
+        scopes=row.scopes.split(),
+        expires_at=row.expires_at,
+        resource=row.resource,
+        subject=row.subject,
+    )
 
 
 _VerificationError: Any = getattr(fastmcp_auth, "TokenVerificationError", RuntimeError)

@@ -11,7 +11,7 @@ from oauth_store.clients import check_redirect_uris
 from oauth_store.credentials import hash_secret
 from oauth_store.database import Database
 from oauth_store.models import CLIENT_ID_LENGTH, clients
-from oauth_store.sqlite import DEFER
+from oauth_store.sqlite import LATER, SEND
 
 METADATA_BYTES = 32 * 1024
 """The size of the largest registration that is stored: anyone may register."""
@@ -21,7 +21,7 @@ _replace_client = (
     .where(clients.c.client_id == bindparam("b_client_id"))
     .values(client_metadata=bindparam("b_metadata"), client_secret_hash=bindparam("b_secret_hash"))
 )
-_insert_client = insert(clients).execution_options(**{DEFER: True})
+_insert_client = insert(clients).execution_options(**{SEND: LATER})
 
 
 def check_registration(client: OAuthClientInformationFull) -> None:
@@ -37,25 +37,22 @@ async def store_registration(
     database: Database, client: OAuthClientInformationFull, *, last_used_at: int | None = None
 ) -> None:
     """Store a registration, or replace the one of the same client_id. Its secret is stored as a hash."""
-    values = {
-        "b_client_id": client.client_id,
-        "b_metadata": _metadata(client),
-        "b_secret_hash": hash_secret(client.client_secret) if client.client_secret else None,
-    }
+    metadata = _metadata(client)
+    secret_hash = hash_secret(client.client_secret) if client.client_secret else None
     new = {
         "client_id": client.client_id,
-        "client_metadata": values["b_metadata"],
-        "client_secret_hash": values["b_secret_hash"],
+        "client_metadata": metadata,
+        "client_secret_hash": secret_hash,
         "created_at": int(time.time()),
         "last_used_at": last_used_at,
     }
     try:
         async with database.write() as session:
-            if not (await (await session.connection()).execute(_replace_client, values)).rowcount:
-                await session.execute(_insert_client, new)
-    except IntegrityError:  # another process registered it in between
+            await session.execute(_insert_client, new)
+    except IntegrityError:
+        known = {"b_client_id": client.client_id, "b_metadata": metadata, "b_secret_hash": secret_hash}
         async with database.write() as session:
-            await session.execute(_replace_client, values)
+            await session.execute(_replace_client, known)
 
 
 def _metadata(client: OAuthClientInformationFull) -> str:

@@ -6,8 +6,20 @@ from typing import Any
 
 import aiosqlite
 
-DEFER = "oauth_store_defer"
-"""The execution option of a statement whose outcome nobody needs: see `Connection.defer`."""
+from oauth_store.errors import LostRaceError
+
+SEND = "oauth_store_send"
+"""The execution option that says when a statement of a transaction is sent: one of the three below.
+
+Any other statement is sent at once, after the BEGIN, and its outcome is waited for. What is no connection of ours, as a
+server's, sends every statement so.
+"""
+FIRST = "first"
+"""Before the BEGIN, without a lock: a SELECT of what a transaction is about to change."""
+LATER = "later"
+"""With the next statement that is waited for, or with the COMMIT: nobody needs its outcome."""
+LATER_IF_CHANGED = "later, if changed"
+"""As `LATER`, an UPDATE that must change a row: else the transaction is rolled back with a `LostRaceError`."""
 
 
 class Connection(aiosqlite.Connection):
@@ -15,22 +27,23 @@ class Connection(aiosqlite.Connection):
 
     A hop costs 30 to 90 microseconds, more than the statement itself. The stock connection hops for the cursor, the
     execute, the fetch and the close of each statement, and for the rollback of a transaction that was committed: 4 for
-    a lookup and 22 for a refresh, where this one needs 1 and 3.
+    a lookup and 22 for a refresh, where this one needs 1 and 2. The second of these is the whole transaction, from
+    BEGIN to COMMIT: other processes wait for the lock while SQLite works, and not while this one's event loop is busy.
     """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         super().__init__(connect, iter_chunk_size=64)
         self._thread.daemon = True  # as SQLAlchemy does with its own
         self._waiting: list[Statement] = []
-        self._defers = False
+        self._send: str | None = None
 
     def begin_immediate(self) -> None:
         """Send BEGIN IMMEDIATE in the same hop as the next statement."""
-        self._waiting = [("execute", "BEGIN IMMEDIATE")]
+        self._waiting = [(None, "execute", "BEGIN IMMEDIATE")]
 
-    def defer(self) -> None:
-        """Send the next statement, whose outcome nobody needs, in the same hop as the one after it, or the COMMIT."""
-        self._defers = True
+    def send_next(self, when: str | None) -> None:
+        """Say when the next statement is sent: see `SEND`."""
+        self._send = when
 
     def cursor(self) -> "Cursor":  # type: ignore[override]  # theirs is awaited, for a hop
         """Return a cursor, without a hop."""
@@ -39,22 +52,26 @@ class Connection(aiosqlite.Connection):
     async def commit(self) -> None:
         """Commit, if anything was begun."""
         if self._waiting[1:] or self.in_transaction:  # a BEGIN alone need not be sent
-            await self.run("execute", "COMMIT")
+            try:
+                await self.run("execute", "COMMIT")
+            except BaseException:  # SQLAlchemy takes a transaction whose COMMIT failed for ended
+                await self.rollback()
+                raise
         self._waiting = []
 
     async def rollback(self) -> None:
         """Roll back, if anything was begun."""
-        self._waiting, self._defers = [], False
+        self._waiting, self._send = [], None
         if self.in_transaction:
             await super().rollback()
 
     async def run(self, method: str, *arguments: Any) -> "Outcome":
         """Execute what waits and a statement, fetch its rows and close its cursor, in one hop."""
-        if self._defers:
-            self._defers = False
-            self._waiting.append((method, *arguments))
+        when, self._send = self._send, None
+        if when in (LATER, LATER_IF_CHANGED):
+            self._waiting.append((when, method, *arguments))
             return None, [], -1, None
-        waiting = self._waiting
+        waiting = [] if when == FIRST else self._waiting
 
         def run() -> Outcome:  # no partial: aiosqlite logs what it executes, and that one's text has the arguments
             return self._run(waiting, method, *arguments)
@@ -65,8 +82,10 @@ class Connection(aiosqlite.Connection):
         cursor = self._conn.cursor()
         try:
             while waiting:  # taken off once it succeeded: after a BEGIN that failed, nothing may be written
-                earlier, *its_arguments = waiting[0]
+                when, earlier, *its_arguments = waiting[0]
                 getattr(cursor, earlier)(*its_arguments)
+                if when == LATER_IF_CHANGED and not cursor.rowcount:
+                    raise LostRaceError
                 del waiting[0]
             getattr(cursor, method)(*arguments)
             rows = cursor.fetchall() if cursor.description else []
@@ -76,7 +95,7 @@ class Connection(aiosqlite.Connection):
 
 
 Statement = tuple[Any, ...]
-"""A method of a cursor, and its arguments."""
+"""When it is sent, a method of a cursor, and its arguments."""
 
 
 Outcome = tuple[Any, list[Any], int, int | None]

@@ -46,6 +46,7 @@ def nothing_blocks() -> Iterator[None]:
             function.can_block_in("oauth_store/database.py", "create_engine")  # so are its engines
             function.can_block_in("oauth_store/pages.py", "__init__")  # reads the templates, once
             function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for ~/.pgpass
+            function.can_block_in("limits/util.py", "get_package_data")  # read when it is imported, with the routes
             for module, runs in (("oauth_store/schema.py", "_command"), ("migrations/env.py", "connect_and_run")):
                 function.can_block_in(module, runs)  # migrations run on a loop of their own
             for module, runs in (("oauth_store/copying.py", "copy"), ("oauth_store/terminal.py", "on_database")):

@@ -335,10 +335,11 @@ class TestItWins:
         pair = grants.Pair.mint(with_refresh_token=True)
         now = int(time.time())
         async with one._database.write() as session:
-            won, row = await grants.consume_refresh_token(session, loaded.token, client.client_id, b"sealed", now)
-            assert won
+            _, row = await one._presented(session, grants.client_and_refresh_token, client.client_id, loaded.token, now)
             assert row is not None
+            await grants.consume_refresh_token(session, row, b"sealed", now)
             second = await one._issue(session, pair, row, loaded.scopes, now)
+            await session.execute(select(1))  # what waits for the COMMIT is sent
             revocation = asyncio.create_task(other.revoke_token(loaded))
             await someone_waits(other)
         await revocation
@@ -353,6 +354,7 @@ class TestItWins:
         grant_id = (await rows(one))[0].grant_id
         async with one._database.write() as session:
             await revoke_grants(session, [grant_id], "revoked by the client", int(time.time()))
+            await session.execute(select(1))  # what waits for the COMMIT is sent
             refresh = asyncio.create_task(answer(present_refresh_token(other, client, first.refresh_token)))
             await someone_waits(other)
         assert await refresh == "invalid_grant"
@@ -509,11 +511,12 @@ class TestCodeReplay:
         code = await authorize(one, client)
         now = int(time.time())
         async with one._database.write() as session:
-            won, row = await grants.consume_code(session, code, client.client_id, now)
-            assert won
+            _, row = await one._presented(session, grants.client_and_code, client.client_id, code, now)
             assert row is not None
+            await grants.consume_code(session, row, now)
             pair = grants.Pair.mint(with_refresh_token=True)
             first = await one._issue(session, pair, row, ["read"], now)
+            await session.execute(select(1))  # what waits for the COMMIT is sent
             replay = asyncio.create_task(answer(present_code(other, client, code)))
             await someone_waits(other)
         assert await replay == "invalid_grant"
