@@ -187,8 +187,8 @@ class AppsPage:
                 listed, _ = await live_grants(database, subject=subject, grant_id=grant_id)
                 chosen = [GrantName(grant.grant_id, grant.client_id) for grant in listed]
                 name = "".join(shown_name(grant.client_name) for grant in listed)
-            await revoke_grants(
-                database, [grant.grant_id for grant in chosen], f"revoked on the page by {user}"[:64], now
+            await database.run_sync(
+                revoke_grants, [grant.grant_id for grant in chosen], f"revoked on the page by {user}"[:64], now
             )
         for grant in chosen:
             emit("revoked", grant_id=grant.grant_id, client_id=grant.client_id, by=user)

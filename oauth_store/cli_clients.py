@@ -232,7 +232,7 @@ async def _remove(database: Database, client_id: str) -> list[GrantName]:
     async with database.write() as session:
         ending = await grants_to_end(session, now, client_id=client_id)
         # in the order of the flow steps, refresh tokens first, which the cascade does not know
-        await revoke_grants(session, [name.grant_id for name in ending], "its client is removed", now)
+        await session.run_sync(revoke_grants, [name.grant_id for name in ending], "its client is removed", now)
         await session.execute(delete(Code).where(Code.client_id == client_id))
         await session.execute(delete(Client).where(Client.client_id == client_id))
     return ending

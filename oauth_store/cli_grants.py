@@ -196,8 +196,7 @@ async def _end(database: Database, which: dict[str, Any]) -> list[GrantName]:
 
 
 async def _end_batch(database: Database, batch: list[GrantName], reason: str) -> None:
-    async with database.write() as session:
-        await revoke_grants(session, [name.grant_id for name in batch], reason, int(time.time()))
+    await database.write().run(revoke_grants, [name.grant_id for name in batch], reason, int(time.time()))
 
 
 def explain(*, database: DatabaseOption = None, json: Json = False) -> int:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, null, select, true, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from oauth_store.models import ACCESS, REFRESH, SESSION, Client, Code, Token, codes, tokens
 from oauth_store.sqlite import LATER, SEND
@@ -183,17 +184,17 @@ async def grants_named(session: AsyncSession, prefix: str) -> list[bytes]:
     return sorted((await session.execute(tokens_of.union(codes_of).limit(4))).scalars())
 
 
-async def revoke_grants(session: AsyncSession, grant_ids: Collection[bytes], reason: str, now: int) -> None:
+def revoke_grants(session: Session, grant_ids: Collection[bytes], reason: str, now: int) -> None:
     """End some grants: their codes, and every token of them, also those that a refresh inserts at this moment.
 
     `reason` says by whom, in at most 64 characters: `explain` repeats it. A thousand grants at once are fine; more
     would keep other writers waiting for long.
     """
-    connection, ids = await session.connection(), list(grant_ids)
+    connection, ids = session.connection(), list(grant_ids)
     takes_turns = connection.dialect.name == "sqlite"
     for start in range(0, len(ids), BATCH):  # no database takes any number of values in one statement
         values = {"b_grant_ids": ids[start : start + BATCH], "b_now": now}
-        await connection.execute(_close_codes, values)
+        connection.execute(_close_codes, values)
         # Refresh tokens before access tokens, as every step takes the rows of a grant: otherwise it and a refresh wait
         # for each other, and PostgreSQL needs a second to see that.
         for kind in (REFRESH, ACCESS):
@@ -201,7 +202,7 @@ async def revoke_grants(session: AsyncSession, grant_ids: Collection[bytes], rea
             # Whatever is still to come needs one of the rows seen here, so that a round that finds nothing is the last.
             # SQLite has one writer at a time: no refresh is under way.
             revoke = {**values, "b_kind": kind, "b_reason": reason}
-            while (await connection.execute(_revoke_tokens, revoke)).rowcount and not takes_turns:
+            while connection.execute(_revoke_tokens, revoke).rowcount and not takes_turns:
                 pass
 
 

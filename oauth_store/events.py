@@ -4,7 +4,7 @@ import logging
 
 from opentelemetry import context, metrics, trace
 from sqlalchemy.event import listen
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 logger = logging.getLogger("oauth_store")
 
@@ -43,9 +43,9 @@ def emit(event: str, **fields: str | int | bytes | None) -> None:
     trace.get_current_span().add_event(f"oauth_store.{event}", {name: str(value) for name, value in told.items()})
 
 
-def emit_after_commit(session: AsyncSession, event: str, **fields: str | int | bytes | None) -> None:
+def emit_after_commit(session: Session, event: str, **fields: str | int | bytes | None) -> None:
     """Tell of an event once the session commits: never of what was rolled back, nor twice of what was tried again."""
-    listen(session.sync_session, "after_commit", lambda _session: emit(event, **fields), once=True)
+    listen(session, "after_commit", lambda _session: emit(event, **fields), once=True)
 
 
 class Span:

@@ -7,7 +7,7 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from mcp.shared.auth import OAuthToken
 from sqlalchemy import ColumnElement, Row, Select, Table, Update, and_, bindparam, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret, mint, unseal
@@ -110,30 +110,30 @@ class Pair:
         return cls(mint("access"), mint("refresh") if with_refresh_token else None)
 
 
-async def update_one(session: AsyncSession, statement: Update, **values: Any) -> None:
+def update_one(session: Session, statement: Update, **values: Any) -> None:
     """Run an UPDATE that must change a row: of any number of callers, in any number of processes, one wins.
 
     The others get a `LostRaceError`, here or, on SQLite, with the COMMIT. `statement` names `LATER_IF_CHANGED`.
     """
-    result = await session.execute(statement, values)
+    result = session.execute(statement, values)
     if result.rowcount == 0:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
         raise LostRaceError
 
 
-async def consume_code(session: AsyncSession, code: Row[Any], now: int) -> None:
+def consume_code(session: Session, code: Row[Any], now: int) -> None:
     """Consume an approved code, or lose the race for it."""
-    await update_one(session, _consume_code, b_hash=code.code_hash, b_now=now)
+    update_one(session, _consume_code, b_hash=code.code_hash, b_now=now)
 
 
-async def consume_refresh_token(session: AsyncSession, token: Row[Any], replay: bytes | None, now: int) -> None:
+def consume_refresh_token(session: Session, token: Row[Any], replay: bytes | None, now: int) -> None:
     """Consume a live refresh token and its access token, or lose the race for it."""
-    await update_one(session, _consume_refresh_token, b_hash=token.token_hash, b_replay=replay, b_now=now)
+    update_one(session, _consume_refresh_token, b_hash=token.token_hash, b_replay=replay, b_now=now)
     if token.paired_hash is not None:
-        await session.execute(_consume_access_token, {"b_hash": token.paired_hash, "b_now": now})
+        session.execute(_consume_access_token, {"b_hash": token.paired_hash, "b_now": now})
 
 
-async def issue(
-    session: AsyncSession,
+def issue(
+    session: Session,
     pair: Pair,
     grant: Row[Any],
     *,
@@ -174,12 +174,12 @@ async def issue(
         "expires_at": now + refresh_expiry,
         **common,
     }
-    await session.execute(_insert_tokens, [access, refresh] if pair.refresh_token else [access])
+    session.execute(_insert_tokens, [access, refresh] if pair.refresh_token else [access])
     return _answer(pair, access_expiry, access["scopes"])
 
 
-async def answer_again(
-    session: AsyncSession, presented: str, row: Row[Any], scopes: Sequence[str], *, grace: int, now: int
+def answer_again(
+    session: Session, presented: str, row: Row[Any], scopes: Sequence[str], *, grace: int, now: int
 ) -> OAuthToken | None:
     """Answer a refresh token that was consumed already; end its grant if it is reused. `None` means invalid_grant.
 
@@ -187,13 +187,13 @@ async def answer_again(
     Anything else is reuse, a sign of theft (RFC 9700, section 4.14.2).
     """
     within_grace = now - row.consumed_at < grace
-    successor = await _live_successor(session, presented, row, now)
+    successor = _live_successor(session, presented, row, now)
     unused = successor is not None and successor.refresh.first_used_at is None
     if not (grace and (within_grace or unused)):
         emit_after_commit(
             session, "reuse_detected", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject
         )
-        await revoke_grants(session, [row.grant_id], "reuse detected", now)
+        revoke_grants(session, [row.grant_id], "reuse detected", now)
         return None
     if successor is None or not successor.has(scopes):
         return None
@@ -218,7 +218,7 @@ class _Successor:
         return _answer(self.pair, max(0, self.access.expires_at - now), self.access.scopes)
 
 
-async def _live_successor(session: AsyncSession, presented: str, row: Row[Any], now: int) -> _Successor | None:
+def _live_successor(session: Session, presented: str, row: Row[Any], now: int) -> _Successor | None:
     if row.replay is None:
         return None
     try:
@@ -226,7 +226,7 @@ async def _live_successor(session: AsyncSession, presented: str, row: Row[Any], 
     except InvalidTag:
         return None
     hashes = {"b_access": hash_secret(access_token), "b_refresh": hash_secret(refresh_token)}
-    rows = {found.kind: found for found in await session.execute(_pair, hashes)}
+    rows = {found.kind: found for found in session.execute(_pair, hashes)}
     refresh = rows.get(REFRESH)
     if refresh is None or refresh.consumed_at is not None or refresh.revoked_at is not None:
         return None
@@ -235,11 +235,11 @@ async def _live_successor(session: AsyncSession, presented: str, row: Row[Any], 
     return _Successor(Pair(access_token, refresh_token), rows.get(ACCESS), refresh)
 
 
-async def stamp_first_use(session: AsyncSession, row: Row[Any], now: int) -> None:
+def stamp_first_use(session: Session, row: Row[Any], now: int) -> None:
     """Note on both of a pair that its access token was presented: its predecessor is no longer answered again."""
     for token_hash in (row.paired_hash, row.token_hash):  # the refresh token first, see revoke_grants()
         if token_hash is not None:
-            await session.execute(_stamp_first_use, {"b_hash": token_hash, "b_now": now})
+            session.execute(_stamp_first_use, {"b_hash": token_hash, "b_now": now})
 
 
 def _answer(pair: Pair, expires_in: int, scopes: str) -> OAuthToken:

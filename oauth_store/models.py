@@ -1,7 +1,6 @@
 """The three tables. Times are integer epoch seconds, scopes are space-separated, secrets are SHA-256 hashes."""
 
-from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, LargeBinary, MetaData, String, Text
-from sqlalchemy.dialects import mysql
+from sqlalchemy import VARBINARY, BigInteger, Boolean, ForeignKey, Index, LargeBinary, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
@@ -16,11 +15,9 @@ NEVER = 0
 """The `last_used_at` of a client that was added by hand: nobody approved a grant yet, and it is never purged."""
 
 # MariaDB compares text without regard to case, and cannot index a blob, unless it is told otherwise.
-_ClientId = String(CLIENT_ID_LENGTH).with_variant(
-    mysql.VARCHAR(CLIENT_ID_LENGTH, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
-)
-_Hash = LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb")
-_GrantId = LargeBinary(16).with_variant(mysql.VARBINARY(16), "mysql", "mariadb")
+_ClientId = String(CLIENT_ID_LENGTH).with_variant(String(CLIENT_ID_LENGTH, collation="utf8mb4_bin"), "mysql", "mariadb")
+_Hash = LargeBinary(32).with_variant(VARBINARY(32), "mysql", "mariadb")
+_GrantId = LargeBinary(16).with_variant(VARBINARY(16), "mysql", "mariadb")
 
 
 class Base(DeclarativeBase):

@@ -23,7 +23,8 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl, AnyUrl
 from sqlalchemy import Row, Select, Update, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Session
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -209,8 +210,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         """Return a registered client, or None."""
         if not _is_client_id(client_id):
             return None
-        async with self._database.read() as session:
-            row = (await session.execute(_client_by_id, {"b_client_id": client_id})).one_or_none()
+        row = await self._database.read().run(_row, _client_by_id, {"b_client_id": client_id})
         return None if row is None or row.client_id != client_id else self._client(row)
 
     def _client(self, row: Row[Any]) -> StoredClient:
@@ -221,14 +221,14 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             required_scopes=self.required_scopes,
         )
 
-    async def _presented(
-        self, session: AsyncSession, which: Select[Any], client_id: str, secret: str, now: int
+    def _presented(
+        self, session: Session, which: Select[Any], client_id: str, secret: str, now: int
     ) -> tuple[StoredClient | None, Row[Any] | None]:
         """Return a registered client, or None; and the row of a code or token of that client, or None."""
         if not _is_client_id(client_id):
             return None, None
         values = {"b_client_id": client_id, "b_hash": hash_secret(secret), "b_now": now}
-        row = (await session.execute(which, values)).one_or_none()
+        row = _row(session, which, values)
         if row is None or row.registered_id != client_id:
             return None, None
         return self._client(row), row if row.client_id == client_id else None
@@ -279,12 +279,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         Otherwise an outage of the document's host would bring back what the document took away.
         """
         withdrawn = client.model_copy(update={"redirect_uris": None})
-        async with self._database.write() as session:
-            await session.execute(
-                update(Client)
-                .where(Client.client_id == client.client_id)
-                .values(client_metadata=withdrawn.model_dump_json(exclude={"client_secret"}, exclude_none=True))
-            )
+        metadata = withdrawn.model_dump_json(exclude={"client_secret"}, exclude_none=True)
+        withdraw = update(Client).where(Client.client_id == client.client_id).values(client_metadata=metadata)
+        await self._database.write().run(Session.execute, withdraw)
 
     # Authorization
 
@@ -327,24 +324,21 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         self, request: AuthorizationRequest, params: AuthorizationParams, browser: str, now: int
     ) -> None:
         grant_id = mint_grant_id()
-        async with self._database.write() as session:
-            await session.execute(
-                _insert_code,
-                {
-                    "handle_hash": hash_secret(request.handle),
-                    "browser_hash": hash_secret(browser),
-                    "client_id": request.client.client_id,
-                    "grant_id": grant_id,
-                    "redirect_uri": request.redirect_uri,
-                    "redirect_uri_provided_explicitly": params.redirect_uri_provided_explicitly,
-                    "code_challenge": params.code_challenge,
-                    "scopes": " ".join(request.scopes),
-                    "resource": request.resource,
-                    "state": params.state,
-                    "created_at": now,
-                    "expires_at": request.expires_at,
-                },
-            )
+        asked = {
+            "handle_hash": hash_secret(request.handle),
+            "browser_hash": hash_secret(browser),
+            "client_id": request.client.client_id,
+            "grant_id": grant_id,
+            "redirect_uri": request.redirect_uri,
+            "redirect_uri_provided_explicitly": params.redirect_uri_provided_explicitly,
+            "code_challenge": params.code_challenge,
+            "scopes": " ".join(request.scopes),
+            "resource": request.resource,
+            "state": params.state,
+            "created_at": now,
+            "expires_at": request.expires_at,
+        }
+        await self._database.write().run(Session.execute, _insert_code, asked)
         emit("approval_asked", grant_id=grant_id, client_id=request.client.client_id)
         self._purger.nudge()
 
@@ -372,9 +366,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     @flow_step
     async def _pending_row(self, handle: str) -> Row[Any] | None:
-        async with self._database.read() as session:
-            row: Row[Any] | None = (await session.execute(_pending, _named(handle, int(time.time())))).one_or_none()
-        return row
+        return await self._database.read().run(_row, _pending, _named(handle, int(time.time())))
 
     @flow_step
     async def approve(self, handle: str, *, subject: str | None = None) -> str:
@@ -386,11 +378,15 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         now = int(time.time())
         code = mint("code")
         values = {"b_code_hash": hash_secret(code), "b_subject": subject, "b_expires_at": now + self._code_expiry}
-        async with self._database.write() as session:
-            row = await self._answer_request(session, _approve, handle, now, **values)
+
+        def approve(session: Session) -> Row[Any]:
+            row = _answer_request(session, _approve, handle, now, **values)
             if row.registered_id is None:
                 raise AuthorizeError("unauthorized_client", "the client is not registered")
-            await grants.update_one(session, _stamp_client, b_client_id=row.client_id, b_now=now)
+            grants.update_one(session, _stamp_client, b_client_id=row.client_id, b_now=now)
+            return row
+
+        row = await self._database.write().run(approve)
         emit("approval_granted", grant_id=row.grant_id, client_id=row.client_id, subject=subject)
         return self._redirect(row, code=code)
 
@@ -401,19 +397,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         Raises `AuthorizeError` if the request is unknown, expired, denied, or its code was used.
         """
         now = int(time.time())
-        async with self._database.write() as session:
-            row = await self._answer_request(session, _deny, handle, now)
+        row = await self._database.write().run(_answer_request, _deny, handle, now)
         emit("approval_denied", grant_id=row.grant_id, client_id=row.client_id)
         return self._redirect(row, error="access_denied", error_description="the owner of this server said no")
-
-    async def _answer_request(
-        self, session: AsyncSession, answer: Update, handle: str, now: int, **values: Any
-    ) -> Row[Any]:
-        row: Row[Any] | None = (await session.execute(_pending, _named(handle, now))).one_or_none()
-        if row is None:
-            raise AuthorizeError("invalid_request", "this request is unknown, expired or already answered; start again")
-        await grants.update_one(session, answer, **_named(handle, now), **values)
-        return row
 
     def _redirect(self, row: Row[Any], **params: str) -> str:
         if row.state is not None:
@@ -431,8 +417,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         A consumed one too: the handler checks client, redirect_uri and PKCE, only then the exchange sees the replay.
         """
         parameters = {"b_hash": hash_secret(authorization_code), "b_now": int(time.time())}
-        async with self._database.read() as session:
-            row = (await session.execute(grants.code_by_hash, parameters)).one_or_none()
+        row = await self._database.read().run(_row, grants.code_by_hash, parameters)
         if row is None or row.client_id != client.client_id:
             return None
         return _authorization_code(authorization_code, row)
@@ -460,28 +445,30 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         unless it may be exchanged.
         """
         now = int(time.time())
-        issued: OAuthToken | None = None
+
+        def exchange(session: Session) -> tuple[OAuthToken | None, Row[Any]]:
+            client, row = self._presented(session, grants.client_and_code, client_id, presented, now)
+            admit(client)
+            if client is None:  # or the database would say so
+                raise TokenError("invalid_client", "the client is not registered any more")
+            if row is None:
+                raise TokenError("invalid_grant", "the authorization code is unknown or expired")
+            code = _authorization_code(presented, row)
+            check(code)
+            if not self._is_ours(code.resource):
+                raise TokenError("invalid_grant", "the code is for another resource")
+            if row.consumed_at is None:
+                grants.consume_code(session, row, now)
+                pair = grants.Pair.mint(with_refresh_token="refresh_token" in client.grant_types)
+                return self._issue(session, pair, row, code.scopes, now), row
+            emit_after_commit(
+                session, "code_replayed", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject
+            )
+            revoke_grants(session, [row.grant_id], "code replayed", now)
+            return None, row
+
         try:
-            async with self._database.write() as session:
-                client, row = await self._presented(session, grants.client_and_code, client_id, presented, now)
-                admit(client)
-                if client is None:  # or the database would say so
-                    raise TokenError("invalid_client", "the client is not registered any more")
-                if row is None:
-                    raise TokenError("invalid_grant", "the authorization code is unknown or expired")
-                code = _authorization_code(presented, row)
-                check(code)
-                if not self._is_ours(code.resource):
-                    raise TokenError("invalid_grant", "the code is for another resource")
-                if row.consumed_at is None:
-                    await grants.consume_code(session, row, now)
-                    pair = grants.Pair.mint(with_refresh_token="refresh_token" in client.grant_types)
-                    issued = await self._issue(session, pair, row, code.scopes, now)
-                else:
-                    emit_after_commit(
-                        session, "code_replayed", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject
-                    )
-                    await revoke_grants(session, [row.grant_id], "code replayed", now)
+            issued, row = await self._database.write().run(exchange)
         except IntegrityError as error:
             raise TokenError("invalid_client", "the client is not registered any more") from error
         if issued is None:
@@ -495,8 +482,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     async def load_refresh_token(self, client: OAuthClientInformationFull, refresh_token: str) -> RefreshToken | None:
         """Return a refresh token of this client, or None. A consumed one too, so that its exchange can decide."""
         parameters = {"b_hash": hash_secret(refresh_token), "b_now": int(time.time())}
-        async with self._database.read() as session:
-            row = (await session.execute(grants.known_refresh_token, parameters)).one_or_none()
+        row = await self._database.read().run(_row, grants.known_refresh_token, parameters)
         if row is None or row.client_id != client.client_id:
             return None
         return RefreshToken(
@@ -531,8 +517,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         resource of the token, and returns the scopes to grant, or raises.
         """
         now = int(time.time())
-        async with self._database.write() as session:
-            client, row = await self._presented(session, grants.client_and_refresh_token, client_id, presented, now)
+
+        def rotate(session: Session) -> tuple[OAuthToken | None, Row[Any]]:
+            client, row = self._presented(session, grants.client_and_refresh_token, client_id, presented, now)
             admit(client)
             if row is None:
                 raise TokenError("invalid_grant", "the refresh token is unknown, expired or revoked")
@@ -542,24 +529,24 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                 raise TokenError("invalid_scope", "the scopes exceed those that were granted")
             if not self._is_ours(row.resource):
                 raise TokenError("invalid_grant", "the refresh token is for another resource")
-            if row.consumed_at is None:
-                pair = grants.Pair.mint(with_refresh_token=True)
-                replay = seal(presented, pair.access_token, str(pair.refresh_token)) if self._grace else None
-                await grants.consume_refresh_token(session, row, replay, now)
-                issued: OAuthToken | None = await self._issue(
-                    session, pair, row, scopes, now, granted_at=row.granted_at or row.created_at
-                )
-            else:
-                issued = await grants.answer_again(session, presented, row, scopes, grace=self._grace, now=now)
+            if row.consumed_at is not None:
+                return grants.answer_again(session, presented, row, scopes, grace=self._grace, now=now), row
+            pair = grants.Pair.mint(with_refresh_token=True)
+            replay = seal(presented, pair.access_token, str(pair.refresh_token)) if self._grace else None
+            grants.consume_refresh_token(session, row, replay, now)
+            granted_at = row.granted_at or row.created_at
+            return self._issue(session, pair, row, scopes, now, granted_at=granted_at), row
+
+        issued, row = await self._database.write().run(rotate)
         if issued is None:
             raise TokenError("invalid_grant", "the refresh token was used already")
         if row.consumed_at is None:
             emit("tokens_refreshed", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject)
         return issued
 
-    async def _issue(
+    def _issue(
         self,
-        session: AsyncSession,
+        session: Session,
         pair: grants.Pair,
         grant: Row[Any],
         scopes: list[str],
@@ -568,7 +555,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         granted_at: int | None = None,
     ) -> OAuthToken:
         self._purger.nudge()
-        return await grants.issue(
+        return grants.issue(
             session,
             pair,
             grant,
@@ -604,27 +591,30 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     @flow_step
     async def _live_access_token(self, token: str) -> Row[Any] | None:
         parameters = {"b_hash": hash_secret(token), "b_now": int(time.time())}
-        async with self._database.read() as session:
-            verified = self._database.verified
-            version = verified.version() if verified is not None else None  # before the row: see Memory.remember
-            row = (await session.execute(grants.live_access_token, parameters)).one_or_none()
+        verified = self._database.verified
+        version = verified.version() if verified is not None else None  # before the row: see Memory.remember
+        row = await self._database.read().run(_row, grants.live_access_token, parameters)
         if verified is not None and row is not None and row.first_used_at is not None:
             verified.remember(row.token_hash, _fields(row), version)
         return row
 
     async def _stamp_first_use(self, row: Row[Any]) -> None:
-        async with self._database.write() as session:
-            await grants.stamp_first_use(session, row, int(time.time()))
+        await self._database.write().run(grants.stamp_first_use, row, int(time.time()))
 
     @flow_step
     async def revoke_token(self, token: AccessToken | RefreshToken) -> None:
         """End the grant of a token (RFC 7009): the pair, everything rotated from it, and its code."""
-        async with self._database.write() as session:
-            row = (await session.execute(_token_by_hash, {"b_hash": hash_secret(token.token)})).one_or_none()
-            if row is None:
-                return
-            await revoke_grants(session, [row.grant_id], "revoked by the client", int(time.time()))
-        emit("revoked", grant_id=row.grant_id, client_id=row.client_id, by="the client")
+        presented = {"b_hash": hash_secret(token.token)}
+
+        def revoke(session: Session) -> Row[Any] | None:
+            row = _row(session, _token_by_hash, presented)
+            if row is not None:
+                revoke_grants(session, [row.grant_id], "revoked by the client", int(time.time()))
+            return row
+
+        row = await self._database.write().run(revoke)
+        if row is not None:
+            emit("revoked", grant_id=row.grant_id, client_id=row.client_id, by="the client")
 
     # The server around it
 
@@ -701,6 +691,18 @@ def _any_code(_code: AuthorizationCode) -> None:
 
 def _is_client_id(client_id: str) -> bool:
     return len(client_id) <= CLIENT_ID_LENGTH and "\0" not in client_id  # PostgreSQL has no text with a NUL
+
+
+def _row(session: Session, query: Select[Any], parameters: dict[str, Any]) -> Row[Any] | None:
+    return session.execute(query, parameters).one_or_none()
+
+
+def _answer_request(session: Session, /, answer: Update, handle: str, now: int, **values: Any) -> Row[Any]:
+    row = _row(session, _pending, _named(handle, now))
+    if row is None:
+        raise AuthorizeError("invalid_request", "this request is unknown, expired or already answered; start again")
+    grants.update_one(session, answer, **_named(handle, now), **values)
+    return row
 
 
 def _named(handle: str, now: int) -> dict[str, Any]:

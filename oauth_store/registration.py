@@ -6,6 +6,7 @@ from mcp.server.auth.provider import RegistrationError
 from mcp.shared.auth import OAuthClientInformationFull
 from sqlalchemy import bindparam, insert, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from oauth_store.clients import check_redirect_uris
 from oauth_store.credentials import hash_secret
@@ -47,12 +48,10 @@ async def store_registration(
         "last_used_at": last_used_at,
     }
     try:
-        async with database.write() as session:
-            await session.execute(_insert_client, new)
+        await database.write().run(Session.execute, _insert_client, new)
     except IntegrityError:
         known = {"b_client_id": client.client_id, "b_metadata": metadata, "b_secret_hash": secret_hash}
-        async with database.write() as session:
-            await session.execute(_replace_client, known)
+        await database.write().run(Session.execute, _replace_client, known)
 
 
 def _metadata(client: OAuthClientInformationFull) -> str:

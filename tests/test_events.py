@@ -348,12 +348,12 @@ class TestAfterTheCommit:
         with pytest.raises(KeyError):
             async with provider._database.write() as session:
                 await session.execute(text("DELETE FROM oauth_codes"))
-                emit_after_commit(session, "code_replayed", grant_id=b"\1" * 16)
+                emit_after_commit(session.sync_session, "code_replayed", grant_id=b"\1" * 16)
                 raise KeyError
         assert telemetry.logged() == []
         async with provider._database.write() as session:
             await session.execute(text("DELETE FROM oauth_codes"))
-            emit_after_commit(session, "code_replayed", grant_id=b"\1" * 16)
+            emit_after_commit(session.sync_session, "code_replayed", grant_id=b"\1" * 16)
             assert telemetry.logged() == []
         assert telemetry.logged() == [("code_replayed", {"grant_id": "01" * 16})]
 

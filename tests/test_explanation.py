@@ -137,7 +137,7 @@ class TestTokens:
             token = await house.grant()
             async with house.provider._database.write() as session:
                 grant_id = bytes.fromhex(await house.grant_id(token))
-                await revoke_grants(session, [grant_id], reason, int(time.time()))
+                await session.run_sync(revoke_grants, [grant_id], reason, int(time.time()))
             for secret in (token.access_token, token.refresh_token):
                 told = await explained(house, secret)
                 assert (told.state, told.revoked_reason, told.grant_live) == ("revoked", reason, False)
@@ -246,7 +246,7 @@ class TestCodes:
         waiting = await explained(house, code)
         assert waiting.grant_id is not None
         async with house.provider._database.write() as session:
-            await revoke_grants(session, [waiting.grant_id], "by hand", int(time.time()))
+            await session.run_sync(revoke_grants, [waiting.grant_id], "by hand", int(time.time()))
         told = await explained(house, code)
         assert told.state == "revoked"
         assert "before the client fetched its tokens" in told.said

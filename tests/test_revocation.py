@@ -168,7 +168,7 @@ class TestWhatItEnds:
         code = await authorize(provider, client)
         async with provider._database.write() as session:
             grant_id = (await session.execute(select(Code.grant_id))).scalar_one()
-            await revoke_grants(session, [grant_id], "revoked by the owner", int(time.time()))
+            await session.run_sync(revoke_grants, [grant_id], "revoked by the owner", int(time.time()))
         assert await answer(present_code(provider, client, code)) == "invalid_grant"
         assert await rows(provider) == []
 
@@ -335,10 +335,12 @@ class TestItWins:
         pair = grants.Pair.mint(with_refresh_token=True)
         now = int(time.time())
         async with one._database.write() as session:
-            _, row = await one._presented(session, grants.client_and_refresh_token, client.client_id, loaded.token, now)
+            _, row = await session.run_sync(
+                one._presented, grants.client_and_refresh_token, client.client_id, loaded.token, now
+            )
             assert row is not None
-            await grants.consume_refresh_token(session, row, b"sealed", now)
-            second = await one._issue(session, pair, row, loaded.scopes, now)
+            await session.run_sync(grants.consume_refresh_token, row, b"sealed", now)
+            second = await session.run_sync(one._issue, pair, row, loaded.scopes, now)
             await session.execute(select(1))  # what waits for the COMMIT is sent
             revocation = asyncio.create_task(other.revoke_token(loaded))
             await someone_waits(other)
@@ -353,7 +355,7 @@ class TestItWins:
         first = await sign_in(one, client)
         grant_id = (await rows(one))[0].grant_id
         async with one._database.write() as session:
-            await revoke_grants(session, [grant_id], "revoked by the client", int(time.time()))
+            await session.run_sync(revoke_grants, [grant_id], "revoked by the client", int(time.time()))
             await session.execute(select(1))  # what waits for the COMMIT is sent
             refresh = asyncio.create_task(answer(present_refresh_token(other, client, first.refresh_token)))
             await someone_waits(other)
@@ -511,11 +513,11 @@ class TestCodeReplay:
         code = await authorize(one, client)
         now = int(time.time())
         async with one._database.write() as session:
-            _, row = await one._presented(session, grants.client_and_code, client.client_id, code, now)
+            _, row = await session.run_sync(one._presented, grants.client_and_code, client.client_id, code, now)
             assert row is not None
-            await grants.consume_code(session, row, now)
+            await session.run_sync(grants.consume_code, row, now)
             pair = grants.Pair.mint(with_refresh_token=True)
-            first = await one._issue(session, pair, row, ["read"], now)
+            first = await session.run_sync(one._issue, pair, row, ["read"], now)
             await session.execute(select(1))  # what waits for the COMMIT is sent
             replay = asyncio.create_task(answer(present_code(other, client, code)))
             await someone_waits(other)
