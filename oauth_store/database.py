@@ -301,7 +301,9 @@ class Database:
                     raise
                 logger.error("%s", known)
                 raise known from (None if known is error else error)
-        raise DatabaseUnavailable(f"{self.display_name}: others changed the same rows {ATTEMPTS} times in a row")
+        crowded = f"{self.display_name}: others changed the same rows {ATTEMPTS} times in a row"
+        logger.error("%s", crowded)
+        raise DatabaseUnavailable(crowded)
 
     def _known(self, error: Exception) -> OAuthStoreError | None:
         """Return an error as operators should read it, or None if it is none for them."""

@@ -211,7 +211,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         if not _is_client_id(client_id):
             return None
         row = await self._database.read().run(_row, _client_by_id, {"b_client_id": client_id})
-        return None if row is None or row.client_id != client_id else self._client(row)
+        if row is None or row.client_id != client_id:  # MariaDB pads: 'abc ' equals 'abc'
+            return None
+        return self._client(row)
 
     def _client(self, row: Row[Any]) -> StoredClient:
         return StoredClient.load(

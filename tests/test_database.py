@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import delete, func, insert, select, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from oauth_store import AutoApproval, ConfigurationError, DatabaseUnavailable, SchemaError, SQLAlchemyOAuthProvider
-from oauth_store.database import Database, create_engine, database_url, display_name, is_memory
-from oauth_store.models import Client, Token
+from oauth_store.database import ATTEMPTS, Database, create_engine, database_url, display_name, is_memory
+from oauth_store.errors import LostRaceError
+from oauth_store.models import Client, Token, clients
 from oauth_store.schema import prepare
+from oauth_store.sqlite import LATER, SEND
 from tests.conftest import BASE_URL, Provider, create_postgres_database, drop_postgres_database, new_client
 from tests.flows import authorize, refresh, sign_in
 
@@ -463,7 +467,6 @@ class TestCancelledRequests:
 async def test_nothing_of_a_failed_transaction_stays(provider: SQLAlchemyOAuthProvider) -> None:
     """An error inside write() rolls everything back, also errors that are frozen dataclasses."""
     from mcp.server.auth.provider import TokenError
-    from sqlalchemy import insert
 
     with pytest.raises(TokenError):
         async with provider._database.write() as session:
@@ -509,6 +512,46 @@ async def test_a_deadlock_is_tried_again(provider: SQLAlchemyOAuthProvider) -> N
 
     await asyncio.gather(provider._database.run(lambda: step("a", "b")), provider._database.run(lambda: step("b", "a")))
     assert sorted(tries.values()) == [1, 2]
+
+
+async def test_who_loses_a_race_begins_anew(provider: SQLAlchemyOAuthProvider) -> None:
+    """A step that was overtaken is taken again, a few times; after that, the client is told to try later."""
+    tries = 0
+
+    async def step(losses: int) -> str:
+        nonlocal tries
+        tries += 1
+        if tries <= losses:
+            raise LostRaceError
+        return "won"
+
+    assert await provider._database.run(lambda: step(ATTEMPTS - 1)) == "won"
+    assert tries == ATTEMPTS
+    tries = 0
+    with pytest.raises(DatabaseUnavailable, match="changed the same rows"):
+        await provider._database.run(lambda: step(ATTEMPTS))
+    assert tries == ATTEMPTS
+
+
+@pytest.mark.parametrize("memory", [False, True])
+async def test_a_commit_that_fails_leaves_no_transaction_open(tmp_path: Path, memory: bool) -> None:
+    """Where what was sent with the COMMIT fails, SQLite's lock is given back, and the next step works."""
+    path = tmp_path / "oauth.db"
+    database = ":memory:" if memory else path
+    async with SQLAlchemyOAuthProvider(database, base_url=BASE_URL, approval=AutoApproval()) as provider:
+        client = new_client()
+        await provider.register_client(client)
+        again = {"client_id": client.client_id, "client_metadata": "{}", "created_at": 1}
+        later = insert(clients).execution_options(**{SEND: LATER})
+        for _ in range(3):
+            with pytest.raises(IntegrityError):
+                await provider._database.write().run(Session.execute, later, again)
+            if not memory:
+                other = sqlite3.connect(path, timeout=0, isolation_level=None)
+                other.execute("BEGIN IMMEDIATE")
+                other.execute("ROLLBACK")
+                other.close()
+        await sign_in(provider, client)
 
 
 async def test_sqlite_is_asked_by_its_own_rules(tmp_path: Path) -> None:

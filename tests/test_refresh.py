@@ -2,20 +2,23 @@
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Awaitable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import time_machine
 from cryptography.exceptions import InvalidTag
-from mcp.server.auth.provider import TokenError
+from mcp.server.auth.provider import AuthorizeError, TokenError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy import Row, delete, func, select, update
 
-from oauth_store import SQLAlchemyOAuthProvider
+from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from oauth_store.approval import AuthorizationRequest
 from oauth_store.credentials import hash_secret, mint, seal, unseal
+from oauth_store.database import BUSY_TIMEOUT_SECONDS
 from oauth_store.models import Client, Token
 from oauth_store.purge import purge
 from tests.conftest import BASE_URL, RESOURCE, Provider, new_client
@@ -821,6 +824,43 @@ class TestDead:
             await session.execute(delete(Client).where(Client.client_id == client.client_id))
         await refused(provider.exchange_refresh_token(client, loaded, loaded.scopes))
         assert await all_rows(provider) == []
+
+
+class TestWithoutALock:
+    """On SQLite one process writes at a time. Who gets nothing new does not wait for it, nor makes others wait."""
+
+    async def test_while_another_process_writes(self, tmp_path: Path) -> None:
+        """Unknown tokens, codes and clients are refused, and a replay is answered, at once."""
+        path = tmp_path / "oauth.db"
+        async with SQLAlchemyOAuthProvider(path, base_url=BASE_URL, approval=AutoApproval()) as provider:
+            client = await registered(provider)
+            code = await authorize(provider, client)
+            first = await sign_in(provider, client)
+            second = await present_refresh_token(provider, client, first.refresh_token)
+            loaded = await provider.load_refresh_token(client, str(first.refresh_token))
+            assert loaded is not None
+            other = sqlite3.connect(path, isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            try:
+                async with asyncio.timeout(BUSY_TIMEOUT_SECONDS / 2):
+                    unknown = loaded.model_copy(update={"token": mint("refresh")})
+                    await refused(provider.exchange_refresh_token(client, unknown, []))
+                    await refused(provider.exchange_refresh_token(new_client(), loaded, []))
+                    again = await provider.exchange_refresh_token(client, loaded, loaded.scopes)
+                    assert again.refresh_token == second.refresh_token
+                    approved = await provider.load_authorization_code(client, code)
+                    assert approved is not None
+                    guessed = approved.model_copy(update={"code": mint("code")})
+                    await refused(provider.exchange_authorization_code(client, guessed))
+                    with pytest.raises(AuthorizeError):
+                        await provider.approve(mint("request"))
+                exchange = asyncio.create_task(provider.exchange_authorization_code(client, approved))
+                done, _ = await asyncio.wait([exchange], timeout=0.5)
+                assert not done  # what is new waits
+            finally:
+                other.execute("ROLLBACK")
+                other.close()
+            assert (await exchange).refresh_token is not None
 
 
 class TestRestart:
