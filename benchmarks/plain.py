@@ -13,7 +13,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.expression import ClauseElement
 
 from benchmarks.contenders import Contender
-from oauth_store import grants, provider
+from oauth_store import authorizations, grants, provider
 from oauth_store.credentials import hash_secret
 from oauth_store.models import ACCESS, REFRESH, tokens
 from tests.conftest import REDIRECT_URI, RESOURCE
@@ -38,9 +38,9 @@ _select_code = Statement(grants.code_by_hash)
 _select_access_token = Statement(grants.live_access_token)
 _select_refresh_token = Statement(grants.known_refresh_token)
 _select_token = Statement(provider._token_by_hash)
-_select_pending = Statement(provider._pending)
-_approve = Statement(provider._approve)
-_stamp_client = Statement(provider._stamp_client)
+_select_pending = Statement(authorizations._pending)
+_approve = Statement(authorizations._approve)
+_stamp_client = Statement(authorizations._stamp_client)
 _select_client_and_code = Statement(grants.client_and_code)
 _select_client_and_refresh_token = Statement(grants.client_and_refresh_token)
 _consume_code = Statement(grants._consume_code)

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database import BUSY_TIMEOUT_SECONDS, create_engine, create_file, database_url, display_name, is_memory
+from oauth_store.engines import BUSY_TIMEOUT_SECONDS, create_engine, create_file, database_url, display_name, is_memory
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 from oauth_store.models import Base
 from oauth_store.schema import EMPTY, MYSQL_LOCK, VERSION_TABLE, VS2, check, explained, found

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oauth_store import schema
-from oauth_store.database import BUSY_TIMEOUT_SECONDS, Database, database_url, is_memory
+from oauth_store.database import Database
+from oauth_store.engines import BUSY_TIMEOUT_SECONDS, database_url, is_memory
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
 
 PAGES = 2000

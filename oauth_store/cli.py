@@ -17,7 +17,8 @@ from oauth_store.cli_clients import clients_app
 from oauth_store.cli_grants import explain, grants, revoke
 from oauth_store.cli_maintenance import backup, copy, doctor
 from oauth_store.cli_password import hash_password
-from oauth_store.database import Database, database_url, display_name
+from oauth_store.database import Database
+from oauth_store.engines import database_url, display_name
 from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit
 from oauth_store.inventory import Inventory, as_json, take_inventory

@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
 from oauth_store import schema
-from oauth_store.database import Database, create_engine, database_url, display_name, is_memory
+from oauth_store.database import Database
+from oauth_store.engines import create_engine, database_url, display_name, is_memory
 from oauth_store.errors import ConfigurationError, OAuthStoreError
 from oauth_store.models import Base
 

@@ -1,27 +1,32 @@
-"""From a setting to a database: the URL, its engines, `read()` and `write()` sessions, and how a step runs on them."""
+"""A database: its engines, `read()` and `write()` sessions, and how a step runs on them."""
 
 import asyncio
-import importlib.util
 import logging
 import os
 import random
-import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import event, exc
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
 
-from oauth_store.errors import ConfigurationError, DatabaseUnavailable, LostRaceError, OAuthStoreError
+from oauth_store.engines import (
+    POOL_SIZE,
+    POOL_TIMEOUT_SECONDS,
+    create_engine,
+    database_url,
+    display_name,
+    is_memory,
+    sqlite_name,
+)
+from oauth_store.errors import DatabaseUnavailable, LostRaceError, OAuthStoreError
 from oauth_store.events import Span
+from oauth_store.failures import hung_up, is_broken, is_conflict, outage
 from oauth_store.memory import Memory
 from oauth_store.sqlite import SEND, Connection
 
@@ -30,155 +35,8 @@ logger = logging.getLogger("oauth_store")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DEFAULT_DATABASE = "mcp_oauth.db"
-BUSY_TIMEOUT_SECONDS = 5
-POOL_SIZE = 10
-CONNECT_TIMEOUT_SECONDS = 10
-COMMAND_TIMEOUT_SECONDS = 30
-POOL_TIMEOUT_SECONDS = 10
 ATTEMPTS = 6
 """How often a step is tried while others change its rows, or the database reports a deadlock or a conflict."""
-
-# scheme -> (SQLAlchemy's driver, the module it needs, our extra that installs it)
-_DRIVERS = {
-    "sqlite": ("sqlite+aiosqlite", "aiosqlite", None),
-    "postgresql": ("postgresql+asyncpg", "asyncpg", "postgresql"),
-    "postgres": ("postgresql+asyncpg", "asyncpg", "postgresql"),
-    "mysql": ("mysql+asyncmy", "asyncmy", "mysql"),
-    "mariadb": ("mysql+asyncmy", "asyncmy", "mysql"),
-}
-_DRIVER_MODULES = {"sqlite3", *(module for _, module, _ in _DRIVERS.values())}
-
-
-def database_url(database: str | Path | None = None) -> URL:
-    """Return the SQLAlchemy URL of a setting: a path, `:memory:`, or a URL. `None` reads `MCP_OAUTH_DB`.
-
-    The only place that reads `MCP_OAUTH_DB`. Raises `ConfigurationError` if the database is none that we support.
-    """
-    if database is None:
-        database = os.environ.get("MCP_OAUTH_DB") or DEFAULT_DATABASE
-    if isinstance(database, Path) or "://" not in database:
-        # make_url() would percent-decode the path
-        name = str(database)
-        return URL.create("sqlite+aiosqlite", database=name if name == ":memory:" else str(Path(name).expanduser()))
-    try:
-        url = make_url(database)
-    except (exc.ArgumentError, ValueError) as error:
-        raise ConfigurationError(
-            "the database URL cannot be parsed; expected a path, ':memory:', or a URL such as "
-            "postgresql://user:password@host/name"
-        ) from error
-    scheme, _, driver = url.drivername.partition("+")
-    if scheme not in _DRIVERS:
-        supported = ", ".join(sorted({f"{name}://" for name in _DRIVERS if name != "postgres"}))
-        raise ConfigurationError(
-            f"no support for {scheme!r} databases; expected a file's path, ':memory:', or a URL of {supported}"
-        )
-    drivername, module, extra = _DRIVERS[scheme]
-    if driver and driver != drivername.partition("+")[2]:
-        raise ConfigurationError(
-            f"no support for the driver {driver!r}; expected {drivername}://, or {scheme}:// without a driver"
-        )
-    if scheme == "sqlite" and url.query:
-        raise ConfigurationError("options of an SQLite URL are not supported; expected the file's path alone")
-    if extra and importlib.util.find_spec(module) is None:
-        raise ConfigurationError(f"{module} is not installed; run: pip install 'fastmcp-oauth-store[{extra}]'")
-    if module == "asyncpg" and "sslmode" in url.query:  # libpq's name for it, in the URLs that hosters hand out
-        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
-    return url.set(drivername=drivername)
-
-
-def display_name(url: URL) -> str:
-    """Return the path of a file, or a URL without its password, nor what drivers take for one behind the `?`."""
-    if url.get_backend_name() == "sqlite":
-        return str(url.database or ":memory:")
-    hidden = {name: "***" for name in url.query if "pass" in name.lower()}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
-
-
-def is_memory(url: URL) -> bool:
-    """Tell whether `url` is an SQLite database that lives in this process alone."""
-    return url.get_backend_name() == "sqlite" and (
-        url.database in (None, "", ":memory:")
-        or "mode=memory" in str(url.database)
-        or url.query.get("mode") == "memory"
-    )
-
-
-def create_file(url: URL) -> None:
-    """Create the SQLite file of `url` with mode 0600, before SQLite opens it; its -wal and -shm inherit the mode.
-
-    Never opens a file that exists: closing any descriptor of it would drop the locks that SQLite holds on it in this
-    process. Raises `DatabaseUnavailable` if it cannot be created.
-    """
-    path = Path(str(url.database))
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        if path.is_dir():
-            raise DatabaseUnavailable(f"{path} is a directory; set MCP_OAUTH_DB to a file in it") from None
-    except OSError as error:
-        raise DatabaseUnavailable(
-            f"cannot create {path}: {os.strerror(error.errno or 0)}; create its directory and let this user write "
-            "there, or set MCP_OAUTH_DB to another path"
-        ) from error
-
-
-def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
-    """Return an engine for `url` with the settings that we need. Errors never print bound values.
-
-    `wal=False` leaves the journal mode of an SQLite file as it is: for a look at a file that may be none of ours.
-    """
-    if url.get_backend_name() == "sqlite":
-        # autocommit as far as the driver goes: write() and the migrations begin their transactions themselves
-        connect = partial(sqlite3.connect, _sqlite_name(url), isolation_level=None)
-        options["async_creator"] = lambda: Connection(connect)
-        engine = create_async_engine(url, hide_parameters=True, **options)
-        event.listen(engine.sync_engine, "connect", _configure_sqlite)
-        if wal:
-            event.listen(engine.sync_engine, "connect", _configure_wal)
-        return engine
-    pooled = options.get("poolclass") is not NullPool
-    if pooled:
-        # no overflow: its connections are closed and opened again with every request
-        options = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_SECONDS, **options}
-    if url.get_backend_name() == "postgresql":
-        # asyncpg would wait a minute for a connection, and for ever for an answer; so may a migration
-        options["connect_args"] = {
-            "timeout": CONNECT_TIMEOUT_SECONDS,
-            "command_timeout": COMMAND_TIMEOUT_SECONDS if pooled else None,
-        }
-    else:
-        # at MySQL's own REPEATABLE READ, a SELECT after the UPDATE may not see what another transaction committed
-        options = {"isolation_level": "READ COMMITTED", **options}
-        options["connect_args"] = {
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "read_timeout": COMMAND_TIMEOUT_SECONDS if pooled else None,
-            "init_command": f"SET SESSION innodb_lock_wait_timeout = {BUSY_TIMEOUT_SECONDS}",  # its own is 50 s
-        }
-    return create_async_engine(url, hide_parameters=True, **options)
-
-
-def _sqlite_name(url: URL) -> str:
-    return ":memory:" if is_memory(url) else os.path.abspath(str(url.database))
-
-
-def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:
-    cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}",
-        "synchronous = FULL",  # a revoked token must not come back after a power cut
-        "foreign_keys = ON",
-        "secure_delete = ON",  # nothing of a deleted row stays in the file
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _configure_wal(connection: DBAPIConnection, _record: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")  # readers never wait for the writer
-    cursor.close()
 
 
 def _begin_immediate(connection: SyncConnection) -> None:
@@ -293,7 +151,7 @@ class Database:
             except LostRaceError:
                 continue
             except Exception as error:
-                if attempt < ATTEMPTS and (_is_conflict(error) or _hung_up(error)):
+                if attempt < ATTEMPTS and (is_conflict(error) or hung_up(error)):
                     await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 (spread, not a secret)
                     continue
                 known = self._known(error)
@@ -365,7 +223,7 @@ class Database:
 
     def _open_memory(self) -> tuple[int, Memory]:
         inode = os.stat(str(self.url.database)).st_ino
-        return inode, Memory(_sqlite_name(self.url), inode)
+        return inode, Memory(sqlite_name(self.url), inode)
 
     @property
     def display_name(self) -> str:
@@ -426,7 +284,7 @@ class _Session:
             try:
                 session.commit()
             except exc.DBAPIError as error:
-                if _hung_up(error):  # nobody knows whether it was committed: the step must not be tried again
+                if hung_up(error):  # nobody knows whether it was committed: the step must not be tried again
                     raise outage(error, self._database.display_name) or error from error
                 raise
         elif self._pool is self._engine.pool:
@@ -472,7 +330,7 @@ class _Session:
         try:
             # Nobody else would close a connection whose pool was disposed, and one that was opened while the file
             # could not be written is read-only for ever.
-            if self._pool is not self._engine.pool or (_is_broken(error) and not self._database.memory):
+            if self._pool is not self._engine.pool or (is_broken(error) and not self._database.memory):
                 await self._session.invalidate()
             else:
                 await self._session.close()  # rolls back what was not committed
@@ -501,56 +359,3 @@ def flow_step(
         return await self._database.run(lambda: method(self, *args, **kwargs), method.__name__.lstrip("_"))
 
     return step
-
-
-def _is_broken(error: BaseException | None) -> bool:
-    """Tell whether a file's connection is better opened anew."""
-    name = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
-    return name.startswith(("SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_CORRUPT", "SQLITE_NOTADB"))
-
-
-_CONFLICT_STATES = {"40001", "40P01"}
-"""SQLSTATE of a serialization failure and of a deadlock."""
-
-
-_CONFLICT_NUMBERS = {1213, 1205, 1020}
-"""MySQL's numbers for a deadlock, a lock that was waited for too long, and a row that changed since it was read."""
-
-
-def _is_conflict(error: Exception) -> bool:
-    if not isinstance(error, exc.DBAPIError) or error.orig is None:
-        return False
-    if getattr(error.orig, "sqlstate", None) in _CONFLICT_STATES:
-        return True
-    return bool(error.orig.args) and error.orig.args[0] in _CONFLICT_NUMBERS
-
-
-def _hung_up(error: Exception) -> bool:
-    """Tell whether the server closed the connection, maybe long ago: the pool has dropped all of its age by now.
-
-    Asking each connection before it is used (`pool_pre_ping`) takes 3 round trips of a lookup's 4 on PostgreSQL, and
-    misses what happens right after.
-    """
-    return isinstance(error, exc.DBAPIError) and error.connection_invalidated
-
-
-def outage(error: Exception, where: str) -> DatabaseUnavailable | None:
-    """Return `error` as an operator should read it if it means that the database cannot be used now, else None."""
-    if isinstance(error, exc.DBAPIError):
-        # Unique keys, foreign keys and values are the step's own business; whatever else a driver reports is not.
-        if isinstance(error, exc.IntegrityError | exc.DataError):
-            return None
-    elif not isinstance(error, exc.TimeoutError | OSError | TimeoutError) and (
-        # SQLAlchemy 2.0 lets pass as it is what asyncpg says when it cannot connect
-        type(error).__module__.partition(".")[0] not in _DRIVER_MODULES
-    ):
-        return None
-    driver_error = getattr(error, "orig", None) or error
-    cause = " ".join(str(driver_error).split()) or type(driver_error).__name__
-    if isinstance(error, exc.TimeoutError):  # of the pool, which would quote its settings
-        cause = "all connections were in use for too long"
-    elif cause == "TimeoutError":  # asyncpg's has no text
-        cause = "it did not answer in time"
-    elif hasattr(driver_error, "sqlite_errorname"):  # "disk I/O error" has thirty of these
-        cause = f"{cause} ({driver_error.sqlite_errorname})"
-    return DatabaseUnavailable(f"{where} cannot be used: {cause}")

@@ -8,7 +8,8 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from oauth_store import schema
-from oauth_store.database import POOL_SIZE, Database
+from oauth_store.database import Database
+from oauth_store.engines import POOL_SIZE
 from oauth_store.errors import OAuthStoreError
 from oauth_store.findings import Finding, duration, ok, problem, warning
 from oauth_store.models import Base

@@ -110,6 +110,11 @@ class Pair:
         return cls(mint("access"), mint("refresh") if with_refresh_token else None)
 
 
+def lookup(session: Session, /, query: Select[Any], **values: Any) -> Row[Any] | None:
+    """Return the one row that a SELECT finds, or None."""
+    return session.execute(query, values).one_or_none()
+
+
 def update_one(session: Session, statement: Update, **values: Any) -> None:
     """Run an UPDATE that must change a row: of any number of callers, in any number of processes, one wins.
 

@@ -21,7 +21,7 @@ from mcp.server.auth.provider import (
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl, AnyUrl
-from sqlalchemy import Row, Select, Update, bindparam, insert, select, update
+from sqlalchemy import Row, Select, bindparam, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
@@ -30,7 +30,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from oauth_store import endpoints, grants, schema
+from oauth_store import authorizations, endpoints, grants, schema
 from oauth_store.approval import (
     REQUEST_EXPIRY_SECONDS,
     Approval,
@@ -47,11 +47,12 @@ from oauth_store.documents import InvalidDocumentError, MetadataDocuments
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
 from oauth_store.events import emit, emit_after_commit
 from oauth_store.floods import FloodGuard, RateLimits
-from oauth_store.models import CLIENT_ID_LENGTH, Client, clients, codes, tokens
+from oauth_store.middleware import OutageMiddleware
+from oauth_store.models import CLIENT_ID_LENGTH, Client, clients, tokens
 from oauth_store.pages import plain_pages
 from oauth_store.purge import Purger
 from oauth_store.registration import check_registration, store_registration
-from oauth_store.sqlite import FIRST, LATER, LATER_IF_CHANGED, SEND
+from oauth_store.sqlite import FIRST, SEND
 from oauth_store.urls import check_public_url, same_resource
 
 logger = logging.getLogger("oauth_store")
@@ -61,41 +62,6 @@ CODE_CHALLENGE_LENGTH = 128
 """RFC 7636, section 4.2."""
 
 _client_by_id = select(clients).where(clients.c.client_id == bindparam("b_client_id"))
-_stamp_client = (
-    update(clients)
-    .where(clients.c.client_id == bindparam("b_client_id"))
-    .values(last_used_at=bindparam("b_now"))
-    .execution_options(**{SEND: LATER_IF_CHANGED})
-)
-_insert_code = insert(codes).execution_options(**{SEND: LATER})
-_is_pending = (
-    codes.c.handle_hash == bindparam("b_hash"),
-    codes.c.consumed_at.is_(None),
-    codes.c.expires_at > bindparam("b_now"),
-)
-_pending: Select[Any] = (
-    select(*codes.c, clients.c.client_id.label("registered_id"))
-    .select_from(codes.outerjoin(clients, clients.c.client_id == codes.c.client_id))
-    .where(*_is_pending)
-    .execution_options(**{SEND: FIRST})
-)
-_approve = (
-    update(codes)
-    .where(*_is_pending)
-    .values(
-        code_hash=bindparam("b_code_hash"),
-        subject=bindparam("b_subject"),
-        approved_at=bindparam("b_now"),
-        expires_at=bindparam("b_expires_at"),
-    )
-    .execution_options(**{SEND: LATER_IF_CHANGED})
-)
-_deny = (
-    update(codes)
-    .where(*_is_pending)
-    .values(consumed_at=bindparam("b_now"))
-    .execution_options(**{SEND: LATER_IF_CHANGED})
-)
 _token_by_hash = select(tokens).where(tokens.c.token_hash == bindparam("b_hash")).execution_options(**{SEND: FIRST})
 
 
@@ -210,7 +176,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         """Return a registered client, or None."""
         if not _is_client_id(client_id):
             return None
-        row = await self._database.read().run(_row, _client_by_id, {"b_client_id": client_id})
+        row = await self._database.read().run(grants.lookup, _client_by_id, b_client_id=client_id)
         if row is None or row.client_id != client_id:  # MariaDB pads: 'abc ' equals 'abc'
             return None
         return self._client(row)
@@ -229,8 +195,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         """Return a registered client, or None; and the row of a code or token of that client, or None."""
         if not _is_client_id(client_id):
             return None, None
-        values = {"b_client_id": client_id, "b_hash": hash_secret(secret), "b_now": now}
-        row = _row(session, which, values)
+        row = grants.lookup(session, which, b_client_id=client_id, b_hash=hash_secret(secret), b_now=now)
         if row is None or row.registered_id != client_id:
             return None, None
         return self._client(row), row if row.client_id == client_id else None
@@ -340,7 +305,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             "created_at": now,
             "expires_at": request.expires_at,
         }
-        await self._database.write().run(Session.execute, _insert_code, asked)
+        await self._database.write().run(Session.execute, authorizations.insert_request, asked)
         emit("approval_asked", grant_id=grant_id, client_id=request.client.client_id)
         self._purger.nudge()
 
@@ -368,7 +333,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     @flow_step
     async def _pending_row(self, handle: str) -> Row[Any] | None:
-        return await self._database.read().run(_row, _pending, _named(handle, int(time.time())))
+        return await self._database.read().run(authorizations.pending, handle, int(time.time()))
 
     @flow_step
     async def approve(self, handle: str, *, subject: str | None = None) -> str:
@@ -379,16 +344,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         """
         now = int(time.time())
         code = mint("code")
-        values = {"b_code_hash": hash_secret(code), "b_subject": subject, "b_expires_at": now + self._code_expiry}
-
-        def approve(session: Session) -> Row[Any]:
-            row = _answer_request(session, _approve, handle, now, **values)
-            if row.registered_id is None:
-                raise AuthorizeError("unauthorized_client", "the client is not registered")
-            grants.update_one(session, _stamp_client, b_client_id=row.client_id, b_now=now)
-            return row
-
-        row = await self._database.write().run(approve)
+        expires_at = now + self._code_expiry
+        row = await self._database.write().run(
+            authorizations.approve, handle, code, subject=subject, expires_at=expires_at, now=now
+        )
         emit("approval_granted", grant_id=row.grant_id, client_id=row.client_id, subject=subject)
         return self._redirect(row, code=code)
 
@@ -399,7 +358,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         Raises `AuthorizeError` if the request is unknown, expired, denied, or its code was used.
         """
         now = int(time.time())
-        row = await self._database.write().run(_answer_request, _deny, handle, now)
+        row = await self._database.write().run(authorizations.deny, handle, now)
         emit("approval_denied", grant_id=row.grant_id, client_id=row.client_id)
         return self._redirect(row, error="access_denied", error_description="the owner of this server said no")
 
@@ -419,7 +378,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         A consumed one too: the handler checks client, redirect_uri and PKCE, only then the exchange sees the replay.
         """
         parameters = {"b_hash": hash_secret(authorization_code), "b_now": int(time.time())}
-        row = await self._database.read().run(_row, grants.code_by_hash, parameters)
+        row = await self._database.read().run(grants.lookup, grants.code_by_hash, **parameters)
         if row is None or row.client_id != client.client_id:
             return None
         return _authorization_code(authorization_code, row)
@@ -484,7 +443,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     async def load_refresh_token(self, client: OAuthClientInformationFull, refresh_token: str) -> RefreshToken | None:
         """Return a refresh token of this client, or None. A consumed one too, so that its exchange can decide."""
         parameters = {"b_hash": hash_secret(refresh_token), "b_now": int(time.time())}
-        row = await self._database.read().run(_row, grants.known_refresh_token, parameters)
+        row = await self._database.read().run(grants.lookup, grants.known_refresh_token, **parameters)
         if row is None or row.client_id != client.client_id:
             return None
         return RefreshToken(
@@ -595,7 +554,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         parameters = {"b_hash": hash_secret(token), "b_now": int(time.time())}
         verified = self._database.verified
         version = verified.version() if verified is not None else None  # before the row: see Memory.remember
-        row = await self._database.read().run(_row, grants.live_access_token, parameters)
+        row = await self._database.read().run(grants.lookup, grants.live_access_token, **parameters)
         if verified is not None and row is not None and row.first_used_at is not None:
             verified.remember(row.token_hash, _fields(row), version)
         return row
@@ -606,10 +565,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     @flow_step
     async def revoke_token(self, token: AccessToken | RefreshToken) -> None:
         """End the grant of a token (RFC 7009): the pair, everything rotated from it, and its code."""
-        presented = {"b_hash": hash_secret(token.token)}
 
         def revoke(session: Session) -> Row[Any] | None:
-            row = _row(session, _token_by_hash, presented)
+            row = grants.lookup(session, _token_by_hash, b_hash=hash_secret(token.token))
             if row is not None:
                 revoke_grants(session, [row.grant_id], "revoked by the client", int(time.time()))
             return row
@@ -680,7 +638,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     def get_middleware(self) -> list[Middleware]:
         """Return FastMCP's middleware behind ours, which answers 503 while the database is away."""
-        return [Middleware(endpoints.OutageMiddleware), *super().get_middleware()]
+        return [Middleware(OutageMiddleware), *super().get_middleware()]
 
 
 def _anyone(_client: StoredClient | None) -> None:
@@ -693,22 +651,6 @@ def _any_code(_code: AuthorizationCode) -> None:
 
 def _is_client_id(client_id: str) -> bool:
     return len(client_id) <= CLIENT_ID_LENGTH and "\0" not in client_id  # PostgreSQL has no text with a NUL
-
-
-def _row(session: Session, query: Select[Any], parameters: dict[str, Any]) -> Row[Any] | None:
-    return session.execute(query, parameters).one_or_none()
-
-
-def _answer_request(session: Session, /, answer: Update, handle: str, now: int, **values: Any) -> Row[Any]:
-    row = _row(session, _pending, _named(handle, now))
-    if row is None:
-        raise AuthorizeError("invalid_request", "this request is unknown, expired or already answered; start again")
-    grants.update_one(session, answer, **_named(handle, now), **values)
-    return row
-
-
-def _named(handle: str, now: int) -> dict[str, Any]:
-    return {"b_hash": hash_secret(handle), "b_now": now}
 
 
 def _authorization_code(presented: str, row: Row[Any]) -> AuthorizationCode:

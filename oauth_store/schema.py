@@ -12,8 +12,10 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from oauth_store.database import Database, create_file, database_url, outage
+from oauth_store.database import Database
+from oauth_store.engines import create_file, database_url
 from oauth_store.errors import OAuthStoreError, SchemaError
+from oauth_store.failures import outage
 from oauth_store.models import Base
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ def nothing_blocks() -> Iterator[None]:
         blockbuster.functions["os.stat"].can_block_in("oauth_store/database.py", "check_file")
         for function in blockbuster.functions.values():
             function.can_block_in("oauth_store/provider.py", "__init__")  # a server is built before it serves
-            function.can_block_in("oauth_store/database.py", "create_engine")  # so are its engines
+            function.can_block_in("oauth_store/engines.py", "create_engine")  # so are its engines
             function.can_block_in("oauth_store/pages.py", "__init__")  # reads the templates, once
             function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for ~/.pgpass
             function.can_block_in("limits/util.py", "get_package_data")  # read when it is imported, with the routes

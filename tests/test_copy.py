@@ -21,7 +21,7 @@ from sqlalchemy.pool import NullPool
 from oauth_store import copying
 from oauth_store.copying import copy
 from oauth_store.credentials import hash_secret
-from oauth_store.database import create_engine, database_url
+from oauth_store.engines import create_engine, database_url
 from oauth_store.errors import OAuthStoreError
 from oauth_store.models import Base, Client, Code, Token
 from oauth_store.schema import upgrade

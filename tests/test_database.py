@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from oauth_store import AutoApproval, ConfigurationError, DatabaseUnavailable, SchemaError, SQLAlchemyOAuthProvider
-from oauth_store.database import ATTEMPTS, Database, create_engine, database_url, display_name, is_memory
+from oauth_store.database import ATTEMPTS, Database
+from oauth_store.engines import create_engine, database_url, display_name, is_memory
 from oauth_store.errors import LostRaceError
 from oauth_store.models import Client, Token, clients
 from oauth_store.schema import prepare
@@ -385,7 +386,7 @@ class TestEngine:
 
     @pytest.fixture
     def database_url_of_engine(self, database_url: str) -> str:
-        from oauth_store.database import database_url as url_of
+        from oauth_store.engines import database_url as url_of
 
         return url_of(database_url).render_as_string(hide_password=False)
 

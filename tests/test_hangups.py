@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from oauth_store import DatabaseUnavailable, SQLAlchemyOAuthProvider
-from oauth_store.database import POOL_SIZE
+from oauth_store.engines import POOL_SIZE
 from tests.conftest import new_client
 from tests.flows import refresh, sign_in
 from tests.workers import settle

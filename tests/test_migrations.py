@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 
 from oauth_store import AutoApproval, DatabaseUnavailable, OAuthStoreError, SchemaError, SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret, matches
-from oauth_store.database import database_url as as_url
+from oauth_store.engines import database_url as as_url
 from oauth_store.models import Base
 from oauth_store.schema import HEAD, VERSION_TABLE, alembic_config, downgrade, upgrade
 from tests.conftest import BASE_URL, RESOURCE

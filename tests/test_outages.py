@@ -30,7 +30,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.orm import aliased
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database import BUSY_TIMEOUT_SECONDS, POOL_SIZE, create_engine, database_url
+from oauth_store.engines import BUSY_TIMEOUT_SECONDS, POOL_SIZE, create_engine, database_url
 from oauth_store.models import Code, Token
 from oauth_store.schema import upgrade
 from tests.chaos import Child, hold_lock, new_provider, serve

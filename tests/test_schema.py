@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
 from oauth_store import AutoApproval, SchemaError, SQLAlchemyOAuthProvider
-from oauth_store.database import database_url as as_url
+from oauth_store.engines import database_url as as_url
 from oauth_store.models import Base
 from oauth_store.schema import HEAD, VERSION_TABLE, downgrade, upgrade
 from tests.conftest import BASE_URL, RESOURCE, create_postgres_database, drop_postgres_database, new_client

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database import database_url
+from oauth_store.engines import database_url
 from oauth_store.schema import upgrade
 
 T = TypeVar("T")
