@@ -16,10 +16,11 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
-from oauth_store.engines import BUSY_TIMEOUT_SECONDS, create_engine, create_file, database_url, display_name, is_memory
+from oauth_store.engines import create_engine, create_file, database_url, display_name, is_memory
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 from oauth_store.models import Base
 from oauth_store.schema import EMPTY, MYSQL_LOCK, VERSION_TABLE, VS2, check, explained, found
+from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
 
 LOCK = 0x0A07_5702E
 """Names our migrations among a server's advisory locks."""

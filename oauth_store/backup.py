@@ -10,8 +10,9 @@ from pathlib import Path
 
 from oauth_store import schema
 from oauth_store.database import Database
-from oauth_store.engines import BUSY_TIMEOUT_SECONDS, database_url, is_memory
+from oauth_store.engines import database_url, is_memory
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
+from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
 
 PAGES = 2000
 """Of 4 KiB each, which are copied between two looks at Ctrl-C."""

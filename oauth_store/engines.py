@@ -14,10 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable
-from oauth_store.sqlite import Connection
+from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS, Connection
 
 DEFAULT_DATABASE = "mcp_oauth.db"
-BUSY_TIMEOUT_SECONDS = 5
 POOL_SIZE = 10
 CONNECT_TIMEOUT_SECONDS = 10
 COMMAND_TIMEOUT_SECONDS = 30

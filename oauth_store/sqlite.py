@@ -1,6 +1,8 @@
 """A connection to SQLite whose statements take one hop to its thread and back, or none of their own."""
 
+import random
 import sqlite3
+import time
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -8,6 +10,11 @@ import aiosqlite
 
 from oauth_store.errors import LostRaceError
 
+BUSY_TIMEOUT_SECONDS = 5
+"""How long a writer waits for its turn."""
+LONGEST_NAP_SECONDS = 0.005
+
+BEGIN = "begin"
 SEND = "oauth_store_send"
 """The execution option that says when a statement of a transaction is sent: one of the three below.
 
@@ -39,7 +46,7 @@ class Connection(aiosqlite.Connection):
 
     def begin_immediate(self) -> None:
         """Send BEGIN IMMEDIATE in the same hop as the next statement."""
-        self._waiting = [(None, "execute", "BEGIN IMMEDIATE")]
+        self._waiting = [(BEGIN,)]
 
     def send_next(self, when: str | None) -> None:
         """Say when the next statement is sent: see `SEND`."""
@@ -82,8 +89,11 @@ class Connection(aiosqlite.Connection):
         cursor = self._conn.cursor()
         try:
             while waiting:  # taken off once it succeeded: after a BEGIN that failed, nothing may be written
-                when, earlier, *its_arguments = waiting[0]
-                getattr(cursor, earlier)(*its_arguments)
+                when, *earlier = waiting[0]
+                if when == BEGIN:
+                    _take_lock(cursor)
+                else:
+                    getattr(cursor, earlier[0])(*earlier[1:])
                 if when == LATER_IF_CHANGED and not cursor.rowcount:
                     raise LostRaceError
                 del waiting[0]
@@ -94,8 +104,31 @@ class Connection(aiosqlite.Connection):
             cursor.close()
 
 
+def _take_lock(cursor: sqlite3.Cursor) -> None:
+    """Begin a transaction that may write, once no other process is in one.
+
+    SQLite would sleep for 1 millisecond, 2, 5, 10 and so on, while others come and go in a third of one: two workers
+    on one file did 1.5 times as much as one, and do 1.7 times as much with shorter naps.
+    """
+    deadline, nap = time.monotonic() + BUSY_TIMEOUT_SECONDS, 0.0003
+    cursor.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                cursor.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(random.uniform(nap / 2, nap))  # noqa: S311 (spread, not a secret)
+                nap = min(1.2 * nap, LONGEST_NAP_SECONDS)
+            else:
+                return
+    finally:
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}")
+
+
 Statement = tuple[Any, ...]
-"""When it is sent, a method of a cursor, and its arguments."""
+"""When it is sent, a method of a cursor, and its arguments. A `BEGIN` has neither."""
 
 
 Outcome = tuple[Any, list[Any], int, int | None]

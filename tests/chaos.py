@@ -107,7 +107,7 @@ class Journal:
 
 
 def flow_until_killed(pipe: Connection, url: str, journal: Path, tasks: int) -> None:
-    """Register, authorize, exchange, refresh and revoke, and keep a journal of it. Sends word of the first grant."""
+    """Register, authorize, exchange, refresh and revoke, with a journal of it. Each task tells of its first grant."""
     asyncio.run(_flow_until_killed(pipe, url, Journal(journal), tasks))
 
 
@@ -117,6 +117,7 @@ async def _flow_until_killed(pipe: Connection, url: str, journal: Journal, tasks
 
 
 async def _grant_after_grant(provider: SQLAlchemyOAuthProvider, journal: Journal, pipe: Connection) -> None:
+    told = False
     while True:
         client = new_client()
         about = {"client": client.model_dump_json()}
@@ -127,7 +128,9 @@ async def _grant_after_grant(provider: SQLAlchemyOAuthProvider, journal: Journal
             if random.random() < 0.1:
                 continue  # its user went away
             token = await journal.step("exchange", redeem(provider, client, code), presented=code, **about)
-            pipe.send("a grant")
+            if not told:  # only once: a pipe that nobody reads is full after a few hundred words, and then send() waits
+                pipe.send("a grant")
+                told = True
             for _ in range(random.randint(0, 5)):
                 token = await journal.step(
                     "refresh",

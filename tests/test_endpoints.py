@@ -152,7 +152,8 @@ class TestClientAuthentication:
     async def test_an_unknown_client_is_invalid_client(self, server: Server) -> None:
         """A client that is not registered gets 401 invalid_client, on which clients register anew."""
         for path in ("/token", "/revoke"):
-            answer = await server.http.post(path, data={"client_id": "nobody", "token": "x"})
+            form = {"client_id": "nobody", "grant_type": "refresh_token", "refresh_token": "x", "token": "x"}
+            answer = await server.http.post(path, data=form)
             assert (answer.status_code, answer.json()["error"]) == (401, "invalid_client")
 
 

@@ -30,9 +30,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.orm import aliased
 from sqlalchemy.pool import NullPool
 
-from oauth_store.engines import BUSY_TIMEOUT_SECONDS, POOL_SIZE, create_engine, database_url
+from oauth_store.engines import POOL_SIZE, create_engine, database_url
 from oauth_store.models import Code, Token
 from oauth_store.schema import upgrade
+from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
 from tests.chaos import Child, hold_lock, new_provider, serve
 from tests.conftest import REDIRECT_URI, create_postgres_database
 from tests.flows import pkce, query_of

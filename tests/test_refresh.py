@@ -18,9 +18,9 @@ from sqlalchemy import Row, delete, func, select, update
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from oauth_store.approval import AuthorizationRequest
 from oauth_store.credentials import hash_secret, mint, seal, unseal
-from oauth_store.engines import BUSY_TIMEOUT_SECONDS
 from oauth_store.models import Client, Token
 from oauth_store.purge import purge
+from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
 from tests.conftest import BASE_URL, RESOURCE, Provider, new_client
 from tests.flows import authorize, sign_in
 from tests.workers import Processes, answer, present_code, present_refresh_token, refresh_with_tasks, settle
