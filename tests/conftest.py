@@ -7,7 +7,7 @@ import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
@@ -19,6 +19,9 @@ from sqlalchemy.engine import make_url
 
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from oauth_store.schema import upgrade
+
+if TYPE_CHECKING:
+    from tests.pages import Browser, Site
 
 BASE_URL = "http://127.0.0.1:8000"
 RESOURCE = f"{BASE_URL}/mcp"
@@ -187,3 +190,21 @@ def sqlite_rows(path: str, statement: str) -> list[tuple[Any, ...]]:
         return connection.execute(statement).fetchall()
     finally:
         connection.close()
+
+
+@pytest.fixture
+async def wiki(tmp_path: Path) -> AsyncIterator["Site"]:
+    """A server that asks for a password."""
+    from tests.pages import site  # which imports this module
+
+    async with site(tmp_path / "oauth.db") as served:
+        yield served
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator["Browser"]:
+    """A browser with a profile of its own."""
+    from tests.pages import Browser
+
+    async with Browser() as opened:
+        yield opened

@@ -1,6 +1,5 @@
 """The connected apps over HTTP, the pages' settings, and servers under paths of their own."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,20 +16,6 @@ from tests.conftest import sqlite_rows
 from tests.flows import query_of
 from tests.pages import HASH, PASSWORD, USERS, Browser, Site, csrf_of, site
 from tests.serving import free_port
-
-
-@pytest.fixture
-async def wiki(tmp_path: Path) -> AsyncIterator[Site]:
-    """A server that asks for a password."""
-    async with site(tmp_path / "oauth.db") as served:
-        yield served
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    """A browser with a profile of its own."""
-    async with Browser() as opened:
-        yield opened
 
 
 def grant_ids(page: httpx2.Response) -> list[str]:

@@ -1,8 +1,6 @@
 """The consent page over HTTP: what it says, what it takes for an answer, and what it does not."""
 
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
@@ -12,20 +10,6 @@ from oauth_store.browser import request_cookie
 from tests.conftest import REDIRECT_URI
 from tests.flows import query_of
 from tests.pages import PASSWORD, Browser, Site, action_of, csrf_of, handle_of, site
-
-
-@pytest.fixture
-async def wiki(tmp_path: Path) -> AsyncIterator[Site]:
-    """A server that asks for a password."""
-    async with site(tmp_path / "oauth.db") as served:
-        yield served
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    """A browser with a profile of its own."""
-    async with Browser() as opened:
-        yield opened
 
 
 class TestAnswer:

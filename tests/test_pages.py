@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,6 @@ SECURITY_HEADERS = {
     "cache-control": "no-store",
     "content-type": "text/html; charset=utf-8",
 }
-
-
-@pytest.fixture
-async def wiki(tmp_path: Path) -> AsyncIterator[Site]:
-    """A server that asks for a password."""
-    async with site(tmp_path / "oauth.db") as served:
-        yield served
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    """A browser with a profile of its own."""
-    async with Browser() as opened:
-        yield opened
 
 
 class TestHeaders:

@@ -26,13 +26,6 @@ slow = PasswordHasher(time_cost=3, memory_cost=32 * 1024, parallelism=1)
 SLOW = {"password_hash": slow.hash(PASSWORD)}
 
 
-@pytest.fixture
-async def wiki(tmp_path: Path) -> AsyncIterator[Site]:
-    """A server that asks for a password."""
-    async with site(tmp_path / "oauth.db") as served:
-        yield served
-
-
 def from_address(address: str) -> dict[str, str]:
     """The header by which the proxy on this machine, which uvicorn trusts, says who is asking."""
     return {"X-Forwarded-For": address}
