@@ -79,7 +79,9 @@ class TestGrants:
     async def test_filters_and_limit(self, house: House, database_url: str) -> None:
         """Grants of one client, of one subject, and of both; beyond the limit, how many more there are."""
         ids = {}
-        for subject, client_id in (("ada", "one"), ("ada", "two"), ("bob", "two"), ("ada ", "one ")):
+        # MariaDB takes "one " for "one", and so it is no client: its code is refused
+        padded = "three" if database_url.startswith("mysql") else "one "
+        for subject, client_id in (("ada", "one"), ("ada", "two"), ("bob", "two"), ("ada ", padded)):
             ids[subject, client_id] = await house.grant_id(await house.grant(subject, client_id))
 
         def listed(*options: str) -> set[str]:
