@@ -2,10 +2,15 @@
 
 import os
 import sqlite3
+import time
 from typing import Any
 
 LIMIT = 10_000
 """Tokens that are remembered at most; then the oldest makes room."""
+LOOK_SECONDS = 0.05
+"""How often it is looked whether the file is still the one at its path. Each look lets other threads have the
+interpreter: at 16 connections, a look per verification costs 2 per cent of the calls. No process that starts on another
+file is there any sooner."""
 
 
 class Memory:
@@ -22,6 +27,7 @@ class Memory:
         # No timeout: where the counter would have to be waited for, the token is looked up instead.
         self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         self._inode = inode if os.stat(path).st_ino == inode else None  # None: another file was opened, of no use
+        self._looked_at = -LOOK_SECONDS
         self._cursor = self._connection.cursor()  # kept: a new one for each question takes a microsecond of its 4
         self._verified: dict[bytes, tuple[int, dict[str, Any]]] = {}
 
@@ -32,8 +38,11 @@ class Memory:
         answer, and 50 while another process holds an exclusive lock. It never waits.
         """
         try:
-            if os.stat(self._path).st_ino != self._inode:
-                return None  # others may commit to the file that is there now
+            now = time.monotonic()
+            if now - self._looked_at >= LOOK_SECONDS:
+                if os.stat(self._path).st_ino != self._inode:
+                    return None  # others may commit to the file that is there now
+                self._looked_at = now
             [(version,)] = self._cursor.execute("PRAGMA data_version").fetchall()
         except Exception:  # SQLite's, stat's, or of a tool that lets nothing block: the token is looked up
             return None

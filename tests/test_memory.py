@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from oauth_store import DatabaseUnavailable, SQLAlchemyOAuthProvider
 from oauth_store import memory as memory_module
 from oauth_store.credentials import hash_secret
-from oauth_store.memory import Memory
+from oauth_store.memory import LOOK_SECONDS, Memory
 from tests.chaos import Child, new_provider
 from tests.conftest import Provider, new_client
 from tests.flows import refresh, sign_in
@@ -427,6 +427,7 @@ class TestWhereItIsNot:
         await verify_until_remembered(provider, token)
         aside = tmp_path / "aside.db"
         Path(path).rename(aside)
+        await asyncio.sleep(LOOK_SECONDS)
         with pytest.raises(DatabaseUnavailable, match="is gone"):
             await provider.verify_token(token.access_token)
         Path(path).touch()
