@@ -15,7 +15,7 @@ help:
 	@echo "make test-all   the same on each Python that is here, of $(PYTHONS)"
 	@echo "make check   formatting, lint, types, migrations, the docs and the tests: what CI runs"
 	@echo "make docs    the documentation, in build/docs"
-	@echo "make bench   measure what it costs, and write docs/benchmarks (9 minutes; QUICK=1: one, and writes elsewhere)"
+	@echo "make bench   measure what it costs, and write docs/benchmarks (7 minutes; QUICK=1: one, and writes elsewhere)"
 	@echo "make clean   remove .venv and everything else that was built here"
 	@echo "PYTHON=...   the interpreter to build .venv with: 3.11 or newer, python3 if unset"
 
