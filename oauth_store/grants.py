@@ -58,24 +58,13 @@ _pair = (
 )
 _consume_code = (
     update(codes)
-    .where(
-        codes.c.code_hash == bindparam("b_hash"),
-        codes.c.approved_at.is_not(None),
-        codes.c.consumed_at.is_(None),
-        codes.c.expires_at > bindparam("b_now"),
-    )
+    .where(*_is_known_code, codes.c.consumed_at.is_(None))
     .values(consumed_at=bindparam("b_now"))
     .execution_options(**{SEND: LATER_IF_CHANGED})
 )
 _consume_refresh_token = (
     update(tokens)
-    .where(
-        tokens.c.token_hash == bindparam("b_hash"),
-        tokens.c.kind == REFRESH,
-        tokens.c.consumed_at.is_(None),
-        tokens.c.revoked_at.is_(None),
-        tokens.c.expires_at > bindparam("b_now"),
-    )
+    .where(*_is_known_refresh_token, tokens.c.consumed_at.is_(None))
     .values(
         consumed_at=bindparam("b_now"),
         first_used_at=func.coalesce(tokens.c.first_used_at, bindparam("b_now")),

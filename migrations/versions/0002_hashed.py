@@ -222,7 +222,7 @@ def end_refusal_offline() -> None:
         # The sqlite3 shell goes on after an error, up to the COMMIT. A token without a client makes that one fail too.
         op.execute("PRAGMA defer_foreign_keys = ON")
         op.execute(
-            "INSERT INTO oauth_tokens (token_hash, kind, grant_id, client_id, scopes, created_at, expires_at) "  # noqa: S608
+            "INSERT INTO oauth_tokens (token_hash, kind, grant_id, client_id, scopes, created_at, expires_at) "  # noqa: S608 (constants)
             f"SELECT '', '', '', '', '', 0, 0 WHERE NOT EXISTS (SELECT * FROM {REFUSAL})"
         )
     op.drop_table(REFUSAL)
