@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: `alembic` itself, `oauth-store upgrade` and a provider's first use come here."""
+"""How Alembic reaches the database: `alembic` itself and `oauth-store upgrade` come here."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection, exc, text
+from sqlalchemy import Connection, exc
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
@@ -19,11 +19,8 @@ from sqlalchemy.pool import NullPool
 from oauth_store.engines import create_engine, create_file, database_url, display_name, is_memory
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 from oauth_store.models import Base
-from oauth_store.schema import EMPTY, MYSQL_LOCK, VERSION_TABLE, VS2, check, explained, found
+from oauth_store.schema import EMPTY, VERSION_TABLE, VS2, begin_immediate, check, explained, found, lock
 from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
-
-LOCK = 0x0A07_5702E
-"""Names our migrations among a server's advisory locks."""
 
 
 def include_name(name: str | None, kind: str, _parents: object) -> bool:
@@ -51,29 +48,13 @@ def run_offline(url: URL) -> None:
 
 def run_online(connection: Connection) -> None:
     """Migrate in one transaction that no other process can come between."""
-    if connection.dialect.name == "postgresql":
-        # whoever waited for the lock must see what was committed meanwhile, at whatever level the engine reads
-        connection.execution_options(isolation_level="READ COMMITTED")
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-    elif connection.dialect.name == "sqlite":
-        begin_immediate(connection)
-    else:  # held by the connection until it is closed; MySQL commits with each DDL statement
-        connection.execute(text(f"SELECT GET_LOCK('{MYSQL_LOCK}', 300)"))
+    lock(connection)
+    if connection.dialect.name in ("mysql", "mariadb"):
         logging.getLogger("asyncmy").setLevel(logging.ERROR)  # or it repeats that MySQL gives primary keys no name
     context.configure(connection=connection, **OPTIONS)
     with context.begin_transaction():
         context.run_migrations()
     connection.commit()
-
-
-def begin_immediate(connection: Connection) -> None:
-    """Take SQLite's write lock before anything is read."""
-    connection.rollback()
-    connection.begin()
-    driver_connection = connection.connection.driver_connection
-    if driver_connection is not None and driver_connection.in_transaction:
-        connection.exec_driver_sql("ROLLBACK")  # an engine that was passed in may send a BEGIN of its own
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def run_alone(connection: Connection) -> None:
@@ -140,12 +121,8 @@ async def connect_and_run(url: URL) -> None:
 
 
 def main() -> None:
-    """Choose the database: a connection or a URL that was handed over, else `MCP_OAUTH_DB`."""
+    """Choose the database: a URL that was handed over, else `MCP_OAUTH_DB`."""
     config = context.config
-    handed_over = config.attributes.get("connection")
-    if handed_over is not None:
-        run_online(handed_over)
-        return
     if config.cmd_opts is not None and config.config_file_name is not None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)  # run by the `alembic` command
     try:

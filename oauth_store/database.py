@@ -124,8 +124,11 @@ class Database:
         return await asyncio.shield(self.start(step, name))
 
     def start(self, step: Callable[[], Coroutine[Any, Any, T]], name: str = "step") -> asyncio.Task[T]:
-        """Start one step, and keep a reference to it until it has ended. `run` tells the rest."""
-        task = asyncio.create_task(self._traced(step, name))
+        """Start one step. `run` tells the rest."""
+        return self.keep(asyncio.create_task(self._traced(step, name)))
+
+    def keep(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
+        """Keep a reference to a task until it has ended; `aclose` waits for it."""
         self._steps.add(task)
         task.add_done_callback(self._finished)
         return task

@@ -1,22 +1,26 @@
-"""The state of the schema, and its migrations: the only module that imports Alembic, and only to migrate."""
+"""The state of the schema, its creation and its migrations: the only module that imports Alembic, only to migrate."""
 
 import asyncio
 import io
+import random
 import re
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, inspect, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from oauth_store.database import Database
-from oauth_store.engines import create_file, database_url
+from oauth_store.engines import create_engine, create_file, database_url
 from oauth_store.errors import OAuthStoreError, SchemaError
 from oauth_store.failures import outage
 from oauth_store.models import Base
+from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -24,8 +28,9 @@ if TYPE_CHECKING:
 HEAD = "0003"
 """The revision that this release needs."""
 VERSION_TABLE = "oauth_store_version"
+POSTGRESQL_LOCK = 0x0A07_5702E
 MYSQL_LOCK = "oauth_store"
-"""Names the lock that migrations hold on MariaDB and MySQL."""
+"""Name the lock that a change of the schema holds, among a server's advisory locks."""
 LOCK_TIMEOUT_SECONDS = 20
 """How long a look at the schema waits for a migration under way."""
 VS2 = "VS-2 tables without a version"
@@ -118,7 +123,8 @@ async def prepare(database: Database) -> None:
         return
     revision = await state(database)
     if revision == EMPTY:
-        await _create(database)
+        # to its end, also if this start is cancelled: it would cost an engine that was passed in a connection
+        await asyncio.shield(database.keep(asyncio.create_task(_create(database))))
         revision = await state(database)
     check(revision, database.display_name)
 
@@ -140,20 +146,64 @@ def explained(error: Exception, where: str) -> Exception:
 
 
 async def _create(database: Database) -> None:
-    if database.owned:
-        await asyncio.to_thread(upgrade, database.url)
-        return
-    loop = asyncio.get_running_loop()
+    """Create the schema in an empty database, in one transaction: tables and the row of their revision.
 
-    async def through_its_own_connection() -> None:  # the URL of an engine with a `creator` may name another database
-        async with database.writer.connect() as connection:
-            await connection.run_sync(lambda sync: _command("upgrade", HEAD, connection=sync))
+    Without Alembic, whose context is global to the process: an application may be migrating its own database with it.
+    """
+    engine = create_engine(database.url, poolclass=NullPool) if database.owned else database.writer
+    give_up = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    try:
+        while True:
+            try:
+                async with engine.connect() as connection:
+                    return await connection.run_sync(_create_unless_created)
+            except DBAPIError as error:
+                if "database is locked" not in str(error) or time.monotonic() > give_up:
+                    raise
+            # SQLite does not wait to change the journal mode
+            await asyncio.sleep(random.uniform(0, 0.05))  # noqa: S311 (spread, not a secret)
+    finally:
+        if database.owned:
+            await engine.dispose()
 
-    def alone() -> None:
-        with _alembic:  # held by a thread, which lets go of it even if the task that waits here is cancelled
-            asyncio.run_coroutine_threadsafe(through_its_own_connection(), loop).result()
 
-    await asyncio.to_thread(alone)
+def _create_unless_created(connection: Connection) -> None:
+    lock(connection)
+    if _found(connection) == EMPTY:  # nobody was faster
+        Base.metadata.create_all(connection)
+        version = Table(
+            VERSION_TABLE,
+            MetaData(),
+            Column("version_num", String(32), nullable=False),
+            PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),  # what Alembic makes
+        )
+        version.create(connection, checkfirst=True)  # a downgrade to the base leaves it, empty
+        connection.execute(version.insert().values(version_num=HEAD))
+    connection.commit()
+    if connection.dialect.name in ("mysql", "mariadb"):
+        connection.execute(text(f"SELECT RELEASE_LOCK('{MYSQL_LOCK}')"))  # the connection may go back to a pool
+
+
+def lock(connection: Connection) -> None:
+    """Begin a transaction that no other change of the schema can come between, of any process."""
+    if connection.dialect.name == "postgresql":
+        # whoever waited for the lock must see what was committed meanwhile, at whatever level the engine reads
+        connection.execution_options(isolation_level="READ COMMITTED")
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
+    elif connection.dialect.name == "sqlite":
+        begin_immediate(connection)
+    else:  # held by the connection until it is closed; MySQL commits with each DDL statement
+        connection.execute(text(f"SELECT GET_LOCK('{MYSQL_LOCK}', 300)"))
+
+
+def begin_immediate(connection: Connection) -> None:
+    """Take SQLite's write lock before anything is read."""
+    connection.rollback()
+    connection.begin()
+    driver_connection = connection.connection.driver_connection
+    if driver_connection is not None and driver_connection.in_transaction:
+        connection.exec_driver_sql("ROLLBACK")  # an engine that was passed in may send a BEGIN of its own
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def upgrade(database: str | Path | URL | None = None, revision: str = "head", *, sql: bool = False) -> str:
@@ -175,13 +225,13 @@ def _migrate(command: str, database: str | Path | URL | None, revision: str, *, 
         return _command(command, revision, url=url, sql=sql)
 
 
-def _command(name: str, revision: str, *, sql: bool = False, **attributes: Any) -> str:
+def _command(name: str, revision: str, *, url: URL, sql: bool) -> str:
     from alembic import command
     from alembic.util import CommandError
 
     output = io.StringIO()
     config = alembic_config(output_buffer=output, stdout=sys.stdout)
-    config.attributes.update(attributes)
+    config.attributes["url"] = url
     try:
         getattr(command, name)(config, revision, sql=sql)
     except CommandError as error:
