@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-all check docs bench clean
+.PHONY: help demo serve test coverage test-all check docs bench clean
 
 help:
 	@echo "make demo    a client keeps working through a kill -9 of its server"
 	@echo "make serve   a server with a sign-in page, for you to connect Claude to"
 	@echo "make test    the tests, on SQLite and on PostgreSQL"
+	@echo "make coverage   the same, and which branches of the package they take"
 	@echo "make test-all   the same on each Python that is here, of $(PYTHONS)"
 	@echo "make check   formatting, lint, types, migrations, the docs and the tests: what CI runs"
 	@echo "make docs    the documentation, in build/docs"
@@ -25,8 +26,17 @@ demo: $(VENV)/installed
 serve: $(VENV)/installed
 	@$(BIN)/python -m examples.serve
 
+# As many processes as there are cores; then, alone, what measures time
 test: $(VENV)/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --dist worksteal -m "not alone"
+	$(BIN)/pytest -m alone
+
+coverage: $(VENV)/installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --numprocesses logical --dist worksteal -m "not alone"
+	$(BIN)/coverage run -m pytest -m alone
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 # pyenv has a python3.12 on the path that only says which versions it would have
 test-all:
@@ -51,7 +61,7 @@ check: $(VENV)/installed-dev
 	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && export MCP_OAUTH_DB="$$directory/oauth.db" && \
 		$(BIN)/alembic upgrade head && $(BIN)/alembic check
 	$(MAKE) docs
-	$(BIN)/pytest
+	$(MAKE) test
 
 # Warnings are errors: of a link or an anchor that leads nowhere, too. What the build may not do is fetch anything.
 docs: $(VENV)/installed-dev
@@ -62,7 +72,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 clean:
-	rm -rf .venv .venv-* tests/clients/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* tests/clients/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # 25.1 is the first pip that knows --group

@@ -4,7 +4,6 @@ import asyncio
 import concurrent.futures.thread  # noqa: F401  (a server that has given up its rights could not import it any more)
 import json
 import logging
-import multiprocessing
 import os
 import random
 import secrets
@@ -31,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider
 from tests.conftest import BASE_URL, new_client
 from tests.flows import authorize, redeem
+from tests.forks import context
 from tests.workers import present_code, present_for_revocation, present_refresh_token
 
 START_SECONDS = 120
@@ -41,11 +41,8 @@ class Child:
     """A process of its own that runs a function of this module; its first argument is a pipe to here."""
 
     def __init__(self, program: Callable[..., None], *arguments: Any) -> None:
-        # A server that has imported everything forks them, in a tenth of the time that one would need to start anew.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        self.pipe, theirs = context.Pipe()
-        self.process: ForkServerProcess = context.Process(target=program, args=(theirs, *arguments), daemon=True)
+        self.pipe, theirs = context().Pipe()
+        self.process: ForkServerProcess = context().Process(target=program, args=(theirs, *arguments), daemon=True)
         self.process.start()
         theirs.close()
 

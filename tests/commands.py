@@ -8,27 +8,77 @@ import select
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from alembic.config import main as alembic_main
+
+from oauth_store.cli import main
+from tests.forks import become, context
+
+ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "oauth_store"]
 TIMEOUT_SECONDS = 60
 
 
 def environment_for(database: str | None, **more: str) -> dict[str, str]:
     """The environment of a command that is to find its database in MCP_OAUTH_DB."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("MCP_OAUTH_DB", "SUDO_USER")}
+    ours = ("MCP_OAUTH_DB", "SUDO_USER", "PYTEST_", "COLUMNS")  # of the tests: cyclopts warns of them, xdist has 80
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**environment, **({} if database is None else {"MCP_OAUTH_DB": database}), **more}
 
 
 def run(
-    *arguments: str,
-    database: str | None = None,
-    answer: str = "",
-    **more: str,
+    *arguments: str, database: str | None = None, answer: str | bytes = "", user: int | None = None, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own; `more` are environment variables."""
+    """Run the command in a process of its own, which may be another user's; `more` are environment variables.
+
+    The process is forked from one that has imported what the commands need, which takes them a second.
+    """
+    command = ["oauth-store", *arguments]
+    return run_forked(main, command, environment_for(database, **more), answer=answer, user=user)
+
+
+def alembic(database: str, *arguments: str, umask: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the `alembic` command as an operator does in a checkout."""
+    environment = environment_for(database)
+    return run_forked(alembic_main, ["alembic", *arguments], environment, directory=ROOT, umask=umask)
+
+
+def run_forked(
+    program: Callable[[], None],
+    command: list[str],
+    environment: dict[str, str],
+    *,
+    answer: str | bytes = "",
+    directory: Path | None = None,
+    **rights: int | None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a forked process, with `answer` on its standard input. `rights` are those of `become`."""
+    with tempfile.TemporaryDirectory() as streams:
+        paths = [Path(streams, name) for name in ("stdin", "stdout", "stderr")]
+        for path, content in zip(paths, (answer, "", ""), strict=True):
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        arguments = program, command, environment, directory or Path.cwd(), paths
+        process = context().Process(target=become, args=arguments, kwargs=rights)
+        process.start()
+        process.join(TIMEOUT_SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(command, TIMEOUT_SECONDS)
+        output, errors = (path.read_text() for path in paths[1:])
+    return subprocess.CompletedProcess(command, process.exitcode, output, errors)
+
+
+def run_anew(
+    *arguments: str, database: str | None = None, answer: str = "", **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command as a shell does: by an interpreter that has to start first."""
     return subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,

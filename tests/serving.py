@@ -3,6 +3,8 @@
 import asyncio
 import datetime
 import socket
+import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,11 +17,24 @@ from cryptography.x509.oid import NameOID
 from starlette.types import ASGIApp
 
 
+KEPT_PORTS = 100
+_kept: deque[socket.socket] = deque()
+
+
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that nobody is given until this process has asked for KEPT_PORTS others.
+
+    A socket that is bound, but does not listen, keeps it: Linux then lets only those listen there who name the port,
+    with SO_REUSEADDR as all servers have it. Elsewhere that would be refused, and the port is free, as it says.
+    """
+    kept = socket.socket()
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    kept.bind(("127.0.0.1", 0))
+    port = int(kept.getsockname()[1])
+    _kept.append(kept)
+    while len(_kept) > (KEPT_PORTS if sys.platform == "linux" else 0):
+        _kept.popleft().close()
+    return port
 
 
 @asynccontextmanager

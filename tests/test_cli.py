@@ -6,7 +6,6 @@ import os
 import re
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ import time_machine
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.cli import app
 from oauth_store.text import iso
-from tests.commands import TIMEOUT_SECONDS, environment_for, run, run_json
+from tests.commands import alembic, run, run_json
 from tests.conftest import Provider, new_client, sqlite_rows
 from tests.flows import refresh, sign_in
 
@@ -132,14 +131,10 @@ def test_a_missing_directory_is_one_line(tmp_path: Path) -> None:
 
 def test_alembic_itself_says_the_same(tmp_path: Path) -> None:
     """`alembic upgrade head` in a checkout takes MCP_OAUTH_DB, and gives the same line for an error."""
-    root = Path(__file__).parent.parent
-    environment = {**os.environ, "MCP_OAUTH_DB": str(tmp_path / "oauth.db")}
-    command = [sys.executable, "-m", "alembic", "upgrade", "head"]
-    ran = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    ran = alembic(str(tmp_path / "oauth.db"), "upgrade", "head")
     assert ran.returncode == 0
     assert sqlite_rows(str(tmp_path / "oauth.db"), "SELECT version_num FROM oauth_store_version") == [("0003",)]
-    environment["MCP_OAUTH_DB"] = str(tmp_path / "missing" / "oauth.db")
-    ran = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    ran = alembic(str(tmp_path / "missing" / "oauth.db"), "upgrade", "head")
     assert ran.returncode != 0
     assert "create its directory" in ran.stdout + ran.stderr
     assert "Traceback" not in ran.stderr
@@ -190,29 +185,11 @@ def test_another_schema(command: list[str], empty_database_url: str) -> None:
 
 
 NOBODY = 65534
-AS_NOBODY = f"""
-import getpass, os, sys, concurrent.futures.thread, encodings.idna
-import sqlalchemy.dialects.sqlite.aiosqlite
-import oauth_store.explanation, oauth_store.registration
-from oauth_store.cli import main
-os.environ["LOGNAME"] = "nobody"
-os.setgid({NOBODY})
-os.setuid({NOBODY})  # after the imports: this user may not be able to read them
-main()
-"""
 
 
 def run_as_nobody(*arguments: str, database: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process that has given up root's rights."""
-    return subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, *arguments],
-        capture_output=True,
-        text=True,
-        input="access_x",
-        env=environment_for(database),
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
+    return run(*arguments, database=database, answer="access_x", user=NOBODY, LOGNAME="nobody")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not read here")

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.fill import fill
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
-from tests.commands import COMMAND, TIMEOUT_SECONDS, environment_for, run, run_on_terminal
+from tests.commands import COMMAND, TIMEOUT_SECONDS, environment_for, run, run_anew, run_on_terminal
 from tests.conftest import BASE_URL, new_client
 from tests.flows import sign_in
 
@@ -86,7 +86,7 @@ def test_a_pipe_gets_whole_lines(large: str) -> None:
 def test_a_terminal_without_unicode(encoding: str, nasty: str) -> None:
     """What the output's encoding does not have is escaped."""
     for command in ("grants", "clients", "status"):
-        ran = run(command, database=nasty, PYTHONIOENCODING=encoding)
+        ran = run_anew(command, database=nasty, PYTHONIOENCODING=encoding)
         assert (ran.returncode, ran.stderr) == (0, "")
 
 

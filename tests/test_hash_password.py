@@ -12,6 +12,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from oauth_store import PasswordApproval
+from tests.commands import run
 
 COMMAND = [sys.executable, "-m", "oauth_store", "hash-password"]
 PASSWORD = "correct horse"
@@ -20,8 +21,7 @@ SECONDS = 30
 
 def piped(data: bytes, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command with `data` on standard input."""
-    done = subprocess.run([*COMMAND, *arguments], input=data, capture_output=True, timeout=SECONDS, check=False)
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return run("hash-password", *arguments, answer=data)
 
 
 def typed(*answers: str | int) -> tuple[int, str, str]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import sqlite3
 import subprocess
@@ -24,6 +23,7 @@ from oauth_store.credentials import hash_secret, matches
 from oauth_store.engines import database_url as as_url
 from oauth_store.models import Base
 from oauth_store.schema import HEAD, VERSION_TABLE, alembic_config, downgrade, upgrade
+from tests.commands import alembic
 from tests.conftest import BASE_URL, RESOURCE
 from tests.vs2 import (
     CONFIDENTIAL,
@@ -78,18 +78,6 @@ def provider_on(url: str) -> SQLAlchemyOAuthProvider:
     provider = SQLAlchemyOAuthProvider(url, base_url=BASE_URL, approval=AutoApproval())
     provider.set_mcp_path("/mcp")
     return provider
-
-
-def alembic(url: str, *arguments: str, umask: int = -1) -> subprocess.CompletedProcess[str]:
-    """Run the `alembic` command as an operator does in a checkout."""
-    return subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "MCP_OAUTH_DB": url},
-        capture_output=True,
-        text=True,
-        umask=umask,
-    )
 
 
 # Clients stay authorized.

@@ -35,7 +35,7 @@ from oauth_store.models import Code, Token
 from oauth_store.schema import upgrade
 from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
 from tests.chaos import Child, hold_lock, new_provider, serve
-from tests.conftest import REDIRECT_URI, create_postgres_database
+from tests.conftest import REDIRECT_URI, create_postgres_database, postgres_directory
 from tests.flows import pkce, query_of
 from tests.serving import free_port
 from tests.test_crash import check_integrity
@@ -384,8 +384,8 @@ class Postgres:
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
     """A server that no other test uses."""
-    with tempfile.TemporaryDirectory() as directory:  # not in pytest's directory: see conftest
-        postgres = Postgres(Path(directory))
+    with postgres_directory() as directory:
+        postgres = Postgres(directory)
         yield postgres
         postgres.server.cleanup()
 

@@ -1,7 +1,6 @@
 """The state of the schema at first use, and its creation by any number of processes at once."""
 
 import asyncio
-import multiprocessing
 import os
 import sqlite3
 import subprocess
@@ -29,7 +28,9 @@ from oauth_store import AutoApproval, SchemaError, SQLAlchemyOAuthProvider
 from oauth_store.engines import database_url as as_url
 from oauth_store.models import Base
 from oauth_store.schema import HEAD, VERSION_TABLE, alembic_config, downgrade, upgrade
+from tests.commands import alembic
 from tests.conftest import BASE_URL, RESOURCE, create_postgres_database, drop_postgres_database, new_client
+from tests.forks import context as forks
 from tests.vs2 import VS2, dump, execute, file_bytes, is_postgres, select, shape
 
 ROOT = Path(__file__).parent.parent
@@ -382,10 +383,7 @@ def _at_once(work: Callable[[str], None], url: str) -> None:
 
 def in_processes(count: int, work: Callable[[str], None], urls: list[str]) -> None:
     """Do `work` in `count` processes at the same moment, with one URL after the other."""
-    # A server that has imported everything forks them: they start at once, rather than as their imports allow.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "alembic.command"])
-    with ProcessPoolExecutor(count, context, initializer=_join, initargs=(context.Barrier(count),)) as pool:
+    with ProcessPoolExecutor(count, forks(), initializer=_join, initargs=(forks().Barrier(count),)) as pool:
         for url in urls:
             for done in [pool.submit(_at_once, work, url) for _ in range(count)]:
                 done.result()
@@ -462,12 +460,10 @@ def _upgrade(url: str) -> None:
 
 def test_an_upgrade_that_was_killed_can_be_run_again(tmp_path: Path) -> None:
     """After whichever write an upgrade of a VS-2 file is killed, the next ends it: no row lost, no secret left."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "alembic.command"])
     for writes in range(1, 12):
         path, vs2 = str(tmp_path / f"{writes}.db"), VS2(RESOURCE)
         vs2.write_file(path)
-        process = context.Process(target=_upgrade, args=(path,))
+        process = forks().Process(target=_upgrade, args=(path,))
         process.start()
         kill_after(process, path, writes)
         process.join()
@@ -502,11 +498,9 @@ def states_of(path: str) -> list[tuple[int, int] | None]:
 
 def test_four_alembic_commands_upgrade_one_database(empty_database_url: str) -> None:
     """`alembic upgrade head` may run in four shells at once."""
-    environment = {**os.environ, "MCP_OAUTH_DB": empty_database_url}
-    command = [sys.executable, "-m", "alembic", "upgrade", "head"]
-    shells = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    said = [shell.communicate()[1] for shell in shells]
-    assert [line for each in said for line in each.splitlines() if not line.startswith("INFO ")] == []
+    with ThreadPoolExecutor(4) as pool:
+        shells = list(pool.map(lambda _: alembic(empty_database_url, "upgrade", "head"), range(4)))
+    assert [line for shell in shells for line in shell.stderr.splitlines() if not line.startswith("INFO ")] == []
     assert [shell.returncode for shell in shells] == [0] * 4
     assert select(empty_database_url, f"SELECT * FROM {VERSION_TABLE}") == [(HEAD,)]
 

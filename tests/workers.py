@@ -1,7 +1,6 @@
 """What a client presents, and processes that present it at the same moment, each with a provider of its own."""
 
 import asyncio
-import multiprocessing
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
@@ -13,6 +12,7 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from tests.conftest import BASE_URL
+from tests.forks import context
 
 Answer = OAuthToken | str
 """What a client gets: a token pair, or an error code."""
@@ -118,10 +118,7 @@ class Processes:
     """Processes that all begin their work at the same moment."""
 
     def __init__(self, count: int) -> None:
-        # A server that has imported everything forks them: 8 in less time than one would need to start anew.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        self._pool = ProcessPoolExecutor(count, context, initializer=_join, initargs=(context.Barrier(count),))
+        self._pool = ProcessPoolExecutor(count, context(), initializer=_join, initargs=(context().Barrier(count),))
 
     async def __aenter__(self) -> "Processes":
         return self

@@ -1,0 +1,1 @@
+"""What `tests.forks` imports before it forks: all that `oauth-store` imports late, and a server."""
