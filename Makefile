@@ -6,19 +6,20 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage test-all check docs bench clean
+.PHONY: help demo serve test test-all coverage mutants check docs bench clean
 
 help:
-	@echo "make demo    a client keeps working through a kill -9 of its server"
-	@echo "make serve   a server with a sign-in page, for you to connect Claude to"
-	@echo "make test    the tests, on SQLite and on PostgreSQL"
-	@echo "make coverage   the same, and which branches of the package they take"
+	@echo "make demo       a client keeps working through a kill -9 of its server"
+	@echo "make serve      a server with a sign-in page, for you to connect Claude to"
+	@echo "make test       the tests, on SQLite and on PostgreSQL (5 minutes)"
 	@echo "make test-all   the same on each Python that is here, of $(PYTHONS)"
-	@echo "make check   formatting, lint, types, migrations, the docs and the tests: what CI runs"
-	@echo "make docs    the documentation, in build/docs"
-	@echo "make bench   measure what it costs, and write docs/benchmarks (7 minutes; QUICK=1: one, and writes elsewhere)"
-	@echo "make clean   remove .venv and everything else that was built here"
-	@echo "PYTHON=...   the interpreter to build .venv with: 3.11 or newer, python3 if unset"
+	@echo "make coverage   the same, and which branches of the package they take"
+	@echo "make mutants    deliberate faults in the code, one at a time: the tests have to catch each (10 minutes)"
+	@echo "make check      formatting, lint, types, migrations, the docs and the tests: what CI runs"
+	@echo "make docs       the documentation, in build/docs"
+	@echo "make bench      measure what it costs, and write docs/benchmarks (7 minutes; QUICK=1: one, and writes elsewhere)"
+	@echo "make clean      remove .venv and everything else that was built here"
+	@echo "PYTHON=...      the interpreter to build .venv with: 3.11 or newer, python3 if unset"
 
 demo: $(VENV)/installed
 	@$(BIN)/python examples/demo.py
@@ -52,10 +53,14 @@ test-all:
 	done; \
 	[ -z "$$failed" ] || { echo "failed on$$failed" >&2; exit 1; }
 
+mutants: $(VENV)/installed-dev
+	$(BIN)/python -m tests.mutants
+
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/python -m tests.mutants --list >/dev/null
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@echo "alembic upgrade head and alembic check, on a fresh SQLite file"
 	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && export MCP_OAUTH_DB="$$directory/oauth.db" && \

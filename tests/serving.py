@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from starlette.types import ASGIApp
 
-
 KEPT_PORTS = 100
 _kept: deque[socket.socket] = deque()
 

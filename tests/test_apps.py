@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+import time_machine
 from pydantic import AnyUrl
 from sqlalchemy import select
 
@@ -110,6 +111,33 @@ class TestSession:
                 cookie = f"{wiki.provider._cookies._name('oauth_store_session')}={secret}".encode()
                 page = await attacker.http.get(f"{wiki.url}/apps", headers={b"Cookie": cookie})
                 assert ("Password of this server" in page.text, "Sign out" in page.text) == (True, False)
+
+    async def test_it_ends_after_fifteen_minutes(self, wiki: Site, browser: Browser) -> None:
+        """To its last second it lists what is connected, and from then on it neither lists nor revokes."""
+        token = await wiki.connect()
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        async with wiki.provider._database.read() as session:
+            expires_at = (await session.execute(select(Token.expires_at).where(Token.kind == SESSION))).scalar_one()
+        cookie = f"{wiki.provider._cookies._name('oauth_store_session')}={session_of(wiki, browser)}"
+        async with Browser(Cookie=cookie) as other:  # no browser that would drop the cookie by itself
+            with time_machine.travel(expires_at - 1, tick=False):
+                assert len(grant_ids(await other.open(f"{wiki.url}/apps"))) == 1
+            with time_machine.travel(expires_at, tick=False):
+                assert grant_ids(await other.open(f"{wiki.url}/apps")) == []
+                answer = await other.submit(page, {"revoke": "all"})
+                assert "You were signed out meanwhile" in answer.text
+                assert await wiki.provider.verify_token(token.access_token) is not None
+
+    async def test_signing_out_ends_it_and_no_other(self, wiki: Site, browser: Browser) -> None:
+        """A session that was signed out is none any more, whoever kept its cookie; that of another browser goes on."""
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        cookie = f"{wiki.provider._cookies._name('oauth_store_session')}={session_of(wiki, browser)}"
+        async with Browser() as other, Browser(Cookie=cookie) as thief:
+            await other.sign_in(f"{wiki.url}/apps")
+            assert "Sign out" in (await thief.open(f"{wiki.url}/apps")).text
+            await browser.submit(page, {"sign_out": "yes"})
+            assert "Sign out" not in (await thief.open(f"{wiki.url}/apps")).text
+            assert "Sign out" in (await other.open(f"{wiki.url}/apps")).text
 
     async def test_signing_in_makes_a_new_one(self, wiki: Site, browser: Browser) -> None:
         """A session that was planted before is not the one that the owner is signed in with."""

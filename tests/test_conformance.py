@@ -299,6 +299,16 @@ class TestTokenErrors:
         )
         assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
 
+    async def test_a_refresh_for_another_resource(self, server: Server) -> None:
+        """A refresh that names another resource is invalid_target, and costs nothing (RFC 8707, section 2.2)."""
+        client_id = (await server.register())["client_id"]
+        token = await server.tokens(client_id)
+        form = {"grant_type": "refresh_token", "client_id": client_id, "refresh_token": token["refresh_token"]}
+        answer = await server.http.post("/token", data=form | {"resource": "https://other.example.com/mcp"})
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_target")
+        assert (await server.mcp(token["access_token"])).status_code != 401
+        assert (await server.http.post("/token", data=form)).status_code == 200
+
     async def test_the_resource_of_the_grant_may_be_named(self, server: Server) -> None:
         """Naming the grant's own resource at /token changes nothing (RFC 8707, section 2.2)."""
         client_id = (await server.register())["client_id"]

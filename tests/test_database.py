@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, func, insert, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -28,6 +28,7 @@ from oauth_store.schema import prepare
 from oauth_store.sqlite import LATER, SEND
 from tests.conftest import BASE_URL, Provider, create_postgres_database, drop_postgres_database, new_client
 from tests.flows import authorize, refresh, sign_in
+from tests.workers import settle
 
 
 class TestUrl:
@@ -277,6 +278,19 @@ class TestFiles:
             aside.rename(path)
             assert await sign_in(provider, client)
 
+    async def test_a_file_that_goes_while_it_is_written_to(self, tmp_path: Path) -> None:
+        """What would be committed to a file that is gone is not acknowledged, and is not there once it is back."""
+        path, aside = tmp_path / "oauth.db", tmp_path / "aside.db"
+        async with SQLAlchemyOAuthProvider(path, base_url=BASE_URL, approval=AutoApproval()) as provider:
+            client = new_client()
+            await provider.register_client(client)
+            with pytest.raises(DatabaseUnavailable, match="is gone"):
+                async with provider._database.write() as session:
+                    await session.execute(delete(Client))
+                    path.rename(aside)
+            aside.rename(path)
+            assert await sign_in(provider, client)
+
     async def test_a_restored_copy_runs_in_wal_mode_again(self, tmp_path: Path) -> None:
         """A copy that VACUUM INTO made, which is not in WAL mode, is switched back at first use."""
         async with SQLAlchemyOAuthProvider(tmp_path / "oauth.db", base_url=BASE_URL) as provider:
@@ -410,6 +424,22 @@ async def test_a_step_that_has_just_ended_does_not_keep_it_open(provider: SQLAlc
     assert provider._database._steps == set()
 
 
+async def test_closing_waits_for_what_is_under_way(provider: SQLAlchemyOAuthProvider) -> None:
+    """A step that nobody waits for has done its work when aclose() returns: the event loop may end then."""
+    await provider.check_schema()
+    client = new_client()
+
+    async def slow() -> None:
+        await asyncio.sleep(0.2)
+        new = {"client_id": client.client_id, "client_metadata": "{}", "created_at": 1}
+        await provider._database.write().run(Session.execute, insert(clients), new)
+
+    step = provider._database.start(slow)
+    await provider.aclose()
+    assert step.done()
+    assert step.exception() is None
+
+
 async def test_a_closed_provider_opens_again(provider: SQLAlchemyOAuthProvider) -> None:
     """aclose() ends connections, not the provider."""
     client = new_client()
@@ -438,6 +468,19 @@ class TestCancelledRequests:
         async with provider._database.read() as session:
             unpaired = select(func.count()).select_from(Token).where(Token.paired_hash.is_(None))
             assert (await session.execute(unpaired)).scalar() == 0
+
+    async def test_a_step_that_has_begun_is_finished(self, provider: SQLAlchemyOAuthProvider) -> None:
+        """However early or late its request is cancelled, what a step does takes effect."""
+        await provider.check_schema()
+        for turns in range(1, 30):
+            client = new_client()
+            task = asyncio.create_task(provider.register_client(client))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await settle(provider)
+            assert await provider.get_client(client.client_id) is not None
 
     async def test_no_connection_and_no_lock_is_lost(self, make_provider: Provider, database_url: str) -> None:
         """After 200 cancelled writes the pool has opened no more connections than it may, and others can write."""
@@ -494,6 +537,32 @@ def test_sqlite_errors_do_not_print_values(tmp_path: Path) -> None:
     assert "very-private" not in message
 
 
+async def test_errors_do_not_print_values(provider: SQLAlchemyOAuthProvider) -> None:
+    """Nor does an error of any other database, of what is written or of what is read."""
+    for session_of in (provider._database.write, provider._database.read):
+        with pytest.raises(DBAPIError, match="nowhere") as caught:
+            async with session_of() as session:
+                await session.execute(text("SELECT * FROM nowhere WHERE x = :secret"), {"secret": "very-private"})
+        assert "very-private" not in str(caught.value)
+
+
+async def test_a_serialization_failure_is_tried_again(make_provider: Provider, database_url: str) -> None:
+    """In an engine of REPEATABLE READ, where PostgreSQL refuses who comes second, refreshes at once give one pair."""
+    url = make_url(database_url) if "://" in database_url else None
+    if url is None or url.get_backend_name() != "postgresql":
+        pytest.skip("SQLite has one writer, and MariaDB waits")
+    engine = create_async_engine(url.set(drivername="postgresql+asyncpg"), isolation_level="REPEATABLE READ")
+    provider = make_provider(engine)
+    client = new_client()
+    await provider.register_client(client)
+    for _ in range(5):
+        token = await sign_in(provider, client)
+        answers = await asyncio.gather(*(refresh(provider, client, token) for _ in range(4)))
+        assert len({answer.access_token for answer in answers}) == 1
+    await provider.aclose()
+    await engine.dispose()
+
+
 async def test_a_deadlock_is_tried_again(provider: SQLAlchemyOAuthProvider) -> None:
     """Two transactions that lock two rows in opposite order both succeed on a server: one is run again."""
     if provider._database.sqlite:
@@ -547,6 +616,7 @@ async def test_a_commit_that_fails_leaves_no_transaction_open(tmp_path: Path, me
         for _ in range(3):
             with pytest.raises(IntegrityError):
                 await provider._database.write().run(Session.execute, later, again)
+            assert await provider.get_client(client.client_id) is not None  # and nothing is sent with the next read
             if not memory:
                 other = sqlite3.connect(path, timeout=0, isolation_level=None)
                 other.execute("BEGIN IMMEDIATE")
@@ -573,6 +643,25 @@ async def test_sqlite_is_asked_by_its_own_rules(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+@pytest.mark.parametrize("passed_in", [False, True])
+async def test_who_reads_first_may_still_write(tmp_path: Path, passed_in: bool) -> None:
+    """No other process of SQLite writes between what a transaction reads and what it writes, in any engine."""
+    path = tmp_path / "oauth.db"
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    async with SQLAlchemyOAuthProvider(
+        engine if passed_in else path, base_url=BASE_URL, approval=AutoApproval()
+    ) as provider:
+        await provider.register_client(new_client())
+        other = sqlite3.connect(path, timeout=0, isolation_level=None)
+        async with provider._database.write() as session:
+            assert (await session.execute(select(func.count()).select_from(Client))).scalar_one() == 1
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("BEGIN IMMEDIATE")
+            await session.execute(delete(Client))
+        other.close()
+    await engine.dispose()
 
 
 async def test_prepare_runs_once(tmp_path: Path) -> None:

@@ -319,6 +319,14 @@ class TestHostAway:
         assert not is_code(await authorize(server, host.client_id))
         assert (await refresh(server, host.client_id, tokens)).status_code == 200
 
+    async def test_a_document_takes_away_only_its_own(self, server: Server, host: DocumentHost) -> None:
+        """An invalid document leaves all other clients as they are."""
+        client_id = (await server.register())["client_id"]
+        await server.tokens(host.client_id)
+        host.describe(redirect_uris=[])
+        assert not is_code(await authorize(server, host.client_id))
+        assert is_code(await authorize(server, client_id))
+
     async def test_a_client_that_was_never_here_is_refused(self, server: Server, host: DocumentHost) -> None:
         """Without a document and without a row there is nothing to go by; later it works."""
         await host.stop()

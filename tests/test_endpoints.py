@@ -1,6 +1,7 @@
 """The routes, over HTTP: a real server on a port, and requests as clients send them."""
 
 import base64
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -10,7 +11,7 @@ import pytest
 from fastmcp import FastMCP
 
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
-from tests.conftest import REDIRECT_URI
+from tests.conftest import REDIRECT_URI, new_client
 from tests.flows import pkce, query_of
 from tests.serving import free_port, serving
 
@@ -156,6 +157,31 @@ class TestClientAuthentication:
             answer = await server.http.post(path, data=form)
             assert (answer.status_code, answer.json()["error"]) == (401, "invalid_client")
 
+    @pytest.mark.parametrize(("expires_in", "accepted"), [(None, True), (60, True), (-1, False)])
+    async def test_a_secret_is_good_until_it_expires(
+        self, server: Server, expires_in: int | None, accepted: bool
+    ) -> None:
+        """A secret that has expired is invalid_client at both endpoints; 0 is never (RFC 7591, section 3.2.1)."""
+        client = new_client(
+            client_secret="s3cret",
+            client_secret_expires_at=0 if expires_in is None else int(time.time()) + expires_in,
+            token_endpoint_auth_method="client_secret_post",
+        )
+        await server.provider.register_client(client)
+        credentials = {"client_id": client.client_id, "client_secret": "s3cret"}
+        exchanged = await server.exchange(client.client_id, credentials)
+        revoked = await server.http.post("/revoke", data=credentials | {"token": "nonsense"})
+        assert [exchanged.status_code, revoked.status_code] == [200 if accepted else 401] * 2
+        assert accepted or exchanged.json()["error"] == revoked.json()["error"] == "invalid_client"
+
+    async def test_a_secret_that_this_server_has_lost(self, server: Server) -> None:
+        """A confidential client of whose secret nothing is stored does not get in without one."""
+        client = new_client(token_endpoint_auth_method="client_secret_post")
+        await server.provider.register_client(client)
+        for secret in ({}, {"client_secret": "any"}):
+            answer = await server.exchange(client.client_id, {"client_id": client.client_id, **secret})
+            assert (answer.status_code, answer.json()["error"]) == (401, "invalid_client")
+
 
 class TestToken:
     """The token endpoint."""
@@ -244,6 +270,17 @@ class TestRevoke:
         answer = await server.http.post("/revoke", data={"token": token["refresh_token"]}, headers=headers)
         assert answer.status_code == 200
         assert (await server.mcp(token["access_token"])).status_code == 401
+
+    async def test_a_confidential_client_revokes_nothing_without_its_secret(self, server: Server) -> None:
+        """Who knows a confidential client's token and id, but not its secret, gets 401, and the token stays."""
+        client = await server.register(token_endpoint_auth_method="client_secret_post")
+        credentials = {key: client[key] for key in ("client_id", "client_secret")}
+        token = (await server.exchange(client["client_id"], credentials)).json()
+        for secret in ({}, {"client_secret": "wrong"}):
+            form = {"client_id": client["client_id"], "token": token["access_token"], **secret}
+            answer = await server.http.post("/revoke", data=form)
+            assert (answer.status_code, answer.json()["error"]) == (401, "invalid_client")
+        assert (await server.mcp(token["access_token"])).status_code != 401
 
     async def test_an_unknown_token_is_revoked_already(self, server: Server) -> None:
         """A token that does not exist gets 200."""

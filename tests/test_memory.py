@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 import time_machine
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.util import await_only
 
 from oauth_store import DatabaseUnavailable, SQLAlchemyOAuthProvider
 from oauth_store import memory as memory_module
@@ -282,6 +284,23 @@ class TestProof:
             await asyncio.gather(revoke(token, revoked), *(verify(token, revoked) for _ in range(64)))
             assert await provider.verify_token(token.access_token) is None
 
+    async def test_a_commit_right_after_the_row(
+        self, provider: SQLAlchemyOAuthProvider, path: str, client: OAuthClientInformationFull
+    ) -> None:
+        """A token that is revoked once its row was read, and before it is remembered, is refused by the next call."""
+        with Other(path) as other:
+            token = await sign_in(provider, client)
+            assert await provider.verify_token(token.access_token) is not None
+            await settle(provider)
+            event.listen(
+                provider._database.reader.sync_engine,
+                "after_cursor_execute",
+                lambda *_: await_only(other("revoke", client, token)),
+                once=True,
+            )
+            assert await provider.verify_token(token.access_token) is not None
+            assert await provider.verify_token(token.access_token) is None
+
 
 class TestCounter:
     """`PRAGMA data_version`, as we use it."""
@@ -360,10 +379,12 @@ class TestWhatIsRemembered:
         """The clock alone ends a token too."""
         token = await sign_in(provider, client)
         await verify_until_remembered(provider, token)
-        now = int(time.time())
-        with time_machine.travel(now + 3599, tick=False):
+        found = await provider.load_access_token(token.access_token)
+        assert found is not None
+        assert found.expires_at is not None
+        with time_machine.travel(found.expires_at - 1, tick=False):
             assert await provider.verify_token(token.access_token) is not None
-        with time_machine.travel(now + 3602, tick=False):
+        with time_machine.travel(found.expires_at, tick=False):
             assert is_remembered(provider, token)
             assert await provider.verify_token(token.access_token) is None
 

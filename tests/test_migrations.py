@@ -22,6 +22,7 @@ from oauth_store import AutoApproval, DatabaseUnavailable, OAuthStoreError, Sche
 from oauth_store.credentials import hash_secret, matches
 from oauth_store.engines import database_url as as_url
 from oauth_store.models import Base
+from oauth_store.purge import purge
 from oauth_store.schema import HEAD, VERSION_TABLE, alembic_config, downgrade, upgrade
 from tests.commands import alembic
 from tests.conftest import BASE_URL, RESOURCE
@@ -155,6 +156,15 @@ async def refreshed(provider: SQLAlchemyOAuthProvider, client_id: str, refresh_t
 
 
 # What 0002 makes of the rows.
+
+
+async def test_a_client_of_vs2_is_never_purged(migrated_url: str, vs2: VS2) -> None:
+    """Nobody knows whether it was ever approved: its application may come back years later."""
+    async with provider_on(migrated_url) as provider:
+        async with provider._database.write() as session:
+            await purge(session, vs2.now + 3650 * 86400)
+        assert await provider.get_client(PUBLIC) is not None
+        assert await provider.get_client(CONFIDENTIAL) is not None
 
 
 def test_codes_orphans_and_expired_tokens_are_left_out(migrated_url: str, vs2: VS2) -> None:

@@ -348,6 +348,17 @@ class TestAudience:
         assert caught.value.error == "invalid_grant"
         assert await provider.verify_token(token.access_token) is not None
 
+    async def test_a_code_for_another_path_is_refused(self, make_provider: Provider) -> None:
+        """A code that was asked for at one MCP path is invalid_grant at another, and is not used up there."""
+        provider, moved = make_provider(), make_provider(mcp_path="/elsewhere")
+        client = await registered(provider)
+        code = await authorize(provider, client)
+        with pytest.raises(TokenError) as caught:
+            await redeem(moved, client, code)
+        assert caught.value.error == "invalid_grant"
+        token = await redeem(provider, client, code)
+        assert await provider.verify_token(token.access_token) is not None
+
     async def test_a_null_resource_means_this_server_and_is_bound_at_the_next_refresh(
         self, provider: SQLAlchemyOAuthProvider
     ) -> None:
@@ -429,6 +440,18 @@ class TestApprove:
                 with pytest.raises(AuthorizeError, match="expired"):
                     await answer(handle)
 
+    async def test_a_request_waits_to_its_last_second(self, pending: tuple[SQLAlchemyOAuthProvider, Any, str]) -> None:
+        """A request can be answered until the second in which it expires."""
+        provider, _, handle = pending
+        async with provider._database.read() as session:
+            expires_at = (await session.execute(select(Code.expires_at))).scalar_one()
+        with time_machine.travel(expires_at, tick=False):
+            for answer in (provider.approve, provider.deny):
+                with pytest.raises(AuthorizeError, match="expired"):
+                    await answer(handle)
+        with time_machine.travel(expires_at - 1, tick=False):
+            assert "code" in query_of(await provider.approve(handle))
+
     async def test_a_request_survives_a_restart(
         self, pending: tuple[SQLAlchemyOAuthProvider, Any, str], make_provider: Provider
     ) -> None:
@@ -456,6 +479,14 @@ class TestRegistration:
         async with provider._database.read() as session:
             row = (await session.execute(select(Client.__table__))).one()
         assert "s3cret-of-client" not in str(row)
+
+    async def test_registering_again_changes_no_other_client(self, provider: SQLAlchemyOAuthProvider) -> None:
+        """A client that registers again leaves all others as they are."""
+        one, other = await registered(provider), await registered(provider, client_name="Another")
+        await provider.register_client(one.model_copy(update={"client_name": "New name"}))
+        found = await provider.get_client(other.client_id)
+        assert found is not None
+        assert found.model_dump() == other.model_dump()
 
     async def test_scopes_that_the_server_does_not_have_are_refused(self, make_provider: Provider) -> None:
         """A registration for unknown scopes is invalid_client_metadata; offline_access is always known."""

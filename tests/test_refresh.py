@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 import time_machine
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from mcp.server.auth.provider import AuthorizeError, TokenError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy import Row, delete, func, select, update
 
-from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
+from oauth_store import AutoApproval, SQLAlchemyOAuthProvider, grants
 from oauth_store.approval import AuthorizationRequest
 from oauth_store.credentials import hash_secret, mint, seal, unseal
+from oauth_store.errors import LostRaceError
 from oauth_store.models import Client, Token
 from oauth_store.purge import purge
 from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
@@ -221,6 +225,38 @@ class TestLive:
         await purged(provider, first.access_token)
         second = await present_refresh_token(provider, client, first.refresh_token)
         assert await is_live(provider, client, second)
+
+    async def test_who_was_overtaken_gets_nothing_new(
+        self, make_provider: Provider, client: OAuthClientInformationFull
+    ) -> None:
+        """A refresh that another one overtakes, after it looked the token up, loses the race and leaves no row."""
+        one, other = make_provider(), make_provider()
+        first = await sign_in(one, client)
+        secret, now = str(first.refresh_token), int(time.time())
+        with pytest.raises(LostRaceError):
+            async with one._database.write() as session:
+                which = grants.client_and_refresh_token
+                _, row = await session.run_sync(one._presented, which, client.client_id, secret, now)
+                assert row is not None
+                second = await present_refresh_token(other, client, secret)
+                await session.run_sync(grants.consume_refresh_token, row, None, now)
+                await session.run_sync(one._issue, grants.Pair.mint(with_refresh_token=True), row, ["read"], now)
+        assert len(await all_rows(one)) == 4
+        assert await is_live(other, client, second)
+
+    async def test_it_concerns_no_other_grant(
+        self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull
+    ) -> None:
+        """A refresh, and the first use of its pair, change no row of another device, of this client or another."""
+        other = await registered(provider)
+        untouched = [await sign_in(provider, client), await sign_in(provider, other)]
+        secrets = [secret for pair in untouched for secret in (pair.access_token, pair.refresh_token)]
+        stored = [await row_of(provider, secret) for secret in secrets]
+        token = await present_refresh_token(provider, client, (await sign_in(provider, client)).refresh_token)
+        await use(provider, token)
+        assert [await row_of(provider, secret) for secret in secrets] == stored
+        for pair in untouched:
+            assert await provider.verify_token(pair.access_token) is not None
 
     async def test_its_first_use_is_stored(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, clock: Clock
@@ -497,6 +533,19 @@ class TestLostAnswer:
         assert await all_rows(provider) == stored
         again = await present_refresh_token(provider, client, first.refresh_token, ["read"])
         assert again.refresh_token == second.refresh_token
+
+    async def test_its_refresh_token_has_expired(
+        self, make_provider: Provider, client: OAuthClientInformationFull, clock: Clock
+    ) -> None:
+        """A pair that is dead, after its lifetime was shortened, is not handed out any more."""
+        before, after = make_provider(), make_provider(refresh_token_expiry_seconds=ACCESS_EXPIRY)
+        first = await sign_in(before, client)
+        second = await present_refresh_token(after, client, first.refresh_token)
+        clock.shift(ACCESS_EXPIRY - 1)
+        again = await present_refresh_token(after, client, first.refresh_token)
+        assert again == second.model_copy(update={"expires_in": 1})
+        clock.shift(1)
+        await refused(present_refresh_token(after, client, first.refresh_token))
 
     async def test_answers_are_lost_again_and_again(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, clock: Clock
@@ -922,6 +971,14 @@ class TestSeal:
         for other in (mint("refresh"), access, refresh, hash_secret(presented).hex(), presented[:-1], ""):
             with pytest.raises(InvalidTag):
                 unseal(other, sealed)
+
+    def test_its_key_is_made_of_the_presented_token(self) -> None:
+        """Who has the row, and with it the hash of the token, still lacks the key: it is made of the token itself."""
+        presented, access, refresh = mint("refresh"), mint("access"), mint("refresh")
+        sealed = seal(presented, access, refresh)
+        key = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"oauth_store replay").derive(presented.encode())
+        opened = AESGCM(key).decrypt(sealed[:12], sealed[12:], hash_secret(presented))
+        assert opened.decode().split() == [access, refresh]
 
     def test_tampering_is_seen(self) -> None:
         """Not one bit of it can be changed, and nothing added or taken away."""

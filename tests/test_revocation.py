@@ -16,6 +16,7 @@ from sqlalchemy import Row, func, select, text
 from oauth_store import SQLAlchemyOAuthProvider, grants
 from oauth_store.connections import revoke_grants
 from oauth_store.credentials import mint
+from oauth_store.errors import LostRaceError
 from oauth_store.models import Code, Token
 from tests.conftest import Provider, new_client
 from tests.flows import authorize, sign_in
@@ -506,6 +507,21 @@ class TestCodeReplay:
         answers = await asyncio.gather(*(redeem_and_refresh(provider, code) for provider in two for _ in range(25)))
         assert sum(isinstance(got[0], OAuthToken) for got in answers) == 1
         await nothing_lives(other, client, *secrets_of(*(token for got in answers for token in got)))
+
+    async def test_who_was_overtaken_gets_nothing(self, two: Two, client: OAuthClientInformationFull) -> None:
+        """An exchange that another one overtakes, after it looked the code up, loses the race and leaves no row."""
+        one, other = two
+        code = await authorize(one, client)
+        now = int(time.time())
+        with pytest.raises(LostRaceError):
+            async with one._database.write() as session:
+                _, row = await session.run_sync(one._presented, grants.client_and_code, client.client_id, code, now)
+                assert row is not None
+                first = await present_code(other, client, code)
+                await session.run_sync(grants.consume_code, row, now)
+                await session.run_sync(one._issue, grants.Pair.mint(with_refresh_token=True), row, ["read"], now)
+        assert len(await rows(one)) == 2
+        assert await one.verify_token(first.access_token) is not None
 
     async def test_while_the_first_exchange_runs(self, two: Two, client: OAuthClientInformationFull) -> None:
         """A replay that comes while the first exchange is about to commit waits for it, and ends what it inserted."""

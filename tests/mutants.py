@@ -1,0 +1,989 @@
+"""Deliberate faults in the code, one at a time: the tests have to catch each of them.
+
+`make mutants`, or `python -m tests.mutants --help`. Nothing is changed in the checkout: each fault is made in a copy.
+"""
+
+import argparse
+import ast
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TEST_SECONDS = 120
+"""How long one test may take: what hangs for longer counts as caught."""
+RUN_SECONDS = 600
+"""How long the tests of one fault may take."""
+SUITE_SECONDS = 3600
+"""How long the whole suite may take, with --all."""
+LEAVE_SECONDS = 30
+"""How long pytest may take to leave once it was told to: it has servers to stop."""
+LINKED = ("tests/clients/node_modules",)
+"""What is built once in a checkout, too large to copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault: in `file`, the text `old`, which stands there exactly once, becomes `new`. `tests` catch it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FAULTS = (
+    # Whose it is
+    Fault(
+        "A code or a refresh token of another client is accepted",
+        "oauth_store/provider.py",
+        "row if row.client_id == client_id else None",
+        "row",
+        (
+            "tests/test_refresh.py::TestDead::test_another_client",
+            "tests/test_revocation.py::TestCodeReplay::test_by_another_client",
+        ),
+    ),
+    Fault(
+        "A client can revoke another client's token",
+        "oauth_store/token_endpoints.py",
+        "if token is not None and token.client_id == client.client_id:",
+        "if token is not None:",
+        ("tests/test_endpoints.py::TestRevoke::test_another_clients_token_stays",),
+    ),
+    Fault(
+        "A confidential client needs no secret at /token",
+        "oauth_store/token_endpoints.py",
+        "if secret is None or not matches(secret, client.secret_hash):",
+        "if secret is not None and not matches(secret, client.secret_hash):",
+        ("tests/test_endpoints.py::TestClientAuthentication::test_a_wrong_or_missing_secret_is_invalid_client",),
+    ),
+    Fault(
+        "A confidential client needs no secret at /revoke",
+        "oauth_store/token_endpoints.py",
+        "client = _authenticated(await self._provider.get_client(client_id), secret)",
+        "client = await self._provider.get_client(client_id)\n"
+        "            if client is None:\n"
+        '                raise AuthenticationError("client_id is not registered")',
+        ("tests/test_endpoints.py::TestRevoke::test_a_confidential_client_revokes_nothing_without_its_secret",),
+    ),
+    Fault(
+        "A client secret that has expired is accepted",
+        "oauth_store/token_endpoints.py",
+        "if client.client_secret_expires_at and client.client_secret_expires_at < time.time():",
+        "if False:",
+        ("tests/test_endpoints.py::TestClientAuthentication::test_a_secret_is_good_until_it_expires",),
+    ),
+    Fault(
+        "A confidential client whose secret is lost gets in without one",
+        "oauth_store/token_endpoints.py",
+        'if client.token_endpoint_auth_method in (None, "none"):',
+        "if True:",
+        ("tests/test_endpoints.py::TestClientAuthentication::test_a_secret_that_this_server_has_lost",),
+    ),
+    Fault(
+        "A client may use a grant type that it did not register for",
+        "oauth_store/token_endpoints.py",
+        "if grant_type not in _authenticated(client, secret).grant_types:",
+        "if not _authenticated(client, secret):",
+        ("tests/test_conformance.py::TestTokenErrors::test_a_grant_that_the_client_did_not_register_for",),
+    ),
+    # What is checked of a code
+    Fault(
+        "PKCE is not verified",
+        "oauth_store/token_endpoints.py",
+        "if not hmac.compare_digest(challenge, code.code_challenge.encode()):",
+        "if not challenge:",
+        ("tests/test_endpoints.py::TestToken::test_pkce_is_verified",),
+    ),
+    Fault(
+        "The redirect URI of a code is not compared",
+        "oauth_store/token_endpoints.py",
+        'if code.redirect_uri_provided_explicitly and not _is_uri(fields.get("redirect_uri", ""), code.redirect_uri):',
+        "if False:",
+        ("tests/test_conformance.py::TestTokenErrors::test_each_mistake_has_its_code",),
+    ),
+    Fault(
+        "A code for another server's resource is exchanged",
+        "oauth_store/provider.py",
+        "if not self._is_ours(code.resource):",
+        "if False:",
+        ("tests/test_provider.py::TestAudience::test_a_code_for_another_path_is_refused",),
+    ),
+    Fault(
+        "A refresh may name another resource",
+        "oauth_store/token_endpoints.py",
+        "            self._check_resource(fields, resource)\n",
+        "",
+        ("tests/test_conformance.py::TestTokenErrors::test_a_refresh_for_another_resource",),
+    ),
+    Fault(
+        "An old code without its verifier ends the owner's grant",
+        "oauth_store/provider.py",
+        "            check(code)\n",
+        "            if row.consumed_at is None:\n                check(code)\n",
+        ("tests/test_endpoints.py::TestToken::test_a_replay_without_pkce_ends_nothing",),
+    ),
+    Fault(
+        "A code that is replayed does not end its grant",
+        "oauth_store/provider.py",
+        '            revoke_grants(session, [row.grant_id], "code replayed", now)\n',
+        "",
+        ("tests/test_revocation.py::TestCodeReplay::test_in_turn",),
+    ),
+    Fault(
+        "A code is exchanged twice when both requests come at once",
+        "oauth_store/grants.py",
+        ".where(*_is_known_code, codes.c.consumed_at.is_(None))",
+        ".where(*_is_known_code)",
+        ("tests/test_revocation.py::TestCodeReplay::test_who_was_overtaken_gets_nothing",),
+    ),
+    Fault(
+        "A code is good for a second too long",
+        "oauth_store/grants.py",
+        '    codes.c.expires_at > bindparam("b_now"),',
+        '    codes.c.expires_at >= bindparam("b_now"),',
+        ("tests/test_revocation.py::TestCodeReplay::test_an_expired_code_is_not_redeemed",),
+    ),
+    Fault(
+        "A request may be approved for a second too long",
+        "oauth_store/authorizations.py",
+        'codes.c.expires_at > bindparam("b_now")',
+        'codes.c.expires_at >= bindparam("b_now")',
+        ("tests/test_provider.py::TestApprove::test_a_request_waits_to_its_last_second",),
+    ),
+    Fault(
+        "A request whose code was used, or that was denied, may be approved again",
+        "oauth_store/authorizations.py",
+        "    codes.c.consumed_at.is_(None),\n",
+        "",
+        ("tests/test_provider.py::TestApprove::test_deny_tells_the_client",),
+    ),
+    # What is checked of a token
+    Fault(
+        "A token for another resource is accepted",
+        "oauth_store/provider.py",
+        'return AccessToken(token=token, **known) if self._is_ours(known["resource"]) else None',
+        "return AccessToken(token=token, **known)",
+        ("tests/test_provider.py::TestAudience::test_a_token_for_another_path_is_refused",),
+    ),
+    Fault(
+        "A refresh token for another resource is accepted",
+        "oauth_store/provider.py",
+        "if not self._is_ours(row.resource):",
+        "if False:",
+        ("tests/test_refresh.py::TestDead::test_another_resource",),
+    ),
+    Fault(
+        "A refresh token is good as an access token",
+        "oauth_store/grants.py",
+        "    tokens.c.kind == ACCESS,\n    tokens.c.consumed_at.is_(None),\n    tokens.c.revoked_at.is_(None),\n",
+        "    tokens.c.consumed_at.is_(None),\n    tokens.c.revoked_at.is_(None),\n",
+        ("tests/test_refresh.py::TestLive::test_only_a_refresh_token_refreshes",),
+    ),
+    Fault(
+        "An access token refreshes",
+        "oauth_store/grants.py",
+        "    tokens.c.kind == REFRESH,\n",
+        "",
+        ("tests/test_refresh.py::TestLive::test_only_a_refresh_token_refreshes",),
+    ),
+    Fault(
+        "A revoked refresh token refreshes",
+        "oauth_store/grants.py",
+        "    tokens.c.kind == REFRESH,\n    tokens.c.revoked_at.is_(None),\n",
+        "    tokens.c.kind == REFRESH,\n",
+        ("tests/test_refresh.py::TestDead::test_revoked",),
+    ),
+    Fault(
+        "A rotated access token is accepted",
+        "oauth_store/grants.py",
+        "    tokens.c.kind == ACCESS,\n    tokens.c.consumed_at.is_(None),\n    tokens.c.revoked_at.is_(None),\n",
+        "    tokens.c.kind == ACCESS,\n    tokens.c.revoked_at.is_(None),\n",
+        ("tests/test_refresh.py::TestLive::test_a_new_pair_takes_the_place_of_the_old_one",),
+    ),
+    Fault(
+        "A revoked access token is accepted",
+        "oauth_store/grants.py",
+        "    tokens.c.kind == ACCESS,\n    tokens.c.consumed_at.is_(None),\n    tokens.c.revoked_at.is_(None),\n",
+        "    tokens.c.kind == ACCESS,\n    tokens.c.consumed_at.is_(None),\n",
+        ("tests/test_revocation.py::TestWhatItEnds::test_the_pair_and_the_code",),
+    ),
+    Fault(
+        "An access token is good for a second too long",
+        "oauth_store/grants.py",
+        "    tokens.c.consumed_at.is_(None),\n    tokens.c.revoked_at.is_(None),\n    tokens.c.expires_at > ",
+        "    tokens.c.consumed_at.is_(None),\n    tokens.c.revoked_at.is_(None),\n    tokens.c.expires_at >= ",
+        ("tests/test_refresh.py::TestLive::test_lifetimes_count_from_the_last_refresh",),
+    ),
+    Fault(
+        "A refresh token is good for a second too long",
+        "oauth_store/grants.py",
+        "    tokens.c.kind == REFRESH,\n    tokens.c.revoked_at.is_(None),\n    tokens.c.expires_at > ",
+        "    tokens.c.kind == REFRESH,\n    tokens.c.revoked_at.is_(None),\n    tokens.c.expires_at >= ",
+        ("tests/test_refresh.py::TestDead::test_expired",),
+    ),
+    Fault(
+        "A remembered token is good for a second too long",
+        "oauth_store/provider.py",
+        'if known is None or known["expires_at"] <= time.time():',
+        'if known is None or known["expires_at"] < time.time():',
+        ("tests/test_memory.py::TestWhatIsRemembered::test_an_expired_token_is_refused",),
+    ),
+    Fault(
+        "A remembered token is accepted after another process revoked it",
+        "oauth_store/memory.py",
+        "return fields if version is not None and version == self.version() else None",
+        "return fields",
+        ("tests/test_memory.py::TestProof::test_what_another_process_ended_is_refused",),
+    ),
+    Fault(
+        "A commit between the counter and the row goes unnoticed",
+        "oauth_store/provider.py",
+        "            verified.remember(row.token_hash, _fields(row), version)",
+        "            verified.remember(row.token_hash, _fields(row), verified.version())",
+        ("tests/test_memory.py::TestProof::test_a_commit_right_after_the_row",),
+    ),
+    Fault(
+        "A session of the connected apps outlives the password",
+        "oauth_store/apps.py",
+        "return user if user is not None and self._approval.sign_in.signed(user, session) else None",
+        "return user",
+        ("tests/test_sign_in.py::TestLimits::test_a_known_browser_ends_with_the_password",),
+    ),
+    Fault(
+        "A session of the connected apps never ends",
+        "oauth_store/apps.py",
+        ', Token.kind == SESSION, Token.expires_at > bindparam("b_now")\n',
+        ', Token.kind == SESSION, Token.expires_at > bindparam("b_now") - bindparam("b_now")\n',
+        ("tests/test_apps.py::TestSession::test_it_ends_after_fifteen_minutes",),
+    ),
+    # Refresh
+    Fault(
+        "A narrowed refresh narrows the refresh token too",
+        "oauth_store/grants.py",
+        '"scopes": grant.scopes,',
+        '"scopes": " ".join(scopes),',
+        ("tests/test_refresh.py::TestLive::test_the_refresh_token_keeps_the_original_scopes",),
+    ),
+    Fault(
+        "A refresh may ask for more scopes than were granted",
+        "oauth_store/provider.py",
+        "if not set(scopes) <= set(granted):",
+        "if False:",
+        ("tests/test_refresh.py::TestLive::test_more_scopes_than_were_granted",),
+    ),
+    Fault(
+        "A refresh forgets who approved",
+        "oauth_store/grants.py",
+        '"subject": grant.subject,',
+        '"subject": None if granted_at else grant.subject,',
+        ("tests/test_refresh.py::TestLive::test_resource_and_subject_are_carried",),
+    ),
+    Fault(
+        "Two refreshes at once give two pairs",
+        "oauth_store/grants.py",
+        ".where(*_is_known_refresh_token, tokens.c.consumed_at.is_(None))",
+        ".where(*_is_known_refresh_token)",
+        ("tests/test_refresh.py::TestLive::test_who_was_overtaken_gets_nothing_new",),
+    ),
+    Fault(
+        "On SQLite, who loses the race for a refresh token goes on",
+        "oauth_store/sqlite.py",
+        "if when == LATER_IF_CHANGED and not cursor.rowcount:",
+        "if False:",
+        ("tests/test_refresh.py::TestLive::test_who_was_overtaken_gets_nothing_new",),
+    ),
+    Fault(
+        "On a server, who loses the race for a refresh token goes on",
+        "oauth_store/grants.py",
+        "if result.rowcount == 0:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult",
+        "if result is None:",
+        ("tests/test_refresh.py::TestLive::test_who_was_overtaken_gets_nothing_new",),
+    ),
+    Fault(
+        "Who loses a race is not tried again",
+        "oauth_store/database.py",
+        "            except LostRaceError:\n                continue\n",
+        "            except LostRaceError:\n                break\n",
+        ("tests/test_database.py::test_who_loses_a_race_begins_anew",),
+    ),
+    Fault(
+        "A refresh ends everybody's access tokens",
+        "oauth_store/grants.py",
+        '.where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind == ACCESS, tokens.c.consumed_at.is_(None))',
+        '.where(bindparam("b_hash").is_not(None), tokens.c.kind == ACCESS, tokens.c.consumed_at.is_(None))',
+        ("tests/test_refresh.py::TestLive::test_it_concerns_no_other_grant",),
+    ),
+    Fault(
+        "One token's first use is noted on everybody's",
+        "oauth_store/grants.py",
+        '.where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.first_used_at.is_(None))',
+        '.where(bindparam("b_hash").is_not(None), tokens.c.first_used_at.is_(None))',
+        ("tests/test_refresh.py::TestLive::test_it_concerns_no_other_grant",),
+    ),
+    Fault(
+        "The grace lasts a second too long",
+        "oauth_store/grants.py",
+        "within_grace = now - row.consumed_at < grace",
+        "within_grace = now - row.consumed_at <= grace",
+        ("tests/test_refresh.py::TestReuse::test_just_within_and_just_after_the_grace",),
+    ),
+    Fault(
+        "A used refresh token is answered again outside the grace",
+        "oauth_store/grants.py",
+        "unused = successor is not None and successor.refresh.first_used_at is None",
+        "unused = successor is not None",
+        ("tests/test_refresh.py::TestReuse::test_the_grant_ends",),
+    ),
+    Fault(
+        "Reuse of a refresh token does not end the grant",
+        "oauth_store/grants.py",
+        '        revoke_grants(session, [row.grant_id], "reuse detected", now)\n',
+        "",
+        ("tests/test_refresh.py::TestReuse::test_the_grant_ends",),
+    ),
+    Fault(
+        "A replay is answered whatever scopes it asks for",
+        "oauth_store/grants.py",
+        "if successor is None or not successor.has(scopes):",
+        "if successor is None:",
+        ("tests/test_refresh.py::TestWithinGrace::test_other_scopes_than_the_pair_has",),
+    ),
+    Fault(
+        "A replay is answered with a pair that has expired",
+        "oauth_store/grants.py",
+        "    if refresh.expires_at <= now:\n        return None\n",
+        "",
+        ("tests/test_refresh.py::TestLostAnswer::test_its_refresh_token_has_expired",),
+    ),
+    Fault(
+        "The first use of an access token is not stored",
+        "oauth_store/provider.py",
+        '                self._database.start(lambda: self._stamp_first_use(row), "stamp_first_use")',
+        "                pass",
+        ("tests/test_refresh.py::TestReuse::test_the_grant_ends",),
+    ),
+    # Revocation
+    Fault(
+        "A revocation ends the pair alone",
+        "oauth_store/provider.py",
+        'revoke_grants(session, [row.grant_id], "revoked by the client", int(time.time()))',
+        "session.execute(\n"
+        "                    update(tokens)\n"
+        "                    .where(tokens.c.token_hash.in_([row.token_hash, row.paired_hash]))\n"
+        '                    .values(revoked_at=int(time.time()), revoked_reason="revoked by the client")\n'
+        "                )",
+        ("tests/test_revocation.py::TestWhatItEnds::test_all_that_was_rotated",),
+    ),
+    Fault(
+        "A revocation misses what a refresh under way inserts",
+        "oauth_store/connections.py",
+        "while connection.execute(_revoke_tokens, revoke).rowcount and not takes_turns:",
+        "if connection.execute(_revoke_tokens, revoke).rowcount:",
+        ("tests/test_revocation.py::TestItWins::test_against_a_refresh_that_has_begun",),
+    ),
+    Fault(
+        "A revocation and a refresh take rows in different orders",
+        "oauth_store/connections.py",
+        "for kind in (REFRESH, ACCESS):",
+        "for kind in (ACCESS, REFRESH):",
+        ("tests/test_revocation.py::TestItWins::test_against_a_refresh",),
+    ),
+    Fault(
+        "A revocation forgets the code that waits for its client",
+        "oauth_store/connections.py",
+        "        connection.execute(_close_codes, values)\n",
+        "",
+        ("tests/test_revocation.py::TestWhatItEnds::test_a_code_that_was_not_redeemed",),
+    ),
+    Fault(
+        "A second revocation overwrites when and why",
+        "oauth_store/connections.py",
+        "        tokens.c.revoked_at.is_(None),\n",
+        "",
+        ("tests/test_revocation.py::TestWhatItEnds::test_twice",),
+    ),
+    Fault(
+        "Users revoke each other's grants",
+        "oauth_store/connections.py",
+        "for column, value in ((model.subject, subject), (model.client_id, client_id)):",
+        "for column, value in ((model.client_id, client_id),):",
+        ("tests/test_apps.py::TestGrants::test_users_see_their_own",),
+    ),
+    # Transactions and tasks
+    Fault(
+        "A revocation is not awaited",
+        "oauth_store/token_endpoints.py",
+        "await self._provider.revoke_token(token)",
+        "self._provider.revoke_token(token)",
+        ("tests/test_endpoints.py::TestRevoke::test_a_public_client_revokes",),
+    ),
+    Fault(
+        "Signing out is not awaited",
+        "oauth_store/apps.py",
+        "await self._end(session)",
+        "self._end(session)",
+        ("tests/test_apps.py::TestSession::test_signing_out_ends_it_and_no_other",),
+    ),
+    Fault(
+        "Signing out ends everybody's session",
+        "oauth_store/apps.py",
+        "delete(Token).where(Token.token_hash == hash_secret(session), Token.kind == SESSION)",
+        "delete(Token).where(Token.kind == SESSION)",
+        ("tests/test_apps.py::TestSession::test_signing_out_ends_it_and_no_other",),
+    ),
+    Fault(
+        "A client that hangs up cancels its step",
+        "oauth_store/database.py",
+        "return await asyncio.shield(self.start(step, name))",
+        "return await self.start(step, name)",
+        ("tests/test_database.py::TestCancelledRequests::test_a_step_that_has_begun_is_finished",),
+    ),
+    Fault(
+        "SQLite's COMMIT is left out where nothing was waited for before",
+        "oauth_store/sqlite.py",
+        "if self._waiting[1:] or self.in_transaction:",
+        "if self.in_transaction:",
+        ("tests/test_provider.py::TestRegistration::test_the_secret_is_a_hash",),
+    ),
+    Fault(
+        "The COMMIT of a migration is left out",
+        "migrations/env.py",
+        "        context.run_migrations()\n    connection.commit()\n",
+        "        context.run_migrations()\n",
+        ("tests/test_migrations.py::test_each_revision_goes_up_down_and_up",),
+    ),
+    Fault(
+        "What failed is sent again with the next read of :memory:",
+        "oauth_store/sqlite.py",
+        "        self._waiting, self._send = [], None\n        if self.in_transaction:",
+        "        if self.in_transaction:",
+        ("tests/test_database.py::test_a_commit_that_fails_leaves_no_transaction_open",),
+    ),
+    Fault(
+        "SQLite's transactions begin deferred",
+        "oauth_store/sqlite.py",
+        'cursor.execute("BEGIN IMMEDIATE")',
+        'cursor.execute("BEGIN")',
+        ("tests/test_database.py::test_who_reads_first_may_still_write",),
+    ),
+    Fault(
+        "The transactions of an SQLite engine that was passed in begin deferred",
+        "oauth_store/database.py",
+        'exec_driver_sql("BEGIN IMMEDIATE")',
+        'exec_driver_sql("BEGIN")',
+        ("tests/test_database.py::test_who_reads_first_may_still_write",),
+    ),
+    Fault(
+        "A deadlock is not tried again",
+        "oauth_store/failures.py",
+        '{"40001", "40P01"}',
+        '{"40001"}',
+        ("tests/test_database.py::test_a_deadlock_is_tried_again",),
+    ),
+    Fault(
+        "A serialization failure is not tried again",
+        "oauth_store/failures.py",
+        '{"40001", "40P01"}',
+        '{"40P01"}',
+        ("tests/test_database.py::test_a_serialization_failure_is_tried_again",),
+    ),
+    Fault(
+        "A COMMIT that got no answer is tried again",
+        "oauth_store/database.py",
+        "if hung_up(error):  # nobody knows",
+        "if False:  # nobody knows",
+        ("tests/test_hangups.py::test_at_the_commit",),
+    ),
+    Fault(
+        "Closing the provider does not wait for what is under way",
+        "oauth_store/database.py",
+        "while self._steps and not foreign:",
+        "while False:",
+        ("tests/test_database.py::test_closing_waits_for_what_is_under_way",),
+    ),
+    Fault(
+        "A file that was replaced is used",
+        "oauth_store/database.py",
+        "        if found != inode:\n",
+        "        if False:\n",
+        ("tests/test_database.py::TestFiles::test_a_file_that_was_replaced_is_not_used",),
+    ),
+    Fault(
+        "What is written to a file that has gone meanwhile is acknowledged",
+        "oauth_store/database.py",
+        "            self._database.check_file(self._inode)  # it may have waited long for its turn\n",
+        "",
+        ("tests/test_database.py::TestFiles::test_a_file_that_goes_while_it_is_written_to",),
+    ),
+    Fault(
+        "An outage is an unknown token",
+        "oauth_store/provider.py",
+        "                raise _Unverifiable(*error.args) from error",
+        "                return None",
+        ("tests/test_memory.py::TestWhereItIsNot::test_a_file_that_is_gone_or_was_replaced",),
+    ),
+    # What is stored
+    Fault(
+        "A client's secret is stored in clear",
+        "oauth_store/registration.py",
+        'client.model_dump_json(exclude={"client_secret"}, exclude_none=True)',
+        "client.model_dump_json(exclude_none=True)",
+        ("tests/test_provider.py::TestRegistration::test_the_secret_is_a_hash",),
+    ),
+    Fault(
+        "Whoever has the file can open the pair that is sealed in it",
+        "oauth_store/credentials.py",
+        ".derive(presented.encode())",
+        '.derive(b"")',
+        ("tests/test_refresh.py::TestSeal::test_its_key_is_made_of_the_presented_token",),
+    ),
+    Fault(
+        "Tokens are stored in clear",
+        "oauth_store/credentials.py",
+        "return hashlib.sha256(secret.encode()).digest()",
+        "return secret.encode()",
+        ("tests/test_database.py::TestFiles::test_no_secret_is_in_the_files",),
+    ),
+    Fault(
+        "A client that registers again overwrites all clients",
+        "oauth_store/registration.py",
+        '.where(clients.c.client_id == bindparam("b_client_id"))',
+        '.where(bindparam("b_client_id").is_not(None))',
+        ("tests/test_provider.py::TestRegistration::test_registering_again_changes_no_other_client",),
+    ),
+    Fault(
+        "A document that is withdrawn takes the redirect URIs of all clients",
+        "oauth_store/provider.py",
+        "update(Client).where(Client.client_id == client.client_id).values(client_metadata=metadata)",
+        "update(Client).values(client_metadata=metadata)",
+        ("tests/test_documents.py::TestHostAway::test_a_document_takes_away_only_its_own",),
+    ),
+    Fault(
+        "One approval marks all clients as used",
+        "oauth_store/authorizations.py",
+        '.where(clients.c.client_id == bindparam("b_client_id"))',
+        '.where(bindparam("b_client_id").is_not(None))',
+        ("tests/test_purge.py::test_a_registration_that_nobody_approved_goes_after_thirty_days",),
+    ),
+    Fault(
+        "The database file is for everyone to read",
+        "oauth_store/engines.py",
+        "0o600))",
+        "0o644))",
+        ("tests/test_database.py::TestFiles::test_the_files_are_the_owners_alone",),
+    ),
+    Fault(
+        "What is deleted stays in the file",
+        "oauth_store/engines.py",
+        '"secure_delete = ON"',
+        '"secure_delete = OFF"',
+        ("tests/test_database.py::TestFiles::test_the_settings_of_a_file",),
+    ),
+    Fault(
+        "A power cut may bring a revoked token back",
+        "oauth_store/engines.py",
+        '"synchronous = FULL"',
+        '"synchronous = NORMAL"',
+        ("tests/test_database.py::TestFiles::test_the_settings_of_a_file",),
+    ),
+    Fault(
+        "An error of SQLite prints values",
+        "oauth_store/engines.py",
+        "engine = create_async_engine(url, hide_parameters=True, **options)",
+        "engine = create_async_engine(url, **options)",
+        ("tests/test_database.py::test_sqlite_errors_do_not_print_values",),
+    ),
+    Fault(
+        "An error of a server prints values",
+        "oauth_store/engines.py",
+        "return create_async_engine(url, hide_parameters=True, **options)",
+        "return create_async_engine(url, **options)",
+        ("tests/test_database.py::test_errors_do_not_print_values",),
+    ),
+    Fault(
+        "A new access token is in the log",
+        "oauth_store/provider.py",
+        'emit("tokens_issued", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject)',
+        'emit("tokens_issued", grant_id=row.grant_id, client_id=row.client_id, subject=issued.access_token)',
+        ("tests/test_provider.py::test_no_secret_is_logged",),
+    ),
+    # Purge and migrations
+    Fault(
+        "The purge deletes a token that is live still",
+        "oauth_store/purge.py",
+        '_expired_token = Token.expires_at <= bindparam("b_now")',
+        '_expired_token = Token.expires_at <= bindparam("b_now") + 1',
+        ("tests/test_purge.py::test_what_has_expired_is_deleted",),
+    ),
+    Fault(
+        "The purge deletes clients that were approved",
+        "oauth_store/purge.py",
+        "_unused_client = Client.last_used_at.is_(None) & (",
+        "_unused_client = (",
+        (
+            "tests/test_purge.py::test_a_client_that_was_ever_approved_is_never_deleted",
+            "tests/test_purge.py::test_a_registration_that_nobody_approved_goes_after_thirty_days",
+        ),
+    ),
+    Fault(
+        "The purge wipes a sealed pair that is needed still",
+        "oauth_store/purge.py",
+        '        Token.consumed_at < bindparam("b_created_at"),\n',
+        '        Token.consumed_at <= bindparam("b_created_at"),\n',
+        ("tests/test_purge.py::test_a_lost_answer_is_found_again_after_purges",),
+    ),
+    Fault(
+        "An upgrade from VS-2 loses tokens without an expiry",
+        "migrations/versions/0002_hashed.py",
+        "(row.expires_at is None or row.expires_at > now)",
+        "(row.expires_at or 0) > now",
+        ("tests/test_migrations.py::test_a_token_without_an_expiry_gets_one",),
+    ),
+    Fault(
+        "An upgrade from VS-2 leaves clients to the purge",
+        "migrations/versions/0002_hashed.py",
+        '"last_used_at": int(row.created_at),',
+        '"last_used_at": None,',
+        ("tests/test_migrations.py::test_a_client_of_vs2_is_never_purged",),
+    ),
+    Fault(
+        "An upgrade from VS-2 leaves secrets in the free pages of the file",
+        "migrations/env.py",
+        '    connection.exec_driver_sql("VACUUM")\n',
+        "",
+        ("tests/test_migrations.py::test_no_secret_is_left_in_the_file",),
+    ),
+    Fault(
+        "A downgrade to 0002 loses all tokens",
+        "migrations/versions/0003_sessions.py",
+        "DELETE FROM oauth_tokens WHERE client_id IS NULL",
+        "DELETE FROM oauth_tokens",
+        ("tests/test_migrations.py::test_0003_keeps_every_token",),
+    ),
+    # Approval
+    Fault(
+        "A request may be answered in any browser",
+        "oauth_store/provider.py",
+        "browser is None or not matches(browser, row.browser_hash)",
+        "browser is None",
+        ("tests/test_consent.py::TestWhoAnswers::test_another_browser",),
+    ),
+    Fault(
+        "The consent page takes a form without its token",
+        "oauth_store/consent.py",
+        'if not from_our_page(request, self._url) or not same(form.get("csrf", ""), csrf):',
+        "if not from_our_page(request, self._url):",
+        ("tests/test_consent.py::TestWhoAnswers::test_the_token_of_the_form",),
+    ),
+    Fault(
+        "The consent page takes a form that another page sent",
+        "oauth_store/consent.py",
+        'if not from_our_page(request, self._url) or not same(form.get("csrf", ""), csrf):',
+        'if not same(form.get("csrf", ""), csrf):',
+        ("tests/test_consent.py::TestWhoAnswers::test_a_form_of_another_page",),
+    ),
+    Fault(
+        "The pages may be framed",
+        "oauth_store/pages.py",
+        "\"base-uri 'none'; frame-ancestors 'none'\"",
+        "\"base-uri 'none'\"",
+        ("tests/test_pages.py::TestHeaders::test_every_page",),
+    ),
+    Fault(
+        "Scripts may read the cookies",
+        "oauth_store/browser.py",
+        "            httponly=True,\n",
+        "",
+        ("tests/test_apps.py::TestPaths::test_on_https",),
+    ),
+    Fault(
+        "Wrong passwords are not counted",
+        "oauth_store/floods.py",
+        "            self._strategy.hit(limit, key)\n",
+        "            pass\n",
+        ("tests/test_sign_in.py::TestLimits::test_one_address",),
+    ),
+    Fault(
+        "A user who signs in may go on to guess another's password",
+        "oauth_store/sign_in.py",
+        "if known or not self.asks_user:",
+        "if True:",
+        ("tests/test_sign_in.py::TestUsers::test_signing_in_between_does_not_help",),
+    ),
+    Fault(
+        "X-Forwarded-For is believed of everyone",
+        "oauth_store/floods.py",
+        "while forwarded and self._is_trusted(address):",
+        "while forwarded:",
+        ("tests/test_floods.py::test_only_trusted_proxies_are_believed",),
+    ),
+    Fault(
+        "What came through a tunnel is let in without asking",
+        "oauth_store/approval.py",
+        "    if forwarded:\n",
+        "    if False:\n",
+        ("tests/test_approval.py::TestLoopbackOnly::test_what_came_through_a_tunnel_is_refused",),
+    ),
+    Fault(
+        "A server on a public URL starts without an approval",
+        "oauth_store/approval.py",
+        "    if public:\n",
+        "    if False:\n",
+        ("tests/test_approval.py::TestDefault::test_a_public_url_fails_closed",),
+    ),
+    # Redirects
+    Fault(
+        "A redirect URI of javascript: is registered",
+        "oauth_store/clients.py",
+        "if not is_redirect_uri_allowed_for_application_type(uri, client.application_type):",
+        "if False:",
+        ("tests/test_conformance.py::TestRegistration::test_bad_redirect_uris_are_refused",),
+    ),
+    Fault(
+        "Any port will do, not on loopback alone",
+        "oauth_store/clients.py",
+        'if one.scheme != "http" or not is_loopback_host(other.hostname) or "@" in one.netloc:',
+        'if "@" in one.netloc:',
+        ("tests/test_provider.py::TestStoredClient::test_redirect_uris",),
+    ),
+    Fault(
+        "A redirect does not say which issuer it is of",
+        "oauth_store/provider.py",
+        "return build_client_redirect(row.redirect_uri, params, iss=str(self.issuer_url))",
+        'return build_client_redirect(row.redirect_uri, params, iss="").replace("&iss=", "")',
+        ("tests/test_provider.py::TestApprove::test_the_redirect_names_the_issuer",),
+    ),
+    Fault(
+        "A redirect loses the state",
+        "oauth_store/provider.py",
+        "        if row.state is not None:\n",
+        "        if False:\n",
+        ("tests/test_provider.py::TestApprove::test_the_redirect_names_the_issuer",),
+    ),
+    Fault(
+        "Answers with tokens may be kept by proxies",
+        "oauth_store/endpoints.py",
+        '    if "POST" in methods:\n',
+        "    if False:\n",
+        ("tests/test_conformance.py::TestRegistration::test_nobody_else_may_keep_the_answer",),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How a run of pytest ended. `failed` is the first test that failed."""
+
+    code: int | None
+    """None if it had to be stopped."""
+    failed: str | None
+    hung: bool
+    seconds: float
+    output: str
+
+    @property
+    def caught(self) -> bool:
+        return self.code is None or (self.code == 1 and self.failed is not None)
+
+    @property
+    def by(self) -> str:
+        if self.caught:
+            return f"{self.failed or 'the time limit'}{' (hangs)' if self.hung else ''}"
+        return "NOTHING: it survives" if self.code == 0 else f"NOTHING: pytest ended with {self.code}"
+
+
+def broken(faults: Sequence[Fault]) -> list[str]:
+    """Return what is wrong with the faults themselves, before any of them is made."""
+    problems = []
+    for fault in faults:
+        try:
+            text = (ROOT / fault.file).read_text()
+        except OSError as error:
+            problems.append(f"{fault.name}: {fault.file} cannot be read: {error.strerror}")
+            continue
+        if (found := text.count(fault.old)) != 1:
+            problems.append(f"{fault.name}: in {fault.file} stands {found} times, not once: {fault.old!r}")
+        elif fault.old == fault.new:
+            problems.append(f"{fault.name}: it changes nothing in {fault.file}")
+        else:
+            try:
+                compile(text.replace(fault.old, fault.new), fault.file, "exec")
+            except SyntaxError as error:
+                problems.append(f"{fault.name}: {fault.file} is no Python any more: {error}")
+        problems += [f"{fault.name}: there is no {test}" for test in fault.tests if not _is_test(test)]
+    names = [fault.name for fault in faults]
+    return problems + [f"{name}: two faults have this name" for name in sorted(set(names)) if names.count(name) > 1]
+
+
+def _is_test(node_id: str) -> bool:
+    """Tell whether a test, or a class of tests, stands where its id says."""
+    file, *names = node_id.split("::")
+    path = ROOT / file
+    body = ast.parse(path.read_text()).body if path.is_file() else []
+    for name in names:
+        found = [one for one in body if isinstance(one, _NAMED) and one.name == name]
+        if not found:
+            return False
+        body = found[0].body
+    return bool(body)
+
+
+_NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@contextmanager
+def copied() -> Iterator[Path]:
+    """Copy what git knows, or would, into a directory of its own."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    with tempfile.TemporaryDirectory(prefix="mutant-", ignore_cleanup_errors=True) as directory:
+        copy = Path(directory)
+        for name in filter(None, names):
+            if (ROOT / name).is_file():  # deleted, and not committed yet
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, copy / name)
+        for name in LINKED:
+            if (ROOT / name).exists() and (copy / name).parent.is_dir():
+                (copy / name).symlink_to(ROOT / name)
+        yield copy
+
+
+def environment_of(copy: Path) -> dict[str, str]:
+    """Return an environment in which this copy of the package is imported, by all processes of a test."""
+    dropped = ("PYTEST_ADDOPTS", "PYTHONPATH", "MCP_OAUTH_DB", "MCP_OAUTH_PASSWORD_HASH")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    return kept | {"PYTHONPATH": str(copy)}
+
+
+def check_import(copy: Path) -> None:
+    """Exit unless processes import the copy of the package, wherever they run."""
+    program = "import oauth_store; print(oauth_store.__file__)"
+    for directory in (copy, copy / "tests", Path(tempfile.gettempdir())):
+        command = [sys.executable, "-c", program]
+        ran = subprocess.run(command, cwd=directory, env=environment_of(copy), capture_output=True, text=True)
+        expected = copy / "oauth_store" / "__init__.py"
+        if ran.returncode or Path(ran.stdout.strip()).resolve() != expected.resolve():
+            sys.exit(f"in {directory}, {expected} is not what is imported: {ran.stdout}{ran.stderr}")
+
+
+def run_tests(copy: Path, tests: Sequence[str], seconds: float) -> Run:
+    """Run some tests in a copy until one fails, on the databases that the suite would use."""
+    options = ["-x", "-q", "-rfE", "-p", "no:cacheprovider", "-o", "addopts=", "-o", f"timeout={TEST_SECONDS}"]
+    started = time.monotonic()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *options, *tests],
+            cwd=copy,
+            env=environment_of(copy),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        code: int | None
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _stop(process)
+        output.seek(0)
+        text = output.read()
+    failed = re.search(r"^(?:FAILED|ERROR) (tests/\S+::\S+)", text, re.MULTILINE)
+    hung = code is None or re.search(r"^(?:E +)?Failed: Timeout ", text, re.MULTILINE) is not None
+    return Run(code, failed and failed[1], hung, time.monotonic() - started, text)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Let pytest stop what its fixtures started, and then kill what is left of its session."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LEAVE_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def make_fault(fault: Fault, *, whole_suite: bool) -> Run:
+    """Make one fault in a copy, and run the tests that should catch it."""
+    with copied() as copy:
+        file = copy / fault.file
+        file.write_text(file.read_text().replace(fault.old, fault.new))
+        return run_tests(copy, ("tests",) if whole_suite else fault.tests, _seconds(whole_suite))
+
+
+def _seconds(whole_suite: bool) -> float:
+    return SUITE_SECONDS if whole_suite else RUN_SECONDS
+
+
+def chosen(names: Sequence[str]) -> list[tuple[int, Fault]]:
+    """Return the faults with these numbers, or with these words in their name; all if there are none."""
+    numbered = list(enumerate(FAULTS, 1))
+    if not names:
+        return numbered
+    found: dict[int, Fault] = {}
+    for name in names:
+        some = {n: fault for n, fault in numbered if name == str(n) or (not name.isdigit() and name in fault.name)}
+        if not some:
+            sys.exit(f"no fault is number {name}, or has that in its name; see --list")
+        found |= some
+    return sorted(found.items(), key=lambda one: one[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("faults", nargs="*", help="numbers, or words of a name; all if none is given")
+    parser.add_argument("--all", action="store_true", help="run the whole suite for each fault: takes hours")
+    parser.add_argument("--list", action="store_true", help="only say which faults there are")
+    arguments = parser.parse_args()
+    faults = chosen(arguments.faults)
+    if problems := broken(FAULTS):
+        sys.exit("\n".join(["These faults no longer apply; mend tests/mutants.py:", *problems]))
+    if arguments.list:
+        for number, fault in faults:
+            print(f"{number:3}  {fault.name}\n     {fault.file}; {' '.join(fault.tests)}")
+        return
+
+    tests = ("tests",) if arguments.all else tuple(dict.fromkeys(test for _, fault in faults for test in fault.tests))
+    with copied() as copy:
+        check_import(copy)
+        print(f"without a fault: {'the whole suite' if arguments.all else f'{len(tests)} tests'}...", flush=True)
+        sound = run_tests(copy, tests, len(faults) * _seconds(arguments.all))
+    if sound.code != 0:
+        sys.exit(f"{sound.output}\nThe tests fail without any fault: mend them first.")
+    print(f"all pass, {sound.seconds:.1f} s", flush=True)
+
+    survived = []
+    width = max(len(fault.name) for _, fault in faults)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        runs = [threads.submit(make_fault, fault, whole_suite=arguments.all) for _, fault in faults]
+        try:
+            for (number, fault), run in zip(faults, (each.result() for each in runs), strict=True):
+                print(f"{number:3}  {fault.name:{width}}  {run.seconds:6.1f} s  {run.by}", flush=True)
+                if not run.caught:
+                    if run.code != 0:
+                        print(run.output, flush=True)
+                    survived.append(f"{number:3}  {fault.name}  ({fault.file})")
+        finally:  # with Ctrl-C those under way end, and no others begin
+            threads.shutdown(cancel_futures=True)
+    if survived:
+        sys.exit("\n".join(["", f"{len(survived)} of {len(faults)} faults are not caught:", *survived]))
+    print(f"\nAll {len(faults)} faults are caught.")
+
+
+if __name__ == "__main__":
+    main()
