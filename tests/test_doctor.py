@@ -409,6 +409,7 @@ def test_a_password_hash_of_ours_is_fine(path: Path, monkeypatch: pytest.MonkeyP
         (PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1).hash("x"), "ok"),
         ("$argon2id$v=19$m=4194304,t=3,p=4$MTIzNDU2Nzg$MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMg", "warning"),
     ],
+    ids=["none", "no hash", "half a hash", "weak", "argon2i", "recommended", "costly"],
 )
 def test_a_password_hash(value: str, level: str) -> None:
     """What is no hash is a problem, a weak or a costly one a warning, and none is repeated."""

@@ -119,6 +119,7 @@ def test_a_bad_limit_is_an_error_at_construction(settings: dict[str, Any], compl
         SQLAlchemyOAuthProvider(":memory:", base_url=BASE_URL, **settings)
 
 
+@pytest.mark.alone
 async def test_a_flood_leaves_little_and_disturbs_nobody(tmp_path: Path) -> None:
     """Thousands of registrations and authorization requests leave a small file, and a signed-in client stays quick.
 

@@ -319,6 +319,7 @@ class TestCounter:
                         assert memory.version() not in seen | {before}
                         seen.add(memory.version())
 
+    @pytest.mark.alone
     def test_it_never_waits(self, path: str) -> None:
         """While another process holds the file exclusively, the counter is not known, at once."""
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:

@@ -214,6 +214,7 @@ class TestUsers:
         assert "That name and password do not match." in answer.text
         assert without_nonce(answer, user) == without_nonce(known, "ada")
 
+    @pytest.mark.alone
     async def test_an_unknown_user_takes_as_long(self, tmp_path: Path) -> None:
         """The time of an answer does not tell whether there is such a user, whatever the hashes of the others cost."""
         users = {"ada": slow.hash("ada's password"), "bob": slow.hash("bob's password")}
@@ -282,6 +283,7 @@ class TestCost:
         assert len(checking) == 2
         assert ticks > 100  # on the loop it is 36
 
+    @pytest.mark.alone
     async def test_a_flood_costs_no_more_than_its_allowance(self, tmp_path: Path) -> None:
         """What is over the limit is answered without looking at the password."""
         async with site(tmp_path / "oauth.db", approval=SLOW) as wiki, Browser() as attacker:
@@ -313,7 +315,11 @@ class TestSettings:
             assert (await browser.allow(page, HASH)).status_code == 403
             assert "code" in query_of((await browser.allow(page)).headers["location"])
 
-    @pytest.mark.parametrize("broken", [HASH[:-2], HASH[:30], HASH.replace("$", ""), PASSWORD, f"{HASH} "])
+    @pytest.mark.parametrize(
+        "broken",
+        [HASH[:-2], HASH[:30], HASH.replace("$", ""), PASSWORD, f"{HASH} "],
+        ids=["cut off", "cut shorter", "without dollars", "the password", "with a space"],
+    )
     def test_a_broken_hash_in_the_environment(self, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """A hash that was cut off, or went through a shell, is an error at construction that does not repeat it."""
         monkeypatch.setenv("MCP_OAUTH_PASSWORD_HASH", broken)
