@@ -1,5 +1,6 @@
 """The server under a path, behind a proxy and inside `MultiAuth`: what clients find there, and that they get in."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from tests.serving import free_port, serving
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")
 
 MACHINE_TOKEN = "machine-token"
+NOTICE_SECONDS = 1.2
+"""Longer than sse-starlette takes to notice that a server is about to end."""
 SERVED_AS_IT_IS = ("/.well-known/oauth-protected-resource/wiki/mcp", "/.well-known/oauth-authorization-server/wiki")
 """The paths that a proxy must hand on without taking anything away, for a server at /wiki."""
 
@@ -226,3 +229,25 @@ async def test_an_outage_inside_multi_auth(tmp_path: Path) -> None:
         call = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
         answer = await http.post("/mcp", json=call, headers=headers)
         assert answer.status_code == (500 if hasattr(fastmcp_auth, "TokenVerificationError") else 401)
+
+
+async def test_a_server_that_ended_leaves_the_next_alone() -> None:
+    """A server that ended has no hold on the event streams of the next one in the same process.
+
+    sse-starlette before 3.5 remembered the end of the first: each answer of the next was cut off, and the client on the
+    TypeScript SDK waited a minute for the rest.
+    """
+    call = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "tools/call",
+        "params": {"name": "read_page", "arguments": {"title": "T"}},
+    }
+    headers = {"authorization": f"Bearer {MACHINE_TOKEN}", "accept": "application/json, text/event-stream"}
+    machines = StaticTokenVerifier({MACHINE_TOKEN: {"client_id": "machine", "scopes": []}})
+    for _ in range(2):
+        port = free_port()
+        async with serving(wiki(machines).http_app(stateless_http=True), port) as url, httpx2.AsyncClient() as http:
+            answer = await http.post(f"{url}/mcp", json=call, headers=headers)
+            assert "T: for authorized clients only" in answer.text
+        await asyncio.sleep(NOTICE_SECONDS)
