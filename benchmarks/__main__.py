@@ -32,8 +32,8 @@ from benchmarks.stall import measure_stalls
 from benchmarks.startup import measure_start_up
 from benchmarks.steps import measure_steps
 from benchmarks.timing import Measure
-from tests.conftest import BASE_URL
 from tests.counting import count_steps
+from tests.flows import BASE_URL
 
 DIRECTORY = Path(__file__).parent.parent / "docs" / "benchmarks"
 

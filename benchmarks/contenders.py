@@ -11,8 +11,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
 from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider, grants
 from oauth_store.credentials import hash_secret
-from tests.conftest import BASE_URL
-from tests.flows import authorization_params, query_of, redeem, refresh
+from tests.flows import BASE_URL, authorization_params, query_of, redeem, refresh
 from tests.workers import settle
 
 IN_MEMORY = "InMemoryOAuthProvider"

@@ -6,10 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-
 from benchmarks.contenders import MARIADB, POSTGRESQL, new_provider
-from tests import conftest
+from tests import databases
 
 
 @contextmanager
@@ -29,15 +27,13 @@ def _postgres_server() -> Iterator[str]:
 async def server_databases() -> AsyncIterator[dict[str, str]]:
     """Yield the URL of a database on PostgreSQL, and on MariaDB where OAUTH_STORE_TEST_MARIADB names a server."""
     with _postgres_server() as server:
-        urls = {POSTGRESQL: await conftest.create_postgres_database(server)}
-        name = make_url(urls[POSTGRESQL]).database
-        if conftest.MARIADB:
-            await conftest._administer_mariadb(f"CREATE DATABASE {name}")
-            urls[MARIADB] = make_url(conftest.MARIADB).set(database=name).render_as_string(hide_password=False)
+        urls = {POSTGRESQL: await databases.create_postgres_database(server)}
+        if databases.MARIADB:
+            urls[MARIADB] = await databases.create_mariadb_database()
         yield urls
-        await conftest.drop_postgres_database(server, urls[POSTGRESQL])
-        if conftest.MARIADB:
-            await conftest._administer_mariadb(f"DROP DATABASE {name}")
+        await databases.drop_postgres_database(server, urls[POSTGRESQL])
+        if databases.MARIADB:
+            await databases.drop_mariadb_database(urls[MARIADB])
 
 
 async def new_file(directory: Path, name: str) -> str:

@@ -15,7 +15,7 @@ from benchmarks.steps import REFRESH, VERIFY_ANEW, Grants
 from benchmarks.timing import Measure, take_turns
 from oauth_store.models import ACCESS
 from oauth_store.models import REFRESH as REFRESH_TOKEN
-from tests.conftest import RESOURCE
+from tests.flows import RESOURCE
 
 CLIENTS = 100
 BATCH = 5_000

@@ -28,8 +28,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider
-from tests.conftest import BASE_URL, new_client
-from tests.flows import authorize, redeem
+from tests.flows import BASE_URL, authorize, new_client, redeem
 from tests.forks import context
 from tests.workers import present_code, present_for_revocation, present_refresh_token
 

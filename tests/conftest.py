@@ -2,37 +2,33 @@
 
 import asyncio
 import os
-import secrets
 import shutil
 import signal
-import sqlite3
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import asyncpg
 import pytest
 from blockbuster import blockbuster_ctx
-from mcp.server.auth.settings import ClientRegistrationOptions
 from mcp.shared.auth import OAuthClientInformationFull
-from pydantic import AnyUrl
-from sqlalchemy.engine import make_url
 
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from oauth_store.schema import HEAD, VERSION_TABLE, upgrade
-
-if TYPE_CHECKING:
-    from tests.pages import Browser, Site
-
-BASE_URL = "http://127.0.0.1:8000"
-RESOURCE = f"{BASE_URL}/mcp"
-REDIRECT_URI = "http://127.0.0.1:9000/callback"
-ROOM_BYTES = 2**30
-"""That a directory in memory has to have."""
-
-Provider = Callable[..., SQLAlchemyOAuthProvider]
+from tests.clocks import Clock, stopped
+from tests.databases import (
+    MARIADB,
+    administer_mariadb,
+    create_mariadb_database,
+    create_postgres_database,
+    drop_mariadb_database,
+    drop_postgres_database,
+    name_of_database,
+    postgres_directory,
+)
+from tests.endpoints import Server, running
+from tests.flows import BASE_URL, Provider, registered
+from tests.house import House
+from tests.pages import Browser, Site, site
 
 
 def pytest_configure() -> None:
@@ -76,69 +72,6 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.get_uri()
 
 
-@contextmanager
-def postgres_directory() -> Iterator[Path]:
-    """A directory for the data of a server: in memory, where there is room, since a disk makes a database in a second.
-
-    Not in pytest's own: as root, the server runs as a user of its own, whom the next pytest would lock out.
-    """
-    memory = Path("/dev/shm")
-    roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOM_BYTES
-    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as directory:
-        yield Path(directory)
-
-
-async def _administer(server: str, statement: str) -> None:
-    connection = await asyncpg.connect(server)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
-async def create_postgres_database(server: str, template: str = "template0") -> str:
-    """Create a database and return its URL."""
-    name = f"oauth_store_test_{secrets.token_hex(8)}"
-    await _administer(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-    return make_url(server).set(database=name).render_as_string(hide_password=False)
-
-
-async def drop_postgres_database(server: str, url: str) -> None:
-    """Drop what `create_postgres_database` created."""
-    await _administer(server, f'DROP DATABASE "{make_url(url).database}" WITH (FORCE)')
-
-
-async def _administer_mariadb(*statements: str, database: str | None = None) -> list[Any]:
-    import asyncmy
-
-    url = make_url(MARIADB)
-    connection = await asyncmy.connect(
-        host=url.host, port=url.port or 3306, user=url.username or "", password=url.password or "", db=database
-    )
-    rows: list[Any] = []
-    async with connection.cursor() as cursor:
-        for statement in statements:
-            await cursor.execute(statement)
-            rows += await cursor.fetchall()
-    await connection.commit()
-    await connection.ensure_closed()
-    return rows
-
-
-@asynccontextmanager
-async def mariadb_database() -> AsyncIterator[str]:
-    """A database on the MariaDB server."""
-    name = f"oauth_store_test_{secrets.token_hex(8)}"
-    # the server's own default would compare text without regard to case: our tables must not depend on it
-    await _administer_mariadb(f"CREATE DATABASE {name}")
-    yield make_url(MARIADB).set(database=name).render_as_string(hide_password=False)
-    await _administer_mariadb(f"DROP DATABASE {name}")
-
-
-MARIADB = os.environ.get("OAUTH_STORE_TEST_MARIADB", "")
-"""The URL of a server; without it the tests run on SQLite and PostgreSQL alone."""
-
-
 @pytest.fixture(params=["sqlite", "postgresql", *(["mariadb"] if MARIADB else [])])
 def kind(request: pytest.FixtureRequest) -> str:
     """Each kind of database."""
@@ -154,8 +87,9 @@ async def empty_database_url(kind: str, request: pytest.FixtureRequest, tmp_path
     if kind == "sqlite":
         yield str(tmp_path / "oauth.db")
     elif kind == "mariadb":
-        async with mariadb_database() as url:
-            yield url
+        url = await create_mariadb_database()
+        yield url
+        await drop_mariadb_database(url)
     else:
         server = request.getfixturevalue("postgres_server")
         url = await create_postgres_database(server)
@@ -175,9 +109,9 @@ async def database_url(kind: str, migrated: Any, request: pytest.FixtureRequest,
     if kind == "sqlite":
         yield str(shutil.copy(migrated, tmp_path / "oauth.db"))
     elif kind == "mariadb":
-        async with mariadb_database() as url:
-            await _administer_mariadb(*migrated, database=make_url(url).database)
-            yield url
+        url = await create_mariadb_database(*migrated)
+        yield url
+        await drop_mariadb_database(url)
     else:
         server = request.getfixturevalue("postgres_server")
         url = await create_postgres_database(server, migrated)
@@ -198,24 +132,23 @@ def migrated_postgresql(postgres_server: str) -> Iterator[str]:
     """The name of a database that was migrated to the schema of this release."""
     url = asyncio.run(create_postgres_database(postgres_server))
     upgrade(url)
-    yield str(make_url(url).database)
+    yield name_of_database(url)
     asyncio.run(drop_postgres_database(postgres_server, url))
 
 
 @pytest.fixture(scope="session")
 def migrated_mariadb() -> list[str]:
     """The statements that make again what migrations made."""
-    return asyncio.run(_statements_of_mariadb())
 
-
-async def _statements_of_mariadb() -> list[str]:
-    async with mariadb_database() as url:
+    async def migrate_and_look() -> list[str]:
+        url = await create_mariadb_database()
         await asyncio.to_thread(upgrade, url)
         tables = ["oauth_clients", "oauth_codes", "oauth_tokens", VERSION_TABLE]
-        shown = await _administer_mariadb(
-            *(f"SHOW CREATE TABLE {table}" for table in tables), database=make_url(url).database
-        )
+        shown = await administer_mariadb(url, *(f"SHOW CREATE TABLE {table}" for table in tables))
+        await drop_mariadb_database(url)
         return [*(statement for _, statement in shown), f"INSERT INTO {VERSION_TABLE} VALUES ('{HEAD}')"]
+
+    return asyncio.run(migrate_and_look())
 
 
 @pytest.fixture
@@ -246,47 +179,42 @@ async def provider(make_provider: Provider) -> SQLAlchemyOAuthProvider:
     return make_provider()
 
 
-def new_client(**metadata: Any) -> OAuthClientInformationFull:
-    """A public client as dynamic registration would make it."""
-    values = {
-        "client_id": f"client-{secrets.token_hex(8)}",
-        "redirect_uris": [AnyUrl(REDIRECT_URI)],
-        "token_endpoint_auth_method": "none",
-        "grant_types": ["authorization_code", "refresh_token"],
-        "response_types": ["code"],
-        "client_name": "Test client",
-        "scope": "read write",
-    }
-    return OAuthClientInformationFull.model_validate({**values, **metadata})
-
-
-def registration_options(*scopes: str) -> ClientRegistrationOptions:
-    """Registration with these valid scopes."""
-    return ClientRegistrationOptions(enabled=True, valid_scopes=list(scopes))
-
-
-def sqlite_rows(path: str, statement: str) -> list[tuple[Any, ...]]:
-    """Rows of an SQLite file. For files that no provider of this process has open: run in another process otherwise."""
-    connection = sqlite3.connect(path)
-    try:
-        return connection.execute(statement).fetchall()
-    finally:
-        connection.close()
+@pytest.fixture
+async def client(provider: SQLAlchemyOAuthProvider) -> OAuthClientInformationFull:
+    """A client that `provider` knows."""
+    client: OAuthClientInformationFull = await registered(provider)
+    return client
 
 
 @pytest.fixture
-async def wiki(tmp_path: Path) -> AsyncIterator["Site"]:
-    """A server that asks for a password."""
-    from tests.pages import site  # which imports this module
+def clock() -> Iterator[Clock]:
+    """A clock that stands still until the test moves it."""
+    with stopped() as turned:
+        yield turned
 
+
+@pytest.fixture
+def house(make_provider: Provider) -> House:
+    """A house on each kind of database."""
+    return House(make_provider)
+
+
+@pytest.fixture
+async def wiki(tmp_path: Path) -> AsyncIterator[Site]:
+    """A server that asks for a password."""
     async with site(tmp_path / "oauth.db") as served:
         yield served
 
 
 @pytest.fixture
-async def browser() -> AsyncIterator["Browser"]:
+async def browser() -> AsyncIterator[Browser]:
     """A browser with a profile of its own."""
-    from tests.pages import Browser
-
     async with Browser() as opened:
         yield opened
+
+
+@pytest.fixture
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
+    """A server in memory, over HTTP; its settings are the fixture's parameter."""
+    async with running(**getattr(request, "param", {})) as served:
+        yield served

@@ -10,9 +10,9 @@ import aiosqlite
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from oauth_store import AuthorizationRequest, SQLAlchemyOAuthProvider
-from tests.conftest import BASE_URL, new_client
-from tests.flows import authorization_params, query_of
+from oauth_store import SQLAlchemyOAuthProvider
+from tests.approvals import Asks
+from tests.flows import BASE_URL, authorization_params, new_client, query_of
 from tests.workers import settle
 
 
@@ -71,16 +71,6 @@ class Counter:
         pings = self._sent.count(";")
         await settle(self._provider)
         return Cost(statements + pings, begins, hops), answer
-
-
-class Asks:
-    """An approval that remembers what it was asked for."""
-
-    handle: str
-
-    async def authorize(self, provider: SQLAlchemyOAuthProvider, request: AuthorizationRequest) -> str:
-        self.handle = request.handle
-        return BASE_URL
 
 
 async def count_steps(url: str) -> dict[str, Cost]:

@@ -1,17 +1,60 @@
-"""The steps of an OAuth flow as a client takes them, on a provider in this process."""
+"""A client, and the steps of an OAuth flow as it takes them, on a provider in this process."""
 
 import base64
 import hashlib
 import secrets
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from fastmcp.server.auth import OAuthProvider
 from mcp.server.auth.provider import AuthorizationParams
+from mcp.server.auth.settings import ClientRegistrationOptions
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyUrl
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.conftest import REDIRECT_URI
+from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
+
+BASE_URL = "http://127.0.0.1:8000"
+RESOURCE = f"{BASE_URL}/mcp"
+REDIRECT_URI = "http://127.0.0.1:9000/callback"
+
+Provider = Callable[..., SQLAlchemyOAuthProvider]
+
+
+def provider_on(database: str | Path | AsyncEngine) -> SQLAlchemyOAuthProvider:
+    """A provider that lets everyone in, with its defaults."""
+    provider = SQLAlchemyOAuthProvider(database, base_url=BASE_URL, approval=AutoApproval())
+    provider.set_mcp_path("/mcp")
+    return provider
+
+
+def new_client(**metadata: Any) -> OAuthClientInformationFull:
+    """A public client as dynamic registration would make it."""
+    values = {
+        "client_id": f"client-{secrets.token_hex(8)}",
+        "redirect_uris": [AnyUrl(REDIRECT_URI)],
+        "token_endpoint_auth_method": "none",
+        "grant_types": ["authorization_code", "refresh_token"],
+        "response_types": ["code"],
+        "client_name": "Test client",
+        "scope": "read write",
+    }
+    return OAuthClientInformationFull.model_validate({**values, **metadata})
+
+
+async def registered(provider: OAuthProvider, **metadata: Any) -> Any:
+    """A client that the provider knows, as the provider knows it."""
+    client = new_client(**metadata)
+    await provider.register_client(client)
+    return await provider.get_client(client.client_id)
+
+
+def registration_options(*scopes: str) -> ClientRegistrationOptions:
+    """Registration with these valid scopes."""
+    return ClientRegistrationOptions(enabled=True, valid_scopes=list(scopes))
 
 
 def pkce() -> tuple[str, str]:
@@ -21,8 +64,21 @@ def pkce() -> tuple[str, str]:
     return verifier, base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
+def authorization_request(client_id: str, **params: str) -> dict[str, str]:
+    """What a client sends to /authorize over HTTP."""
+    values = {
+        "response_type": "code",
+        "client_id": client_id,
+        "redirect_uri": REDIRECT_URI,
+        "code_challenge": pkce()[1],
+        "code_challenge_method": "S256",
+        "state": "the-state",
+    }
+    return values | params
+
+
 def authorization_params(**params: Any) -> AuthorizationParams:
-    """What a client sends to /authorize."""
+    """What /authorize makes of such a request."""
     values: dict[str, Any] = {
         "state": "the-state",
         "scopes": ["read", "write"],
@@ -32,6 +88,12 @@ def authorization_params(**params: Any) -> AuthorizationParams:
         "resource": None,
     }
     return AuthorizationParams.model_validate({**values, **params})
+
+
+def token_request(code: str, verifier: str, **params: str) -> dict[str, str]:
+    """What a client sends to /token for a code, over HTTP."""
+    values = {"grant_type": "authorization_code", "code": code, "code_verifier": verifier, "redirect_uri": REDIRECT_URI}
+    return values | params
 
 
 def query_of(url: str) -> dict[str, str]:

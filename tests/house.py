@@ -1,25 +1,13 @@
 """A provider with an owner, who lets clients in: what the command line is tried on."""
 
-from typing import Any
-
 from mcp.shared.auth import OAuthToken
 from sqlalchemy import select
 
-from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
 from oauth_store.models import Token
-from tests.conftest import Provider, new_client
-from tests.flows import authorization_params, query_of, redeem
-
-
-class Asks:
-    """An approval whose page the test answers."""
-
-    handle = ""
-
-    async def authorize(self, _provider: SQLAlchemyOAuthProvider, request: Any) -> str:
-        self.handle = request.handle
-        return "http://127.0.0.1/asked"
+from tests.approvals import Asks
+from tests.databases import value_of
+from tests.flows import Provider, authorization_params, new_client, query_of, redeem
 
 
 class House:
@@ -48,6 +36,6 @@ class House:
 
     async def grant_id(self, token: OAuthToken) -> str:
         """The id of a token's grant."""
-        async with self.provider._database.read() as session:
-            named = select(Token.grant_id).where(Token.token_hash == hash_secret(token.access_token))
-            return (await session.execute(named)).scalar_one().hex()
+        named = select(Token.grant_id).where(Token.token_hash == hash_secret(token.access_token))
+        grant_id: bytes = await value_of(self.provider, named)
+        return grant_id.hex()

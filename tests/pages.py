@@ -21,8 +21,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from oauth_store import PasswordApproval, SQLAlchemyOAuthProvider
-from tests.conftest import REDIRECT_URI, new_client
-from tests.flows import pkce, query_of
+from tests.flows import REDIRECT_URI, authorization_request, new_client, pkce, query_of
 from tests.serving import free_port, serving
 
 PASSWORD = "correct horse battery"
@@ -52,16 +51,11 @@ class Site:
         redirect_uri = metadata.setdefault("redirect_uris", [AnyUrl(REDIRECT_URI)])[0]
         client_id = await self.register(**metadata)
         self.verifiers[client_id], challenge = pkce()
-        params = {
-            "response_type": "code",
-            "client_id": client_id,
-            "redirect_uri": str(redirect_uri),
-            "code_challenge": challenge,
-            "code_challenge_method": "S256",
-            "state": state,
-            **({} if asks is None else {"scope": asks}),
-        }
-        return f"{self.url}/authorize?{urlencode(params)}"
+        asked = {} if asks is None else {"scope": asks}
+        request = authorization_request(
+            client_id, redirect_uri=str(redirect_uri), code_challenge=challenge, state=state, **asked
+        )
+        return f"{self.url}/authorize?{urlencode(request)}"
 
     async def redeem(self, authorize_url: str, callback: str) -> OAuthToken:
         """Exchange the code of a redirect as the client of `authorize_url` would, through the provider."""

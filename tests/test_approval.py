@@ -3,14 +3,13 @@
 import logging
 from typing import Any
 
-import httpx2
 import pytest
-from fastmcp import FastMCP
+from mcp.server.auth.provider import AuthorizeError
 
 from oauth_store import AutoApproval, ConfigurationError, PasswordApproval, SQLAlchemyOAuthProvider
 from oauth_store.sign_in import hash_password
-from tests.flows import pkce, query_of
-from tests.serving import free_port, serving
+from tests.endpoints import running
+from tests.flows import authorization_params, authorization_request, query_of, registered
 
 HASH = hash_password("correct horse")
 
@@ -90,24 +89,12 @@ class TestLoopbackOnly:
 
     async def authorize(self, *, redirect_uri: str, headers: dict[str, str] | None = None) -> dict[str, str]:
         """Register a client with a redirect URI, go to /authorize, and return what the redirect says."""
-        port = free_port()
-        async with SQLAlchemyOAuthProvider(":memory:", base_url=f"http://127.0.0.1:{port}") as provider:
-            mcp: FastMCP[None] = FastMCP("test", auth=provider)
-            async with (
-                serving(mcp.http_app(stateless_http=True), port) as url,
-                httpx2.AsyncClient(base_url=url) as http,
-            ):
-                client = (await http.post("/register", json={"redirect_uris": [redirect_uri]})).json()
-                params = {
-                    "response_type": "code",
-                    "client_id": client["client_id"],
-                    "redirect_uri": redirect_uri,
-                    "code_challenge": pkce()[1],
-                    "state": "the-state",
-                }
-                answer = await http.get("/authorize", params=params, headers=headers)
-                assert answer.status_code == 302, answer.text
-                return query_of(answer.headers["location"])
+        async with running(approval=None) as server:
+            client = await server.register(redirect_uris=[redirect_uri])
+            request = authorization_request(client["client_id"], redirect_uri=redirect_uri)
+            answer = await server.http.get("/authorize", params=request, headers=headers)
+            assert answer.status_code == 302, answer.text
+            return query_of(answer.headers["location"])
 
     @pytest.mark.parametrize(
         "redirect_uri",
@@ -151,15 +138,9 @@ class TestLoopbackOnly:
 
     async def test_a_call_without_a_request_is_refused(self, caplog: pytest.LogCaptureFixture) -> None:
         """Where nothing is known of the caller, nothing is approved."""
-        from mcp.server.auth.provider import AuthorizeError
-
-        from tests.conftest import new_client
-        from tests.flows import authorization_params
-
         caplog.set_level(logging.WARNING)
         async with SQLAlchemyOAuthProvider(":memory:", base_url="http://127.0.0.1:8000") as provider:
-            client = new_client()
-            await provider.register_client(client)
+            client = await registered(provider)
             with pytest.raises(AuthorizeError) as caught:
                 await provider.authorize(client, authorization_params())
             assert caught.value.error == "access_denied"

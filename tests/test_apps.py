@@ -13,7 +13,7 @@ from oauth_store import ConfigurationError, PasswordApproval
 from oauth_store.apps import SHOWN
 from oauth_store.credentials import hash_secret
 from oauth_store.models import SESSION, Token
-from tests.conftest import sqlite_rows
+from tests.databases import rows_of, sqlite_rows
 from tests.flows import query_of
 from tests.pages import HASH, PASSWORD, USERS, Browser, Site, csrf_of, site
 from tests.serving import free_port
@@ -64,9 +64,8 @@ class TestGrants:
         token = await wiki.connect()
         page = await browser.sign_in(f"{wiki.url}/apps")
         await browser.submit(page, {"revoke": grant_ids(page)[0]})
-        async with wiki.provider._database.read() as session:
-            rows = (await session.execute(select(Token.revoked_reason).where(Token.kind != SESSION))).scalars().all()
-        assert rows == ["revoked on the page by owner"] * 2
+        rows = await rows_of(wiki.provider, select(Token.revoked_reason).where(Token.kind != SESSION))
+        assert [row.revoked_reason for row in rows] == ["revoked on the page by owner"] * 2
         assert await wiki.provider.verify_token(token.access_token) is None
 
     async def test_very_many(self, wiki: Site, browser: Browser) -> None:

@@ -15,9 +15,9 @@ from oauth_store.backup import backup
 from oauth_store.schema import upgrade
 from tests.chaos import Child, flow_until_killed, new_provider
 from tests.commands import run
-from tests.conftest import new_client, sqlite_rows
-from tests.flows import sign_in
-from tests.test_copy import check_whole, dump, fill, registrations
+from tests.databases import sqlite_rows
+from tests.flows import new_client, sign_in
+from tests.stores import check_whole, dump, fill, registrations
 
 
 @pytest.fixture

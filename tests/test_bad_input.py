@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider
 from oauth_store.schema import upgrade
-from tests.conftest import REDIRECT_URI, create_postgres_database, drop_postgres_database
-from tests.flows import pkce, query_of
+from tests.databases import create_postgres_database, drop_postgres_database
+from tests.flows import REDIRECT_URI, pkce, query_of
 from tests.serving import free_port
 
 PATHS = [

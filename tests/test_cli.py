@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-import time_machine
 
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.cli import app
 from oauth_store.text import iso
+from tests.clocks import turned
 from tests.commands import alembic, run, run_json
-from tests.conftest import Provider, new_client, sqlite_rows
-from tests.flows import refresh, sign_in
+from tests.databases import sqlite_rows
+from tests.flows import Provider, new_client, refresh, sign_in
 
 
 def test_help_names_the_commands() -> None:
@@ -239,11 +239,11 @@ async def test_status_counts(provider: SQLAlchemyOAuthProvider, make_provider: P
     assert told["live_grants"] == 0
     assert told["oldest_grant_at"] is None
     client, before = new_client(), make_provider()  # of its own: it would purge what it finds later
-    with time_machine.travel(time.time() - 2 * 24 * 3600, tick=True):  # its codes and access tokens have expired
+    with turned(-2 * 24 * 3600):  # its codes and access tokens have expired
         await before.register_client(client)
         first = await sign_in(before, client)
         await sign_in(before, client)
-    with time_machine.travel(time.time() - 40 * 24 * 3600, tick=True):
+    with turned(-40 * 24 * 3600):
         await before.register_client(new_client())
     await refresh(provider, client, first)
     await provider.register_client(new_client())
@@ -280,7 +280,7 @@ async def test_purge(
 ) -> None:
     """--dry-run counts what the purge then deletes, in as many batches as it takes; what can be used stays."""
     client, before = new_client(), make_provider()  # of its own: it would purge what it finds later
-    with time_machine.travel(time.time() - 40 * 24 * 3600, tick=True):
+    with turned(-40 * 24 * 3600):
         await before.register_client(client)
         await before.register_client(new_client())
         for _ in range(3):
@@ -298,7 +298,7 @@ async def test_purge(
 
 async def test_a_purge_is_an_event(provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
     """--verbose tells of the purge as a server's log does; a purge that finds nothing is silent."""
-    with time_machine.travel(time.time() - 40 * 24 * 3600, tick=True):
+    with turned(-40 * 24 * 3600):
         await provider.register_client(new_client())
     ran = run("purge", "-v", database=database_url)
     assert ran.stderr == "INFO: purged: tokens=0 codes=0 clients=1\n"

@@ -8,9 +8,8 @@ import time
 
 import httpx2
 import pytest
-import time_machine
 from fastmcp import FastMCP
-from mcp.server.auth.provider import RegistrationError
+from mcp.server.auth.provider import RegistrationError, TokenError
 from pydantic import AnyUrl
 from sqlalchemy import func, select
 
@@ -18,20 +17,26 @@ from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.cli import app
 from oauth_store.models import Client, Code, Token
 from oauth_store.purge import purge
+from tests.clocks import turned
 from tests.commands import run, run_json
-from tests.conftest import Provider, new_client
-from tests.flows import authorize, pkce, query_of, sign_in
+from tests.databases import rows_of, value_of
+from tests.flows import (
+    Provider,
+    authorization_request,
+    authorize,
+    new_client,
+    pkce,
+    query_of,
+    registered,
+    sign_in,
+    token_request,
+)
 from tests.house import House
 from tests.serving import free_port, serving
+from tests.workers import present_refresh_token
 
 DAY = 24 * 3600
 ADD = ["clients", "add", "My app", "--redirect-uri", "https://app.example.com/callback"]
-
-
-@pytest.fixture
-def house(make_provider: Provider) -> House:
-    """A house on each kind of database."""
-    return House(make_provider)
 
 
 class TestList:
@@ -83,8 +88,7 @@ class TestAdd:
         )
         assert client.grant_types == ["authorization_code", "refresh_token"]
         assert client.redirect_uris == [AnyUrl("https://app.example.com/callback")]
-        async with provider._database.read() as session:
-            rows = (await session.execute(select(Client.__table__))).all()
+        rows = await rows_of(provider, select(Client.__table__))
         assert secret[1] not in repr(rows)
         (listed,) = run_json("clients", database=database_url)["clients"]
         assert listed["last_approved_at"] is None
@@ -97,20 +101,14 @@ class TestAdd:
         provider = make_provider(base_url=url)
         added = run_json(*ADD, "--auth-method", "client_secret_basic", database=database_url)
         verifier, challenge = pkce()
-        request = {
-            "response_type": "code",
-            "client_id": added["client_id"],
-            "redirect_uri": "https://app.example.com/callback",
-            "code_challenge": challenge,
-            "code_challenge_method": "S256",
-        }
+        uri = "https://app.example.com/callback"
+        request = authorization_request(added["client_id"], redirect_uri=uri, code_challenge=challenge)
         async with (
             serving(FastMCP("wiki", auth=provider).http_app(), port),
             httpx2.AsyncClient(base_url=url) as http,
         ):
             code = query_of((await http.get("/authorize", params=request)).headers["location"])["code"]
-            exchange = {"grant_type": "authorization_code", "code": code, "code_verifier": verifier}
-            exchange["redirect_uri"] = request["redirect_uri"]
+            exchange = token_request(code, verifier, redirect_uri=uri)
             refused = await http.post("/token", data=exchange, auth=(added["client_id"], "wrong"))
             tokens = await http.post("/token", data=exchange, auth=(added["client_id"], added["client_secret"]))
         assert (refused.status_code, refused.json()["error"]) == (401, "invalid_client")
@@ -209,10 +207,8 @@ class TestRemove:
         assert ran.stderr.count("INFO: grant revoked: ") == 2
         assert not await house.lives(token)
         assert await house.lives(other)
-        async with house.provider._database.read() as session:
-            for model in (Client, Token, Code):
-                left = (await session.execute(select(model.client_id).distinct())).scalars().all()
-                assert left == ["two"], model
+        for model in (Client, Token, Code):
+            assert await rows_of(house.provider, select(model.client_id).distinct()) == [("two",)], model
 
     async def test_one_that_is_not_there(self, house: House, database_url: str) -> None:
         """An unknown client_id, or one that differs in a space or in case, is exit code 1, and nothing is removed."""
@@ -226,12 +222,7 @@ class TestRemove:
 
     async def test_while_it_refreshes(self, provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
         """A client that is removed while it is at work ends in a refusal, never in an error of the server."""
-        from mcp.server.auth.provider import TokenError
-
-        from tests.workers import present_refresh_token
-
-        client = new_client()
-        await provider.register_client(client)
+        client = await registered(provider)
         tokens = [await sign_in(provider, client) for _ in range(4)]
 
         async def refresh_on(token: str | None) -> str:
@@ -249,14 +240,12 @@ class TestRemove:
         assert removed.returncode == 0, removed.stderr
         assert len(json.loads(removed.stdout)["revoked"]) == 4
         assert set(await asyncio.gather(*working)) <= {"invalid_grant", "invalid_client"}
-        async with provider._database.read() as session:
-            assert (await session.execute(select(func.count()).select_from(Token))).scalar_one() == 0
+        assert await value_of(provider, select(func.count()).select_from(Token)) == 0
 
 
 async def test_a_client_of_a_day_is_told_in_days(provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
     """Ages are told in the largest unit that they are at least two of."""
-    with time_machine.travel(time.time() - 3 * DAY, tick=True):
-        client = new_client()
-        await provider.register_client(client)
+    with turned(-3 * DAY):
+        client = await registered(provider)
         await authorize(provider, client)
     assert "3 d ago" in run("clients", database=database_url).stdout

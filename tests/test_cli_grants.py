@@ -19,16 +19,10 @@ from oauth_store.connections import grants_named, grants_to_end, live_grants, re
 from oauth_store.credentials import hash_secret
 from oauth_store.models import Code, Token
 from tests.commands import run, run_json
-from tests.conftest import RESOURCE, Provider, new_client
-from tests.flows import authorize, sign_in
+from tests.databases import tokens_of
+from tests.flows import RESOURCE, authorize, new_client, registered, sign_in
 from tests.house import House
 from tests.workers import answer, present_code, present_refresh_token
-
-
-@pytest.fixture
-def house(make_provider: Provider) -> House:
-    """A house on each kind of database."""
-    return House(make_provider)
 
 
 class TestGrants:
@@ -126,9 +120,8 @@ class TestRevoke:
         assert not await house.lives(token)
         assert await answer(present_refresh_token(house.provider, house.client, token.refresh_token)) != token
         assert await house.lives(other)
-        async with house.provider._database.read() as session:
-            reasons = (await session.execute(select(Token.revoked_reason).distinct())).scalars().all()
-        assert set(reasons) == {None, "revoked with oauth-store by grace"}
+        tokens = await tokens_of(house.provider)
+        assert {token.revoked_reason for token in tokens} == {None, "revoked with oauth-store by grace"}
 
     async def test_of_a_client_of_a_subject_and_all(self, house: House, database_url: str) -> None:
         """--client, --subject and --all end what they say, codes that wait for their client included."""
@@ -280,8 +273,7 @@ async def test_what_can_be_ended_is_what_can_be_used(house: House) -> None:
 
 async def test_a_client_of_the_default_kind_is_listed(provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
     """Where nobody signs in, a grant has no subject, and `grants` shows a dash."""
-    client = new_client(client_name="\x1b[31mred\u202e\n" + "x" * 200)
-    await provider.register_client(client)
+    client = await registered(provider, client_name="\x1b[31mred\u202e\n" + "x" * 200)
     await sign_in(provider, client)
     await authorize(provider, client)
     output = run("grants", database=database_url).stdout

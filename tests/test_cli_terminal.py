@@ -13,10 +13,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fill import fill
-from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from tests.commands import COMMAND, TIMEOUT_SECONDS, environment_for, run, run_anew, run_on_terminal
-from tests.conftest import BASE_URL, new_client
-from tests.flows import sign_in
+from tests.flows import provider_on, registered, sign_in
 
 NASTY = "\x1b[31mred\x1b]0;title\x07\u202egnp.exe\u200b\r\n\x9b2J [bold]x[/bold] :smile:"
 
@@ -25,9 +23,10 @@ NASTY = "\x1b[31mred\x1b]0;title\x07\u202egnp.exe\u200b\r\n\x9b2J [bold]x[/bold]
 async def nasty(tmp_path: Path) -> str:
     """A database whose client, subject and scopes hold everything that a terminal could be fooled with."""
     path = str(tmp_path / "oauth.db")
-    async with SQLAlchemyOAuthProvider(path, base_url=BASE_URL, approval=AutoApproval()) as provider:
-        client = new_client(client_id=f"id{NASTY}", client_name=NASTY, scope=f"read a{NASTY.split()[0]}")
-        await provider.register_client(client)
+    async with provider_on(path) as provider:
+        client = await registered(
+            provider, client_id=f"id{NASTY}", client_name=NASTY, scope=f"read a{NASTY.split()[0]}"
+        )
         await sign_in(provider, client, scopes=["read", f"a{NASTY.split()[0]}"])
     return path
 

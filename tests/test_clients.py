@@ -10,7 +10,7 @@ import pytest
 
 from examples.demo import SERVER, Server
 from tests.clients.apps import ANSWER, CALL_SECONDS, KINDS, METHODS, App, Outcome, TypeScriptApp, make_app
-from tests.test_endpoints import basic
+from tests.endpoints import basic
 
 # the store of the Python client outlives the client object, as a file would
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")

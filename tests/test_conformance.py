@@ -1,46 +1,10 @@
 """What the MCP authorization specification asks of the routes, line by line of docs/conformance.md."""
 
-from collections.abc import AsyncIterator
-from typing import Any
-
-import httpx2
 import pytest
-from fastmcp import FastMCP
 from mcp.server.auth.settings import ClientRegistrationOptions
 
-from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
-from tests.conftest import REDIRECT_URI
-from tests.flows import pkce, query_of
-from tests.serving import free_port, serving
-from tests.test_endpoints import Server
-
-
-@pytest.fixture
-async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
-    """A server in memory; its settings are the fixture's parameter."""
-    port = free_port()
-    settings: dict[str, Any] = {"base_url": f"http://127.0.0.1:{port}", "approval": AutoApproval()}
-    async with SQLAlchemyOAuthProvider(":memory:", **settings | getattr(request, "param", {})) as provider:
-        mcp: FastMCP[None] = FastMCP("test", auth=provider)
-        async with (
-            serving(mcp.http_app(stateless_http=True), port) as url,
-            httpx2.AsyncClient(base_url=url) as http,
-        ):
-            yield Server(http, provider)
-
-
-def authorization_request(client_id: str, **params: str) -> dict[str, str]:
-    """The parameters of /authorize."""
-    values = {
-        "response_type": "code",
-        "client_id": client_id,
-        "redirect_uri": REDIRECT_URI,
-        "code_challenge": pkce()[1],
-        "code_challenge_method": "S256",
-        "state": "the-state",
-    }
-    return values | params
-
+from tests.endpoints import Server
+from tests.flows import REDIRECT_URI, authorization_request, query_of, token_request
 
 with_scopes = pytest.mark.parametrize(
     "server",
@@ -98,8 +62,7 @@ class TestScopes:
         client = await server.register()
         params = {} if scope is None else {"scope": scope}
         code, verifier = await server.code(client["client_id"], **params)
-        form = {"grant_type": "authorization_code", "client_id": client["client_id"], "code": code}
-        answer = await server.http.post("/token", data=form | {"code_verifier": verifier, "redirect_uri": REDIRECT_URI})
+        answer = await server.http.post("/token", data=token_request(code, verifier, client_id=client["client_id"]))
         token = answer.json()
         assert "read" in token["scope"].split()
         assert (await server.mcp(token["access_token"])).status_code not in (401, 403)
@@ -206,8 +169,8 @@ class TestAuthorize:
         """However a client spells its redirect URI, the whole flow accepts the same spelling again."""
         client_id = (await server.register(redirect_uris=[uri]))["client_id"]
         code, verifier = await server.code(client_id, redirect_uri=uri)
-        form = {"grant_type": "authorization_code", "client_id": client_id, "code": code, "code_verifier": verifier}
-        answer = await server.http.post("/token", data=form | {"redirect_uri": uri})
+        form = token_request(code, verifier, client_id=client_id, redirect_uri=uri)
+        answer = await server.http.post("/token", data=form)
         assert answer.status_code == 200, answer.text
 
     async def test_any_port_on_loopback(self, server: Server) -> None:
@@ -244,8 +207,8 @@ class TestAuthorize:
         uri = registered[0] if asked == "same" else asked
         client_id = (await server.register(redirect_uris=registered))["client_id"]
         code, verifier = await server.code(client_id, redirect_uri=uri, scope=" offline_access")
-        form = {"grant_type": "authorization_code", "client_id": client_id, "code": code, "code_verifier": verifier}
-        answer = await server.http.post("/token", data=form | {"redirect_uri": uri})
+        form = token_request(code, verifier, client_id=client_id, redirect_uri=uri)
+        answer = await server.http.post("/token", data=form)
         assert "refresh_token" in answer.raise_for_status().json()
 
 
@@ -272,13 +235,7 @@ class TestTokenErrors:
         """What is wrong is said by the code that clients look at."""
         client_id = (await server.register())["client_id"]
         code, verifier = await server.code(client_id)
-        form = {
-            "grant_type": "authorization_code",
-            "client_id": client_id,
-            "code": code,
-            "code_verifier": verifier,
-            "redirect_uri": REDIRECT_URI,
-        }
+        form = token_request(code, verifier, client_id=client_id)
         answer = await server.http.post("/token", data=form | wrong)
         assert (answer.status_code, answer.json()["error"]) == (status, error)
         assert (await server.http.post("/token", data=form)).status_code == 200
@@ -313,9 +270,9 @@ class TestTokenErrors:
         """Naming the grant's own resource at /token changes nothing (RFC 8707, section 2.2)."""
         client_id = (await server.register())["client_id"]
         code, verifier = await server.code(client_id)
-        form = {"grant_type": "authorization_code", "client_id": client_id, "code": code, "code_verifier": verifier}
         resource = f"{server.provider._own_resource}/"
-        answer = await server.http.post("/token", data=form | {"redirect_uri": REDIRECT_URI, "resource": resource})
+        form = token_request(code, verifier, client_id=client_id, resource=resource)
+        answer = await server.http.post("/token", data=form)
         assert answer.status_code == 200, answer.text
         form = {"grant_type": "refresh_token", "client_id": client_id, "refresh_token": answer.json()["refresh_token"]}
         assert (await server.http.post("/token", data=form | {"resource": resource})).status_code == 200

@@ -11,8 +11,8 @@ import pytest
 
 from examples.demo import SERVER, Server
 from tests.clients import need_conformance_suite
+from tests.deployments import discover, proxied
 from tests.serving import free_port
-from tests.test_mounting import discover, proxied
 
 SUITE_SECONDS = 120
 CHECKS = {

@@ -1,14 +1,12 @@
 """The consent page over HTTP: what it says, what it takes for an answer, and what it does not."""
 
-import time
 from urllib.parse import urlencode
 
 import pytest
-import time_machine
 
 from oauth_store.browser import request_cookie
-from tests.conftest import REDIRECT_URI
-from tests.flows import query_of
+from tests.clocks import turned
+from tests.flows import REDIRECT_URI, query_of
 from tests.pages import PASSWORD, Browser, Site, action_of, csrf_of, handle_of, site
 
 
@@ -71,9 +69,9 @@ class TestAnswer:
     async def test_an_expired_request_is_over(self, wiki: Site, browser: Browser) -> None:
         """After ten minutes the right password comes too late."""
         page = await browser.open(await wiki.authorize_url())
-        with time_machine.travel(time.time() + 599):
+        with turned(599):
             assert (await browser.open(str(page.url))).status_code == 200
-        with time_machine.travel(time.time() + 601):
+        with turned(601):
             assert (await browser.allow(page)).status_code == 410
             assert (await browser.submit(page, {"answer": "deny"})).status_code == 410
 

@@ -4,8 +4,6 @@ import asyncio
 import json
 import random
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
 from oauth_store.models import Code, Token
 from tests.chaos import Child, create_schema, flow_until_killed, new_provider
+from tests.databases import check_integrity, value_of
 from tests.flows import redeem
 from tests.workers import present_refresh_token
 
@@ -114,10 +113,9 @@ class Ledger:
 
     async def _check_code(self, provider: SQLAlchemyOAuthProvider, grant: Grant, code: str) -> None:
         """A code is redeemable, unless its exchange was begun: then it may have its two tokens instead."""
-        async with provider._database.read() as session:
-            row = (await session.execute(select(Code).where(Code.code_hash == hash_secret(code)))).scalar_one()
-            tokens = select(func.count()).select_from(Token).where(Token.grant_id == row.grant_id)
-            count = (await session.execute(tokens)).scalar_one()
+        row = await value_of(provider, select(Code).where(Code.code_hash == hash_secret(code)))
+        tokens = select(func.count()).select_from(Token).where(Token.grant_id == row.grant_id)
+        count = await value_of(provider, tokens)
         assert count == (0 if row.consumed_at is None else 2), "an exchange is half done"
         if row.consumed_at is None:
             token = await redeem(provider, grant.client, code)
@@ -182,13 +180,6 @@ async def checked_database(database_url: str) -> AsyncIterator[str]:
     yield database_url
     if "://" not in database_url:
         check_integrity(database_url)
-
-
-def check_integrity(path: str) -> None:
-    """Let SQLite look at every page of a file, from a process of its own."""
-    program = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('PRAGMA integrity_check').fetchone()[0])"
-    ran = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
-    assert ran.stdout == "ok\n"
 
 
 async def test_nothing_acknowledged_is_lost(

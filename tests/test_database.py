@@ -26,8 +26,8 @@ from oauth_store.errors import LostRaceError
 from oauth_store.models import Client, Token, clients
 from oauth_store.schema import prepare
 from oauth_store.sqlite import LATER, SEND
-from tests.conftest import BASE_URL, Provider, create_postgres_database, drop_postgres_database, new_client
-from tests.flows import authorize, refresh, sign_in
+from tests.databases import create_postgres_database, drop_postgres_database, value_of
+from tests.flows import BASE_URL, Provider, authorize, new_client, provider_on, refresh, registered, sign_in
 from tests.workers import settle
 
 
@@ -209,9 +209,7 @@ class TestFiles:
         """The database, its -wal and its -shm have mode 0600, whatever the umask."""
         before = os.umask(0)
         try:
-            async with SQLAlchemyOAuthProvider(
-                tmp_path / "oauth.db", base_url=BASE_URL, approval=AutoApproval()
-            ) as provider:
+            async with provider_on(tmp_path / "oauth.db") as provider:
                 await provider.register_client(new_client())
                 modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in tmp_path.iterdir()}
         finally:
@@ -221,10 +219,9 @@ class TestFiles:
     async def test_no_secret_is_in_the_files(self, tmp_path: Path) -> None:
         """Who finds the database, with its -wal, finds no token, code, handle or client secret in it."""
         path = tmp_path / "oauth.db"
-        async with SQLAlchemyOAuthProvider(path, base_url=BASE_URL, approval=AutoApproval()) as provider:
+        async with provider_on(path) as provider:
             secret = "the-secret-of-this-client"
-            client = new_client(client_secret=secret, token_endpoint_auth_method="client_secret_post")
-            await provider.register_client(client)
+            client = await registered(provider, client_secret=secret, token_endpoint_auth_method="client_secret_post")
             code = await authorize(provider, client)
             first = await sign_in(provider, client)
             second = await refresh(provider, client, first)
@@ -265,9 +262,8 @@ class TestFiles:
     async def test_a_file_that_was_replaced_is_not_used(self, tmp_path: Path) -> None:
         """SQLite would write to the file that is gone, or mix the two: all is refused until it is put back."""
         path, aside = tmp_path / "oauth.db", tmp_path / "aside.db"
-        async with SQLAlchemyOAuthProvider(path, base_url=BASE_URL, approval=AutoApproval()) as provider:
-            client = new_client()
-            await provider.register_client(client)
+        async with provider_on(path) as provider:
+            client = await registered(provider)
             path.rename(aside)
             with pytest.raises(DatabaseUnavailable, match="is gone"):
                 await provider.get_client(client.client_id)
@@ -308,16 +304,15 @@ class TestMemory:
 
     async def test_a_whole_flow(self) -> None:
         """All steps work, also many at once, and nothing is left behind."""
-        async with SQLAlchemyOAuthProvider(":memory:", base_url=BASE_URL, approval=AutoApproval()) as provider:
-            client = new_client()
-            await provider.register_client(client)
+        async with provider_on(":memory:") as provider:
+            client = await registered(provider)
             tokens = await asyncio.gather(*(sign_in(provider, client) for _ in range(20)))
             for token in tokens:
                 assert await provider.verify_token(token.access_token) is not None
 
     def test_it_lives_as_long_as_its_provider(self) -> None:
         """Another event loop finds the same database; another provider has its own."""
-        provider = SQLAlchemyOAuthProvider(":memory:", base_url=BASE_URL, approval=AutoApproval())
+        provider = provider_on(":memory:")
         client = new_client()
 
         async def crowd() -> None:
@@ -338,8 +333,7 @@ class TestTransactions:
 
     async def test_an_error_rolls_back(self, provider: SQLAlchemyOAuthProvider) -> None:
         """What a step wrote before it failed is gone, and neither stays open nor goes into the next transaction."""
-        client = new_client()
-        await provider.register_client(client)
+        client = await registered(provider)
         with pytest.raises(ZeroDivisionError):
             async with provider._database.write() as session:
                 await session.execute(delete(Client))
@@ -354,7 +348,7 @@ class TestTransactions:
 
     async def test_an_error_rolls_back_in_memory(self) -> None:
         """The same holds for `:memory:`."""
-        async with SQLAlchemyOAuthProvider(":memory:", base_url=BASE_URL, approval=AutoApproval()) as provider:
+        async with provider_on(":memory:") as provider:
             await self.test_an_error_rolls_back(provider)
 
 
@@ -366,7 +360,7 @@ class TestEventLoops:
     )
     def test_a_second_loop_works(self, database_url: str) -> None:
         """Connections of a loop that has ended are not used, nor waited for."""
-        provider = SQLAlchemyOAuthProvider(database_url, base_url=BASE_URL, approval=AutoApproval())
+        provider = provider_on(database_url)
         client = new_client()
 
         async def crowd() -> None:
@@ -386,9 +380,8 @@ class TestEngine:
     async def test_it_is_used_and_not_disposed(self, database_url_of_engine: str) -> None:
         """The provider works on it, and leaves it open."""
         engine = create_async_engine(database_url_of_engine)
-        provider = SQLAlchemyOAuthProvider(engine, base_url=BASE_URL, approval=AutoApproval())
-        client = new_client()
-        await provider.register_client(client)
+        provider = provider_on(engine)
+        client = await registered(provider)
         token = await refresh(provider, client, await sign_in(provider, client))
         assert await provider.verify_token(token.access_token) is not None
         pool = engine.pool
@@ -407,7 +400,7 @@ class TestEngine:
 
 async def test_steps_of_a_new_provider_wait_for_its_schema(empty_database_url: str) -> None:
     """Fifty requests that arrive first at once all work, on a database that was empty."""
-    async with SQLAlchemyOAuthProvider(empty_database_url, base_url=BASE_URL, approval=AutoApproval()) as provider:
+    async with provider_on(empty_database_url) as provider:
         clients = [new_client() for _ in range(50)]
         await asyncio.gather(*(provider.register_client(client) for client in clients))
         assert all(await asyncio.gather(*(provider.get_client(client.client_id) for client in clients)))
@@ -442,8 +435,7 @@ async def test_closing_waits_for_what_is_under_way(provider: SQLAlchemyOAuthProv
 
 async def test_a_closed_provider_opens_again(provider: SQLAlchemyOAuthProvider) -> None:
     """aclose() ends connections, not the provider."""
-    client = new_client()
-    await provider.register_client(client)
+    client = await registered(provider)
     await provider.aclose()
     assert await provider.get_client(client.client_id) is not None
 
@@ -454,8 +446,7 @@ class TestCancelledRequests:
     async def test_no_step_is_half_done(self, make_provider: Provider) -> None:
         """However early a refresh is cancelled, it happened or it did not: the old token or the successor works."""
         provider = make_provider()
-        client = new_client()
-        await provider.register_client(client)
+        client = await registered(provider)
         for round_ in range(40):
             token = await sign_in(provider, client)
             task = asyncio.create_task(refresh(provider, client, token))
@@ -465,9 +456,8 @@ class TestCancelledRequests:
             await asyncio.gather(task, return_exceptions=True)
             again = await refresh(provider, client, token)
             assert await provider.verify_token(again.access_token) is not None
-        async with provider._database.read() as session:
-            unpaired = select(func.count()).select_from(Token).where(Token.paired_hash.is_(None))
-            assert (await session.execute(unpaired)).scalar() == 0
+        unpaired = select(func.count()).select_from(Token).where(Token.paired_hash.is_(None))
+        assert await value_of(provider, unpaired) == 0
 
     async def test_a_step_that_has_begun_is_finished(self, provider: SQLAlchemyOAuthProvider) -> None:
         """However early or late its request is cancelled, what a step does takes effect."""
@@ -608,9 +598,8 @@ async def test_a_commit_that_fails_leaves_no_transaction_open(tmp_path: Path, me
     """Where what was sent with the COMMIT fails, SQLite's lock is given back, and the next step works."""
     path = tmp_path / "oauth.db"
     database = ":memory:" if memory else path
-    async with SQLAlchemyOAuthProvider(database, base_url=BASE_URL, approval=AutoApproval()) as provider:
-        client = new_client()
-        await provider.register_client(client)
+    async with provider_on(database) as provider:
+        client = await registered(provider)
         again = {"client_id": client.client_id, "client_metadata": "{}", "created_at": 1}
         later = insert(clients).execution_options(**{SEND: LATER})
         for _ in range(3):

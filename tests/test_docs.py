@@ -154,11 +154,16 @@ def test_programs_run(page: str, number: int, tmp_path: Path) -> None:
         assert httpx2.post(f"http://127.0.0.1:{port}/mcp", json={}).status_code == 401
 
 
+def modules_of_the_tests() -> list[Path]:
+    """The modules of tests/, helpers too."""
+    return [path for path in (ROOT / "tests").rglob("*.py") if "node_modules" not in path.parts]
+
+
 @functools.cache
 def defined_tests() -> set[str]:
     """The ids of all tests and test classes, as in `tests/test_x.py::TestY::test_z`."""
     ids = set()
-    for path in (path for path in (ROOT / "tests").rglob("*.py") if "node_modules" not in path.parts):
+    for path in modules_of_the_tests():
         name = name_of(path)
         ids.add(name)
         for node in ast.parse(path.read_text()).body:
@@ -209,6 +214,21 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("oauth_store."):
             yield str(node.module).removeprefix("oauth_store.")
+
+
+def test_no_test_module_is_imported() -> None:
+    """What several modules of the tests use is in a helper module: none imports tests or a conftest, late neither."""
+    wrong = []
+    for path in modules_of_the_tests():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        tests = [name for name in sorted(imported) if re.fullmatch(r"tests\.(\w+\.)*(test_\w+|conftest)", name)]
+        wrong += [f"{name_of(path)} imports {name}" for name in tests]
+    assert wrong == []
 
 
 def test_alembic_is_imported_in_one_module_and_late() -> None:

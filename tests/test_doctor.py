@@ -20,7 +20,8 @@ from oauth_store.models import Token
 from oauth_store.schema import upgrade
 from oauth_store.sign_in import hash_password
 from tests.commands import run
-from tests.test_copy import execute, token
+from tests.databases import execute
+from tests.stores import token
 
 DOCS = Path(__file__).parent.parent / "docs" / "doctor.md"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing owners and mounting need root")
@@ -409,7 +410,7 @@ def test_a_password_hash_of_ours_is_fine(path: Path, monkeypatch: pytest.MonkeyP
         (PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1).hash("x"), "ok"),
         ("$argon2id$v=19$m=4194304,t=3,p=4$MTIzNDU2Nzg$MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMg", "warning"),
     ],
-    ids=["none", "no hash", "half a hash", "weak", "argon2i", "recommended", "costly"],
+    ids=["none", "a password", "torn", "weak", "of another kind", "fine", "costly"],
 )
 def test_a_password_hash(value: str, level: str) -> None:
     """What is no hash is a problem, a weak or a costly one a warning, and none is repeated."""

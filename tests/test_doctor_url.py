@@ -30,7 +30,7 @@ from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from oauth_store.doctor_url import examine_url
 from oauth_store.findings import Finding
 from tests.commands import run
-from tests.conftest import sqlite_rows
+from tests.databases import sqlite_rows
 from tests.serving import free_port, serving
 
 pytestmark = pytest.mark.usefixtures("_no_proxy")

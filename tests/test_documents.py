@@ -7,29 +7,24 @@ which certificates to trust.
 import asyncio
 import json
 import socket
-import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-import time_machine
 import uvicorn
-from fastmcp import FastMCP
 from fastmcp.server.auth import ssrf
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from tests.clients.apps import ANSWER, KINDS, Outcome, make_app
-from tests.conftest import REDIRECT_URI, registration_options
-from tests.flows import pkce, query_of
-from tests.serving import free_port, self_signed, serving
-from tests.test_endpoints import Server
+from tests.clocks import turned
+from tests.endpoints import Server, running
+from tests.flows import REDIRECT_URI, authorization_request, query_of, registration_options
+from tests.serving import free_port, self_signed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")
 
@@ -137,42 +132,9 @@ async def host(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     await host.stop()
 
 
-@asynccontextmanager
-async def running_server(database: str = ":memory:", **settings: Any) -> AsyncIterator[Server]:
-    """A server, and a provider with nothing in its cache."""
-    port = free_port()
-    base_url = f"http://127.0.0.1:{port}"
-    async with SQLAlchemyOAuthProvider(database, base_url=base_url, approval=AutoApproval(), **settings) as provider:
-        mcp: FastMCP[None] = FastMCP("test", auth=provider)
-
-        @mcp.tool
-        def read_page(title: str) -> str:
-            return f"{title}: for authorized clients only"
-
-        async with (
-            serving(mcp.http_app(stateless_http=True), port) as url,
-            httpx2.AsyncClient(base_url=url) as http,
-        ):
-            yield Server(http, provider)
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    """A server in memory."""
-    async with running_server() as server:
-        yield server
-
-
 async def authorize(server: Server, client_id: str, redirect_uri: str = REDIRECT_URI) -> httpx2.Response:
     """The answer to an authorization request."""
-    params = {
-        "response_type": "code",
-        "client_id": client_id,
-        "redirect_uri": redirect_uri,
-        "code_challenge": pkce()[1],
-        "code_challenge_method": "S256",
-    }
-    return await server.http.get("/authorize", params=params)
+    return await server.http.get("/authorize", params=authorization_request(client_id, redirect_uri=redirect_uri))
 
 
 async def refresh(server: Server, client_id: str, tokens: dict[str, Any]) -> httpx2.Response:
@@ -233,7 +195,7 @@ class TestFlow:
         """A document is the same for every server: scopes that this one does not have are passed over."""
         host.describe(scope=scope)
         options = registration_options("read", "write")
-        async with running_server(client_registration_options=options, required_scopes=["read"]) as server:
+        async with running(client_registration_options=options, required_scopes=["read"]) as server:
             tokens = await server.tokens(host.client_id)
             assert tokens["scope"] == granted
             assert (await server.mcp(tokens["access_token"])).status_code not in (401, 403)
@@ -241,7 +203,7 @@ class TestFlow:
     async def test_scopes_of_other_servers_do_no_harm_without_a_list_of_valid_ones(self, host: DocumentHost) -> None:
         """A server that names required scopes alone gives them to a client whose document does not."""
         host.describe(scope="mail")
-        async with running_server(required_scopes=["read"]) as server:
+        async with running(required_scopes=["read"]) as server:
             tokens = await server.tokens(host.client_id)
             assert (await server.mcp(tokens["access_token"])).status_code not in (401, 403)
 
@@ -255,7 +217,7 @@ class TestCache:
         for _ in range(2):
             assert is_code(await authorize(server, host.client_id))
         assert len(host.requests) == 1
-        with time_machine.travel(time.time() + 61):
+        with turned(61):
             for _ in range(2):
                 assert is_code(await authorize(server, host.client_id))
         assert [request.headers.get("if-none-match") for request in host.requests] == [None, '"one"']
@@ -269,7 +231,7 @@ class TestCache:
         moved = "http://127.0.0.1:9000/moved"
         host.describe(cache={"cache-control": "max-age=60", "etag": '"two"'}, redirect_uris=[moved])
         assert not is_code(await authorize(server, host.client_id, moved))
-        with time_machine.travel(time.time() + 61):
+        with turned(61):
             assert is_code(await authorize(server, host.client_id, moved))
             assert not is_code(await authorize(server, host.client_id))
 
@@ -297,11 +259,11 @@ class TestHostAway:
     async def test_an_authorization_goes_on_from_the_stored_row(self, host: DocumentHost, tmp_path: Path) -> None:
         """A client that was here before is let in, also after a restart, which empties the cache."""
         database = str(tmp_path / "oauth.db")
-        async with running_server(database) as server:
+        async with running(database) as server:
             assert is_code(await authorize(server, host.client_id))
             await host.stop()
             assert is_code(await authorize(server, host.client_id))
-        async with running_server(database) as server:
+        async with running(database) as server:
             assert is_code(await authorize(server, host.client_id))
             await host.start()
             host.answer = Answer(b"", 503)

@@ -1,95 +1,19 @@
 """The routes, over HTTP: a real server on a port, and requests as clients send them."""
 
-import base64
 import time
 from collections.abc import AsyncIterator
-from typing import Any
-from urllib.parse import quote
 
-import httpx2
 import pytest
-from fastmcp import FastMCP
 
-from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
-from tests.conftest import REDIRECT_URI, new_client
-from tests.flows import pkce, query_of
-from tests.serving import free_port, serving
-
-
-class Server:
-    """A running server and an HTTP client for it."""
-
-    def __init__(self, http: httpx2.AsyncClient, provider: SQLAlchemyOAuthProvider) -> None:
-        self.http = http
-        self.provider = provider
-
-    async def register(self, **metadata: Any) -> dict[str, Any]:
-        """Register a client, and return the answer."""
-        values = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none", "client_name": "Test"}
-        answer = await self.http.post("/register", json=values | metadata)
-        assert answer.status_code == 201, answer.text
-        return dict(answer.json())
-
-    async def code(self, client_id: str, **params: str) -> tuple[str, str]:
-        """Take a client through /authorize, and return its code and code verifier."""
-        verifier, challenge = pkce()
-        values = {
-            "response_type": "code",
-            "client_id": client_id,
-            "redirect_uri": REDIRECT_URI,
-            "code_challenge": challenge,
-            "code_challenge_method": "S256",
-            "state": "the-state",
-        }
-        answer = await self.http.get("/authorize", params=values | params)
-        assert answer.status_code == 302, answer.text
-        return query_of(answer.headers["location"])["code"], verifier
-
-    async def exchange(
-        self, for_client: str, form: dict[str, str] | None = None, headers: dict[str, str] | None = None
-    ) -> httpx2.Response:
-        """Exchange a fresh code of a client at /token, authenticated by `form` or `headers`."""
-        code, verifier = await self.code(for_client)
-        values = {
-            "grant_type": "authorization_code",
-            "code": code,
-            "code_verifier": verifier,
-            "redirect_uri": REDIRECT_URI,
-        }
-        return await self.http.post("/token", data=values | (form or {}), headers=headers)
-
-    async def tokens(self, client_id: str) -> dict[str, Any]:
-        """The tokens of a public client."""
-        answer = await self.exchange(client_id, {"client_id": client_id})
-        assert answer.status_code == 200, answer.text
-        return dict(answer.json())
-
-    async def mcp(self, access_token: str | None) -> httpx2.Response:
-        """A call of the MCP endpoint."""
-        headers = {"accept": "application/json, text/event-stream"}
-        if access_token:
-            headers["authorization"] = f"Bearer {access_token}"
-        return await self.http.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "ping"}, headers=headers)
-
-
-def basic(client_id: str, secret: str) -> dict[str, str]:
-    """The Authorization header of client_secret_basic (RFC 6749, section 2.3.1)."""
-    credentials = f"{quote(client_id, safe='')}:{quote(secret, safe='')}"
-    return {"Authorization": "Basic " + base64.b64encode(credentials.encode()).decode()}
+from tests.endpoints import Server, basic, running
+from tests.flows import new_client, pkce, token_request
 
 
 @pytest.fixture
 async def server(database_url: str) -> AsyncIterator[Server]:
-    port = free_port()
-    async with SQLAlchemyOAuthProvider(
-        database_url, base_url=f"http://127.0.0.1:{port}", approval=AutoApproval()
-    ) as provider:
-        mcp: FastMCP[None] = FastMCP("test", auth=provider)
-        async with (
-            serving(mcp.http_app(stateless_http=True), port) as url,
-            httpx2.AsyncClient(base_url=url) as http,
-        ):
-            yield Server(http, provider)
+    """A server on each kind of database."""
+    async with running(database_url) as server:
+        yield server
 
 
 class TestClientAuthentication:
@@ -127,12 +51,7 @@ class TestClientAuthentication:
         client = await server.register(token_endpoint_auth_method=method)
         client_id, secret = client["client_id"], client["client_secret"]
         code, verifier = await server.code(client_id)
-        form = {
-            "grant_type": "authorization_code",
-            "code": code,
-            "code_verifier": verifier,
-            "redirect_uri": REDIRECT_URI,
-        }
+        form = token_request(code, verifier)
         for attempt, headers in (
             (form | {"client_id": client_id}, None),
             (form | {"client_id": client_id, "client_secret": "wrong"}, None),
@@ -190,28 +109,17 @@ class TestToken:
         """A wrong code_verifier gets invalid_grant, and does not use the code up."""
         client_id = (await server.register())["client_id"]
         code, verifier = await server.code(client_id)
-        form = {
-            "grant_type": "authorization_code",
-            "client_id": client_id,
-            "code": code,
-            "redirect_uri": REDIRECT_URI,
-        }
+        form = token_request(code, verifier, client_id=client_id)
         wrong = await server.http.post("/token", data=form | {"code_verifier": pkce()[0]})
         assert wrong.json()["error"] == "invalid_grant"
-        right = await server.http.post("/token", data=form | {"code_verifier": verifier})
+        right = await server.http.post("/token", data=form)
         assert right.status_code == 200
 
     async def test_a_replay_without_pkce_ends_nothing(self, server: Server) -> None:
         """Who holds an old code, but not its verifier, cannot sign the owner out; who holds both can."""
         client_id = (await server.register())["client_id"]
         code, verifier = await server.code(client_id)
-        form = {
-            "grant_type": "authorization_code",
-            "client_id": client_id,
-            "code": code,
-            "code_verifier": verifier,
-            "redirect_uri": REDIRECT_URI,
-        }
+        form = token_request(code, verifier, client_id=client_id)
         token = (await server.http.post("/token", data=form)).json()
         replay = await server.http.post("/token", data=form | {"code_verifier": pkce()[0]})
         assert replay.json()["error"] == "invalid_grant"

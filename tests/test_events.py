@@ -3,17 +3,14 @@
 import asyncio
 import json
 import logging
-import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import asyncpg
 import httpx2
 import pytest
-import time_machine
 from fastmcp import FastMCP
 from mcp.shared.auth import OAuthClientInformationFull
 from opentelemetry.sdk.metrics import MeterProvider
@@ -24,20 +21,29 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
 
-from oauth_store import AutoApproval, PasswordApproval, SQLAlchemyOAuthProvider, events
+from oauth_store import PasswordApproval, SQLAlchemyOAuthProvider, events
 from oauth_store.events import EVENTS, emit, emit_after_commit
 from oauth_store.purge import INTERVAL_SECONDS
 from oauth_store.schema import upgrade
 from oauth_store.sign_in import hash_password
-from tests.conftest import (
-    BASE_URL,
+from tests.approvals import Asks
+from tests.clocks import turned
+from tests.databases import create_postgres_database, drop_postgres_database, rows_of
+from tests.flows import (
     REDIRECT_URI,
     Provider,
-    create_postgres_database,
-    drop_postgres_database,
-    new_client,
+    authorization_params,
+    authorization_request,
+    authorize,
+    pkce,
+    provider_on,
+    query_of,
+    redeem,
+    registered,
+    sign_in,
+    token_request,
 )
-from tests.flows import authorization_params, authorize, pkce, query_of, redeem, sign_in
+from tests.pages import csrf_of
 from tests.serving import free_port, serving
 from tests.workers import answer, present_code, present_refresh_token, settle
 
@@ -105,19 +111,10 @@ def telemetry(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch)
     watching.close()
 
 
-@pytest.fixture
-async def client(provider: SQLAlchemyOAuthProvider) -> OAuthClientInformationFull:
-    """A client that is registered."""
-    registered = new_client()
-    await provider.register_client(registered)
-    return registered
-
-
 async def grant_of(provider: SQLAlchemyOAuthProvider) -> str:
     """The id of the one grant there is."""
-    async with provider._database.read() as session:
-        ids = (await session.execute(text("SELECT grant_id FROM oauth_codes"))).scalars().all()
-    (grant_id,) = {bytes(grant_id).hex() for grant_id in ids}
+    rows = await rows_of(provider, "SELECT grant_id FROM oauth_codes")
+    (grant_id,) = {bytes(row.grant_id).hex() for row in rows}
     return grant_id
 
 
@@ -137,8 +134,7 @@ class TestEachFlow:
 
     async def test_registration(self, provider: SQLAlchemyOAuthProvider, telemetry: Telemetry) -> None:
         """A registration is told with its client_id."""
-        client = new_client()
-        await provider.register_client(client)
+        client = await registered(provider)
         await self.check(telemetry, ("client_registered", "register_client", {"client_id": client.client_id}))
         assert telemetry.counted() == {"client_registered": 1}
 
@@ -158,10 +154,9 @@ class TestEachFlow:
 
     async def test_denial(self, make_provider: Provider, telemetry: Telemetry) -> None:
         """A denied request is told."""
-        waiting = Waiting()
+        waiting = Asks()
         provider = make_provider(approval=waiting)
-        client = new_client()
-        await provider.register_client(client)
+        client = await registered(provider)
         await provider.authorize(client, authorization_params())
         telemetry.forget()
         await provider.deny(waiting.handle)
@@ -170,10 +165,9 @@ class TestEachFlow:
 
     async def test_subject(self, make_provider: Provider, telemetry: Telemetry) -> None:
         """Where somebody approved, the events of the grant name who."""
-        waiting = Waiting()
+        waiting = Asks()
         provider = make_provider(approval=waiting)
-        client = new_client()
-        await provider.register_client(client)
+        client = await registered(provider)
         await provider.authorize(client, authorization_params())
         telemetry.forget()
         code = query_of(await provider.approve(waiting.handle, subject="ada"))["code"]
@@ -194,7 +188,7 @@ class TestEachFlow:
         second = await present_refresh_token(provider, client, first.refresh_token)
         await present_refresh_token(provider, client, first.refresh_token)
         await present_refresh_token(provider, client, second.refresh_token)
-        with time_machine.travel(time.time() + 600, tick=True):
+        with turned(600):
             for _ in range(2):
                 assert await answer(present_refresh_token(provider, client, first.refresh_token)) == "invalid_grant"
         await self.check(
@@ -239,7 +233,7 @@ class TestEachFlow:
     ) -> None:
         """A purge that deletes something says how much, in a span of its own; one that deletes nothing is silent."""
         await sign_in(provider, client)
-        with time_machine.travel(time.time() + 40 * 24 * 3600, tick=True) as clock:
+        with turned(40 * 24 * 3600) as clock:
             telemetry.forget()
             for _ in range(2):
                 clock.shift(INTERVAL_SECONDS + 1)
@@ -251,8 +245,7 @@ class TestEachFlow:
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, telemetry: Telemetry
     ) -> None:
         """Unknown codes and tokens make no event, and neither does another client's code: anyone may send them."""
-        other = new_client()
-        await provider.register_client(other)
+        other = await registered(provider)
         code = await authorize(provider, client)
         telemetry.forget()
         assert await answer(present_code(provider, client, "code_unknown")) == "invalid_grant"
@@ -260,16 +253,6 @@ class TestEachFlow:
         assert await answer(present_refresh_token(provider, client, "refresh_unknown")) == "invalid_grant"
         assert await provider.verify_token("access_unknown") is None
         await self.check(telemetry)
-
-
-class Waiting:
-    """An approval whose page nobody has answered yet."""
-
-    handle = ""
-
-    async def authorize(self, _provider: SQLAlchemyOAuthProvider, request: Any) -> str:
-        self.handle = request.handle
-        return "http://127.0.0.1/waiting"
 
 
 async def test_the_whole_way_over_http_tells_no_secret(make_provider: Provider, telemetry: Telemetry) -> None:
@@ -285,22 +268,14 @@ async def test_the_whole_way_over_http_tells_no_secret(make_provider: Provider, 
     ):
         registration = {"redirect_uris": [REDIRECT_URI], "client_name": "Test"}
         client = (await http.post("/register", json=registration)).json()
-        asked = {
-            "response_type": "code",
-            "client_id": client["client_id"],
-            "redirect_uri": REDIRECT_URI,
-            "code_challenge": challenge,
-            "code_challenge_method": "S256",
-            "state": secrets["state"],
-        }
+        asked = authorization_request(client["client_id"], code_challenge=challenge, state=secrets["state"])
         page = (await http.get("/authorize", params=asked)).headers["location"]
-        csrf = csrf_of((await http.get(page)).text)
+        csrf = csrf_of(await http.get(page))
         form = {"csrf": csrf, "answer": "allow"}
         assert (await http.post(page, data={**form, "password": "a-wrong-password"})).status_code == 403
         code = query_of((await http.post(page, data={**form, "password": PASSWORD})).headers["location"])["code"]
         authentication = {"client_id": client["client_id"], "client_secret": client["client_secret"]}
-        exchange = {"grant_type": "authorization_code", "code": code, "redirect_uri": REDIRECT_URI}
-        first = (await http.post("/token", data={**exchange, **authentication, "code_verifier": verifier})).json()
+        first = (await http.post("/token", data=token_request(code, verifier, **authentication))).json()
         again = {"grant_type": "refresh_token", "refresh_token": first["refresh_token"], **authentication}
         second = (await http.post("/token", data=again)).json()
         assert (await http.post("/token", data=again)).json()["refresh_token"] == second["refresh_token"]
@@ -309,7 +284,7 @@ async def test_the_whole_way_over_http_tells_no_secret(make_provider: Provider, 
         session = dict(http.cookies)
         apps = await http.get("/apps")
         grant_id = await grant_of(provider)
-        await http.post("/apps", data={"csrf": csrf_of(apps.text), "revoke": grant_id})
+        await http.post("/apps", data={"csrf": csrf_of(apps), "revoke": grant_id})
     await settle(provider)
     one = {"client_id": client["client_id"]}
     grant = {"grant_id": grant_id, **one}
@@ -330,13 +305,6 @@ async def test_the_whole_way_over_http_tells_no_secret(make_provider: Provider, 
     told = telemetry.everything()
     assert grant_id in told
     assert [name for name, secret in secrets.items() if secret in told and "oauth_store_test" not in name] == []
-
-
-def csrf_of(page: str) -> str:
-    """The token in the forms of a page."""
-    found = re.search(r'name="csrf" value="([^"]+)"', page)
-    assert found is not None
-    return found[1]
 
 
 class TestAfterTheCommit:
@@ -364,9 +332,8 @@ class TestAfterTheCommit:
         administrator = await asyncpg.connect(url)
         # whose timeout is over first loses its transaction: it is to be the step, and not before both wait
         await administrator.execute(f"ALTER DATABASE \"{make_url(url).database}\" SET deadlock_timeout = '2s'")
-        async with SQLAlchemyOAuthProvider(url, base_url=BASE_URL, approval=AutoApproval()) as provider:
-            client = new_client()
-            await provider.register_client(client)
+        async with provider_on(url) as provider:
+            client = await registered(provider)
             code = await authorize(provider, client)
             await redeem(provider, client, code)
             async with provider._database.writer.connect() as other:

@@ -2,10 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
-import time_machine
 from sqlalchemy import delete, text
 
 from oauth_store.connections import revoke_grants
@@ -13,9 +11,9 @@ from oauth_store.credentials import hash_secret
 from oauth_store.explanation import AGAIN, NOTHING, Explanation, explain
 from oauth_store.models import Client, Code
 from oauth_store.purge import purge
+from tests.clocks import Clock
 from tests.commands import run, run_json, run_on_terminal
-from tests.conftest import Provider, new_client
-from tests.flows import authorization_params, query_of, redeem
+from tests.flows import Provider, authorization_params, query_of, redeem, registered
 from tests.house import House
 from tests.workers import answer, present_code, present_for_revocation, present_refresh_token, settle
 
@@ -24,19 +22,6 @@ KEYS = (
     "live kind state client_id client_name hosts grant_id grant_live subject scopes resource created_at first_used_at "
     "consumed_at revoked_at revoked_reason expires_at successor explanation advice"
 )
-
-
-@pytest.fixture
-def house(make_provider: Provider) -> House:
-    """A house on each kind of database."""
-    return House(make_provider)
-
-
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    """A clock that stands still until it is turned."""
-    with time_machine.travel(int(time.time()), tick=False) as turned:
-        yield turned
 
 
 async def explained(house: House, secret: str | None) -> Explanation:
@@ -64,7 +49,7 @@ class TestTokens:
             assert (told.subject, told.scopes) == ("ada", ("read", "write"))
             assert "It is good until 20" in told.said
 
-    async def test_rotated(self, house: House, clock: time_machine.Traveller) -> None:
+    async def test_rotated(self, house: House, clock: Clock) -> None:
         """An exchanged refresh token says what became of its successor; the access token, that it was replaced."""
         first = await house.grant()
         second = await present_refresh_token(house.provider, house.client, first.refresh_token)
@@ -103,7 +88,7 @@ class TestTokens:
         assert (told.state, told.successor, told.advice) == ("rotated", None, NOTHING)
         assert told.said.endswith("). The grant lives.")
 
-    async def test_expired(self, house: House, clock: time_machine.Traveller) -> None:
+    async def test_expired(self, house: House, clock: Clock) -> None:
         """An expired access token says whether its grant lives; an expired refresh token, that it was not used."""
         token = await house.grant()
         clock.shift(HOUR - 1)
@@ -120,10 +105,9 @@ class TestTokens:
         assert told.advice == AGAIN
         assert "and its grant is over too" in told.said
 
-    async def test_expired_without_a_refresh_token(self, house: House, clock: time_machine.Traveller) -> None:
+    async def test_expired_without_a_refresh_token(self, house: House, clock: Clock) -> None:
         """A client that uses no refresh tokens is told apart from one that lost its own."""
-        client = new_client(grant_types=["authorization_code"])
-        await house.provider.register_client(client)
+        client = await registered(house.provider, grant_types=["authorization_code"])
         await house.provider.authorize(client, authorization_params())
         url = await house.provider.approve(house.asks.handle)
 
@@ -131,7 +115,7 @@ class TestTokens:
         clock.shift(HOUR)
         assert "and came without a refresh token" in (await explained(house, token.access_token)).said
 
-    async def test_revoked(self, house: House, clock: time_machine.Traveller) -> None:
+    async def test_revoked(self, house: House, clock: Clock) -> None:
         """By the client, by the owner on the page, or by hand: it says by whom, and when."""
         for reason in ("revoked on the page by ada", "revoked with oauth-store by grace"):
             token = await house.grant()
@@ -147,7 +131,7 @@ class TestTokens:
         assert await present_for_revocation(house.provider, house.client, str(token.refresh_token))
         assert "revoked by the client." in (await explained(house, token.access_token)).said
 
-    async def test_expired_before_it_was_revoked(self, house: House, clock: time_machine.Traveller) -> None:
+    async def test_expired_before_it_was_revoked(self, house: House, clock: Clock) -> None:
         """What had expired before its grant was ended died of its age."""
         token = await house.grant()
         clock.shift(2 * HOUR)
@@ -155,7 +139,7 @@ class TestTokens:
         assert (await explained(house, token.access_token)).state == "expired"
         assert (await explained(house, token.refresh_token)).state == "revoked"
 
-    async def test_reuse(self, house: House, clock: time_machine.Traveller) -> None:
+    async def test_reuse(self, house: House, clock: Clock) -> None:
         """After a reuse, every token of the grant says so, and warns of a theft."""
         first = await house.grant()
         second = await present_refresh_token(house.provider, house.client, first.refresh_token)
@@ -178,7 +162,7 @@ class TestTokens:
             assert told.state == "code_replayed"
             assert "its authorization code was presented a second time" in told.said
 
-    async def test_purged(self, house: House, clock: time_machine.Traveller) -> None:
+    async def test_purged(self, house: House, clock: Clock) -> None:
         """What was deleted is unknown, and the sentence says what that can mean."""
         token = await house.grant()
         clock.shift(31 * DAY)
@@ -205,10 +189,9 @@ class TestTokens:
 
 
 class TestCodes:
-    async def test_request(self, house: House, clock: time_machine.Traveller) -> None:
+    async def test_request(self, house: House, clock: Clock) -> None:
         """A request waits for the owner, then it is denied, expired, or its code waits for the client."""
-        client = new_client()
-        await house.provider.register_client(client)
+        client = await registered(house.provider)
         handles = []
         for _ in range(3):
             await house.provider.authorize(client, authorization_params())
@@ -264,8 +247,9 @@ class TestCodes:
 
 async def test_client_secret(house: House) -> None:
     """A client's secret is known, and says until when it is good."""
-    client = new_client(token_endpoint_auth_method="client_secret_post", client_secret="the-secret")
-    await house.provider.register_client(client)
+    client = await registered(
+        house.provider, token_endpoint_auth_method="client_secret_post", client_secret="the-secret"
+    )
     told = await explained(house, "the-secret")
     assert (told.kind, told.state, told.client_id) == ("client secret", "live", client.client_id)
     client.client_secret_expires_at = int(time.time()) - 1

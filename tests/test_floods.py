@@ -3,35 +3,18 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
-from fastmcp import FastMCP
 from starlette.requests import Request
 
-from oauth_store import AutoApproval, ConfigurationError, RateLimits, SQLAlchemyOAuthProvider
+from oauth_store import ConfigurationError, RateLimits, SQLAlchemyOAuthProvider
 from oauth_store.floods import FloodGuard
-from tests.conftest import BASE_URL, REDIRECT_URI
-from tests.serving import free_port, serving
-from tests.test_conformance import authorization_request
-from tests.test_endpoints import Server
+from tests.endpoints import running
+from tests.flows import BASE_URL, REDIRECT_URI, authorization_request
 
 METADATA = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none"}
-
-
-@asynccontextmanager
-async def running(database: str = ":memory:", **settings: Any) -> AsyncIterator[Server]:
-    """A server with these settings."""
-    port = free_port()
-    defaults: dict[str, Any] = {"base_url": f"http://127.0.0.1:{port}", "approval": AutoApproval()}
-    async with SQLAlchemyOAuthProvider(database, **defaults | settings) as provider:
-        mcp: FastMCP[None] = FastMCP("test", auth=provider)
-        async with serving(mcp.http_app(stateless_http=True), port) as url, httpx2.AsyncClient(base_url=url) as http:
-            yield Server(http, provider)
 
 
 def request_from(peer: str, forwarded: str | None = None) -> Request:

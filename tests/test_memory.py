@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import time_machine
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -28,8 +27,8 @@ from oauth_store import memory as memory_module
 from oauth_store.credentials import hash_secret
 from oauth_store.memory import LOOK_SECONDS, Memory
 from tests.chaos import Child, new_provider
-from tests.conftest import Provider, new_client
-from tests.flows import refresh, sign_in
+from tests.clocks import stopped
+from tests.flows import Provider, new_client, refresh, registered, sign_in
 from tests.workers import present_for_revocation, present_refresh_token, settle
 
 ROUNDS = 10_000 if os.environ.get("OAUTH_STORE_TEST_FULL") else 400
@@ -380,12 +379,9 @@ class TestWhatIsRemembered:
         """The clock alone ends a token too."""
         token = await sign_in(provider, client)
         await verify_until_remembered(provider, token)
-        found = await provider.load_access_token(token.access_token)
-        assert found is not None
-        assert found.expires_at is not None
-        with time_machine.travel(found.expires_at - 1, tick=False):
+        with stopped(3599):
             assert await provider.verify_token(token.access_token) is not None
-        with time_machine.travel(found.expires_at, tick=False):
+        with stopped(3602):
             assert is_remembered(provider, token)
             assert await provider.verify_token(token.access_token) is None
 
@@ -433,8 +429,7 @@ class TestWhereItIsNot:
         assert provider._database.verified is not None
         engine = create_async_engine(f"sqlite+aiosqlite:///{database_url}")
         for other in (make_provider(engine), make_provider(":memory:")):
-            client = new_client()
-            await other.register_client(client)
+            client = await registered(other)
             token = await sign_in(other, client)
             assert await other.verify_token(token.access_token) is not None
             assert other._database.verified is None

@@ -18,7 +18,7 @@ from fastmcp.utilities.tests import HeadlessOAuth
 
 from examples.oidc_approval import CALLBACK, PAGE, OidcApproval
 from oauth_store import ConfigurationError, SQLAlchemyOAuthProvider
-from tests.flows import pkce, query_of
+from tests.flows import authorization_request, pkce, query_of
 from tests.openid import CLIENT_ID, CLIENT_SECRET, Browser, OpenIdProvider, hidden_fields
 from tests.serving import free_port, serving
 
@@ -86,14 +86,7 @@ async def request_url(**metadata: Any) -> str:
     async with httpx2.AsyncClient(base_url=BASE_URL) as http:
         metadata = {"redirect_uris": [CLIENT_URI], "token_endpoint_auth_method": "none", **metadata}
         client = (await http.post("/register", json=metadata)).json()
-    asked = {
-        "response_type": "code",
-        "client_id": client["client_id"],
-        "redirect_uri": metadata["redirect_uris"][0],
-        "code_challenge": pkce()[1],
-        "code_challenge_method": "S256",
-        "state": "the-state",
-    }
+    asked = authorization_request(client["client_id"], redirect_uri=metadata["redirect_uris"][0])
     return f"{BASE_URL}/authorize?{urlencode(asked)}"
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import asyncpg
 import httpx2
 import psutil  # type: ignore[import-untyped]  # has no types
 import pytest
@@ -35,10 +34,9 @@ from oauth_store.models import Code, Token
 from oauth_store.schema import upgrade
 from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
 from tests.chaos import Child, hold_lock, new_provider, serve
-from tests.conftest import REDIRECT_URI, create_postgres_database, postgres_directory
-from tests.flows import pkce, query_of
+from tests.databases import administer, check_integrity, create_postgres_database, postgres_directory, value_of
+from tests.flows import REDIRECT_URI, authorization_request, pkce, query_of, token_request
 from tests.serving import free_port
-from tests.test_crash import check_integrity
 
 NOBODY = 65534
 """A user who may do nothing, for servers that the tests start as root: it may write everything."""
@@ -109,14 +107,7 @@ class Wiki:
         verifier, challenge = pkce()
         state = secrets.token_urlsafe(16)
         self.secrets |= {verifier, challenge, state}
-        query = {
-            "response_type": "code",
-            "client_id": client_id,
-            "redirect_uri": REDIRECT_URI,
-            "code_challenge": challenge,
-            "code_challenge_method": "S256",
-            "state": state,
-        }
+        query = authorization_request(client_id, code_challenge=challenge, state=state)
         response = await self.ask("authorize", "GET", "/authorize", params=query)
         answer = query_of(response.headers["location"])
         assert "error" not in answer, answer
@@ -125,8 +116,7 @@ class Wiki:
 
     async def exchange(self, client_id: str, code: str, verifier: str) -> dict[str, Any]:
         """Return the token pair of a code."""
-        form = {"grant_type": "authorization_code", "code": code, "code_verifier": verifier}
-        return await self._token("exchange", {**form, "client_id": client_id, "redirect_uri": REDIRECT_URI})
+        return await self._token("exchange", token_request(code, verifier, client_id=client_id))
 
     async def refresh(self, client_id: str, refresh_token: str) -> dict[str, Any]:
         """Return the token pair that follows a refresh token."""
@@ -485,16 +475,6 @@ class TestPostgreSQL:
             says(wiki.causes(), "is not currently accepting connections")
 
 
-async def administer(url: str, *statements: str) -> None:
-    """Execute statements outside of a transaction."""
-    connection = await asyncpg.connect(url)
-    try:
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """A directory that another user may look into, which pytest's own is not."""
@@ -758,28 +738,15 @@ def hanging_requests(
         kind = number % 7
         if kind == 0 and codes:
             code, verifier = codes.pop()
-            return form(
-                "/token",
-                grant_type="authorization_code",
-                client_id=client_id,
-                code=code,
-                code_verifier=verifier,
-                redirect_uri=REDIRECT_URI,
-            )
+            return form("/token", **token_request(code, verifier, client_id=client_id))
         if kind == 1 and victims:
             return form("/revoke", client_id=client_id, token=victims.pop()["access_token"])
         if kind == 2:
             metadata = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none"}
             return "/register", http_request("POST", "/register", "application/json", json.dumps(metadata).encode())
         if kind == 3:
-            query = {
-                "response_type": "code",
-                "client_id": client_id,
-                "redirect_uri": REDIRECT_URI,
-                "code_challenge": pkce()[1],
-                "code_challenge_method": "S256",
-            }
-            return "/authorize", http_request("GET", f"/authorize?{urlencode(query)}")
+            query = urlencode(authorization_request(client_id))
+            return "/authorize", http_request("GET", f"/authorize?{query}")
         pair = pairs[number % len(pairs)]
         if kind == 4:
             call = {
@@ -834,10 +801,9 @@ async def nothing_is_half_done(database_url: str) -> None:
     empty = select(func.count()).select_from(Code).outerjoin(Token, Token.grant_id == Code.grant_id)
     async with new_provider(database_url) as provider:
         await provider.check_schema()
-        async with provider._database.read() as session:
-            assert (await session.execute(orphans.where(other.token_hash.is_(None)))).scalar_one() == 0
-            used = Code.consumed_at.is_not(None), Token.token_hash.is_(None)
-            assert (await session.execute(empty.where(*used))).scalar_one() == 0
+        assert await value_of(provider, orphans.where(other.token_hash.is_(None))) == 0
+        used = Code.consumed_at.is_not(None), Token.token_hash.is_(None)
+        assert await value_of(provider, empty.where(*used)) == 0
 
 
 async def nothing_is_locked(url: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from oauth_store.schema import HEAD, VERSION_TABLE
-from tests.conftest import sqlite_rows
+from tests.databases import sqlite_rows
 
 ROOT = Path(__file__).parent.parent
 

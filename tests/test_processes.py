@@ -12,6 +12,7 @@ from sqlalchemy import select
 from oauth_store.credentials import hash_secret
 from oauth_store.models import Token
 from tests.chaos import Child, join_crowd, new_provider, refresh_with_tasks
+from tests.databases import rows_of
 
 PROCESSES = 4
 TASKS = 8
@@ -77,8 +78,7 @@ async def nothing_of_a_revoked_grant_lives(
         await provider.check_schema()
         for token in dead:
             live = select(Token).where(Token.token_hash == hash_secret(token), Token.revoked_at.is_(None))
-            async with provider._database.read() as session:
-                assert (await session.execute(live)).first() is None, "a successor outlived the revocation"
+            assert await rows_of(provider, live) == [], "a successor outlived the revocation"
 
 
 @pytest.mark.alone

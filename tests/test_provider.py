@@ -14,18 +14,27 @@ from mcp.server.auth.settings import ClientRegistrationOptions
 from pydantic import AnyUrl
 from sqlalchemy import func, select, update
 
-from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
+from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import matches
 from oauth_store.models import Client, Code, Token
-from tests.conftest import BASE_URL, REDIRECT_URI, RESOURCE, Provider, new_client, registration_options
-from tests.flows import authorization_params, authorize, query_of, redeem, refresh, sign_in
-
-
-async def registered(provider: OAuthProvider, **metadata: Any) -> Any:
-    """A client that the provider knows."""
-    client = new_client(**metadata)
-    await provider.register_client(client)
-    return await provider.get_client(client.client_id)
+from tests.approvals import Asks
+from tests.clocks import stopped
+from tests.databases import rows_of, value_of
+from tests.flows import (
+    BASE_URL,
+    REDIRECT_URI,
+    RESOURCE,
+    Provider,
+    authorization_params,
+    authorize,
+    new_client,
+    query_of,
+    redeem,
+    refresh,
+    registered,
+    registration_options,
+    sign_in,
+)
 
 
 class SameAsInMemory:
@@ -33,8 +42,9 @@ class SameAsInMemory:
 
     async def test_a_registered_client_is_returned_as_it_was_registered(self, either: OAuthProvider) -> None:
         """All that a client registered comes back, but for its secret."""
-        client = new_client(client_name="Näme", contacts=["a@example.com"], client_uri="https://example.com/")
-        await either.register_client(client)
+        client = await registered(
+            either, client_name="Näme", contacts=["a@example.com"], client_uri="https://example.com/"
+        )
         found = await either.get_client(client.client_id)
         assert found is not None
         assert found.model_dump(exclude={"client_secret"}) == client.model_dump(exclude={"client_secret"})
@@ -45,8 +55,7 @@ class SameAsInMemory:
 
     async def test_registering_again_replaces(self, either: OAuthProvider) -> None:
         """A second registration of a client_id replaces the first."""
-        client = new_client()
-        await either.register_client(client)
+        client = await registered(either)
         await either.register_client(client.model_copy(update={"client_name": "New name"}))
         found = await either.get_client(client.client_id)
         assert found is not None
@@ -164,7 +173,7 @@ class SameAsInMemory:
     async def test_an_expired_access_token_is_none(self, either: OAuthProvider) -> None:
         """An access token is dead after its hour."""
         token = await sign_in(either, await registered(either))
-        with time_machine.travel(time.time() + 3601, tick=False):
+        with stopped(3601):
             assert await either.verify_token(token.access_token) is None
 
 
@@ -188,7 +197,7 @@ async def test_an_expired_access_token_leaves_its_refresh_token_alone(provider: 
     """Presenting an expired access token, as every client does just before it refreshes, does not sign it out."""
     client = await registered(provider)
     token = await sign_in(provider, client)
-    with time_machine.travel(time.time() + 3601, tick=False):
+    with stopped(3601):
         assert await provider.load_access_token(token.access_token) is None
         assert await provider.verify_token(token.access_token) is None
         assert (await refresh(provider, client, token)).refresh_token
@@ -197,8 +206,8 @@ async def test_an_expired_access_token_leaves_its_refresh_token_alone(provider: 
 async def test_lifetimes_are_those_of_vs2(provider: SQLAlchemyOAuthProvider) -> None:
     """A code lives for ten minutes, an access token for an hour, a refresh token for thirty days."""
     client = await registered(provider)
-    start = time.time()
-    with time_machine.travel(start, tick=False) as clock:
+    with stopped() as clock:
+        start = time.time()
         code = await authorize(provider, client)
         clock.move_to(start + 599)
         assert await provider.load_authorization_code(client, code) is not None
@@ -222,8 +231,8 @@ async def test_lifetimes_are_settings(make_provider: Provider) -> None:
         authorization_code_expiry_seconds=5, access_token_expiry_seconds=10, refresh_token_expiry_seconds=100
     )
     client = await registered(provider)
-    start = time.time()
-    with time_machine.travel(start, tick=False) as clock:
+    with stopped() as clock:
+        start = time.time()
         code = await authorize(provider, client)
         token = await sign_in(provider, client)
         assert token.expires_in == 10
@@ -278,20 +287,14 @@ async def test_loading_a_consumed_code_has_no_side_effects(provider: SQLAlchemyO
 
 async def test_the_handle_of_a_request_is_not_its_code(make_provider: Provider) -> None:
     """The handle that the browser carries can neither be loaded nor exchanged as a code."""
-    handles: list[str] = []
-
-    class Asking(AutoApproval):
-        async def authorize(self, provider: Any, request: Any) -> str:
-            handles.append(request.handle)
-            return "https://example.com/approve"
-
-    provider = make_provider(approval=Asking())
+    asks = Asks("https://example.com/approve")
+    provider = make_provider(approval=asks)
     client = await registered(provider)
     assert await provider.authorize(client, authorization_params()) == "https://example.com/approve"
-    assert await provider.load_authorization_code(client, handles[0]) is None
-    code = query_of(await provider.approve(handles[0]))["code"]
-    assert code != handles[0]
-    assert await provider.load_authorization_code(client, handles[0]) is None
+    assert await provider.load_authorization_code(client, asks.handle) is None
+    code = query_of(await provider.approve(asks.handle))["code"]
+    assert code != asks.handle
+    assert await provider.load_authorization_code(client, asks.handle) is None
     assert await provider.load_authorization_code(client, code) is not None
 
 
@@ -385,14 +388,11 @@ class TestApprove:
 
     @pytest.fixture
     async def pending(self, make_provider: Provider) -> tuple[SQLAlchemyOAuthProvider, Any, str]:
-        class Asking:
-            async def authorize(self, provider: SQLAlchemyOAuthProvider, request: Any) -> str:
-                return f"https://example.com/approve?handle={request.handle}"
-
-        provider = make_provider(approval=Asking())
+        asks = Asks()
+        provider = make_provider(approval=asks)
         client = await registered(provider)
-        handle = query_of(await provider.authorize(client, authorization_params()))["handle"]
-        return provider, client, handle
+        await provider.authorize(client, authorization_params())
+        return provider, client, asks.handle
 
     async def test_the_subject_is_on_every_token(self, pending: tuple[SQLAlchemyOAuthProvider, Any, str]) -> None:
         """Who approved is on the code, the tokens, and the tokens after a refresh."""
@@ -435,7 +435,7 @@ class TestApprove:
     async def test_a_request_expires(self, pending: tuple[SQLAlchemyOAuthProvider, Any, str]) -> None:
         """After ten minutes a request cannot be approved or denied."""
         provider, _, handle = pending
-        with time_machine.travel(time.time() + 601, tick=False):
+        with stopped(601):
             for answer in (provider.approve, provider.deny):
                 with pytest.raises(AuthorizeError, match="expired"):
                     await answer(handle)
@@ -476,8 +476,7 @@ class TestRegistration:
         )
         assert client.client_secret is None
         assert matches("s3cret-of-client", client.secret_hash)
-        async with provider._database.read() as session:
-            row = (await session.execute(select(Client.__table__))).one()
+        (row,) = await rows_of(provider, select(Client.__table__))
         assert "s3cret-of-client" not in str(row)
 
     async def test_registering_again_changes_no_other_client(self, provider: SQLAlchemyOAuthProvider) -> None:
@@ -509,8 +508,7 @@ class TestRegistration:
         client = new_client()
         providers = [make_provider() for _ in range(4)]
         await asyncio.gather(*(provider.register_client(client) for provider in providers for _ in range(5)))
-        async with providers[0]._database.read() as session:
-            assert (await session.execute(select(func.count()).select_from(Client))).scalar() == 1
+        assert await value_of(providers[0], select(func.count()).select_from(Client)) == 1
 
     async def test_client_ids_are_compared_exactly(self, provider: SQLAlchemyOAuthProvider) -> None:
         """Neither case nor trailing space may be wrong."""
@@ -601,9 +599,8 @@ async def test_a_code_is_dead_once_its_client_is_gone(provider: SQLAlchemyOAuthP
     with pytest.raises(TokenError) as caught:
         await provider.exchange_authorization_code(client, loaded)
     assert caught.value.error == "invalid_client"
-    async with provider._database.read() as session:
-        assert (await session.execute(select(func.count()).select_from(Token))).scalar() == 0
-        assert (await session.execute(select(Code.consumed_at))).scalar() is None
+    assert await value_of(provider, select(func.count()).select_from(Token)) == 0
+    assert await value_of(provider, select(Code.consumed_at)) is None
 
 
 async def test_registration_and_revocation_are_on_by_default() -> None:

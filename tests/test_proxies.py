@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime
-import html
 import ipaddress
 import os
 import re
@@ -27,10 +26,10 @@ from fastmcp import Client, Context, FastMCP
 
 from oauth_store import AutoApproval, PasswordApproval, RateLimits, SQLAlchemyOAuthProvider
 from tests.clients.apps import ANSWER, KINDS, Outcome, make_app
-from tests.conftest import REDIRECT_URI
-from tests.flows import pkce, query_of
+from tests.deployments import discover, wiki
+from tests.flows import REDIRECT_URI, authorization_request, query_of
+from tests.pages import action_of, csrf_of
 from tests.serving import free_port, serving
-from tests.test_mounting import discover, wiki
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")
 
@@ -224,15 +223,13 @@ async def test_the_owner_signs_in_through_the_proxy(proxy_and_path: tuple[Proxy,
     async with behind(proxy, path, approval=approval) as url, httpx2.AsyncClient(headers=html_only) as browser:
         metadata = await discover(browser, f"{url}/mcp")
         client_id = await register(browser, metadata["registration_endpoint"])
-        request = {"response_type": "code", "client_id": client_id, "redirect_uri": REDIRECT_URI}
-        request |= {"code_challenge": pkce()[1], "code_challenge_method": "S256"}
+        request = authorization_request(client_id)
         page = await browser.get(metadata["authorization_endpoint"], params=request, follow_redirects=True)
         assert page.status_code == 200, page.text
         assert urlsplit(str(page.url)).path == f"{path}/consent"
         assert all(name.startswith("__Host-") for name in browser.cookies)
-        action = html.unescape(re.findall(r'action="([^"]+)"', page.text)[0])
-        form = {"csrf": re.findall(r'name="csrf" value="([^"]+)"', page.text)[0], "answer": "allow"}
-        answer = await browser.post(action, data=form | {"password": PASSWORD})
+        form = {"csrf": csrf_of(page), "answer": "allow"}
+        answer = await browser.post(action_of(page), data=form | {"password": PASSWORD})
         callback = query_of(answer.headers["location"])
         assert callback["code"].startswith("code_")
         assert callback["iss"] == metadata["issuer"]

@@ -4,32 +4,27 @@ import os
 import time
 
 import pytest
-import time_machine
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import func, insert, select, update
 
-from oauth_store import AuthorizationRequest, SQLAlchemyOAuthProvider
+from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
 from oauth_store.models import Client, Code, Token
 from oauth_store.purge import BATCH, INTERVAL_SECONDS, UNUSED_CLIENT_SECONDS, purge
-from tests.conftest import Provider, new_client
-from tests.flows import authorization_params, authorize, refresh, sign_in
+from tests.approvals import Asks
+from tests.clocks import stopped
+from tests.databases import rows_of, value_of
+from tests.flows import Provider, authorization_params, authorize, new_client, refresh, registered, sign_in
+from tests.workers import settle
 
 HOUR, DAY = 3600, 86400
 
 
 async def counts(provider: SQLAlchemyOAuthProvider) -> dict[str, int]:
     """Rows of each table."""
-    async with provider._database.read() as session:
-        return {
-            model.__tablename__: (await session.execute(select(func.count()).select_from(model))).scalar_one()
-            for model in (Client, Code, Token)
-        }
-
-
-async def settled(provider: SQLAlchemyOAuthProvider) -> None:
-    """Wait for what was started off the path of a request."""
-    for task in list(provider._database._steps):
-        await task
+    return {
+        model.__tablename__: await value_of(provider, select(func.count()).select_from(model))
+        for model in (Client, Code, Token)
+    }
 
 
 async def purged(provider: SQLAlchemyOAuthProvider, at: float) -> dict[str, int]:
@@ -40,10 +35,9 @@ async def purged(provider: SQLAlchemyOAuthProvider, at: float) -> dict[str, int]
 
 async def test_what_has_expired_is_deleted(provider: SQLAlchemyOAuthProvider) -> None:
     """Codes go after ten minutes, access tokens after an hour, refresh tokens after thirty days."""
-    client = new_client()
-    await provider.register_client(client)
-    now = int(time.time())
-    with time_machine.travel(now, tick=False):
+    client = await registered(provider)
+    with stopped():
+        now = int(time.time())
         await sign_in(provider, client)
     assert await purged(provider, now + 599) == {"tokens": 0, "codes": 0, "clients": 0}
     assert await purged(provider, now + 600) == {"tokens": 0, "codes": 1, "clients": 0}
@@ -54,8 +48,7 @@ async def test_what_has_expired_is_deleted(provider: SQLAlchemyOAuthProvider) ->
 
 async def test_a_revoked_token_stays_until_it_would_have_expired(provider: SQLAlchemyOAuthProvider) -> None:
     """Why a token is dead can be told as long as its holder may ask."""
-    client = new_client()
-    await provider.register_client(client)
+    client = await registered(provider)
     token = await sign_in(provider, client)
     loaded = await provider.load_refresh_token(client, str(token.refresh_token))
     assert loaded is not None
@@ -73,7 +66,7 @@ async def test_a_registration_that_nobody_approved_goes_after_thirty_days(
     registered, asked, approved = new_client(), new_client(), new_client()
     for client in (registered, asked, approved):
         await provider.register_client(client)
-    await make_provider(approval=AsksNobody()).authorize(asked, authorization_params())
+    await make_provider(approval=Asks()).authorize(asked, authorization_params())
     await sign_in(provider, approved)
     assert (await purged(provider, time.time() + UNUSED_CLIENT_SECONDS - 5))["clients"] == 0
     assert (await purged(provider, time.time() + UNUSED_CLIENT_SECONDS + 5))["clients"] == 2
@@ -82,18 +75,9 @@ async def test_a_registration_that_nobody_approved_goes_after_thirty_days(
     assert await provider.get_client(approved.client_id) is not None
 
 
-class AsksNobody:
-    """An approval whose page nobody ever answers."""
-
-    async def authorize(self, _provider: SQLAlchemyOAuthProvider, _request: AuthorizationRequest) -> str:
-        """The address of a page."""
-        return "http://127.0.0.1/nobody"
-
-
 async def test_a_client_that_was_ever_approved_is_never_deleted(provider: SQLAlchemyOAuthProvider) -> None:
     """Ten years later its registration is still there, although nothing else of it is."""
-    client = new_client()
-    await provider.register_client(client)
+    client = await registered(provider)
     await sign_in(provider, client)
     for _ in range(3):
         await purged(provider, time.time() + 3650 * DAY)
@@ -105,8 +89,7 @@ async def test_a_client_that_was_ever_approved_is_never_deleted(provider: SQLAlc
 
 async def test_a_batch_is_bounded_and_the_next_step_goes_on(provider: SQLAlchemyOAuthProvider) -> None:
     """However much has expired, one purge deletes a batch; steps after it continue until nothing is left."""
-    client = new_client()
-    await provider.register_client(client)
+    client = await registered(provider)
     now = int(time.time())
     rows = [
         {
@@ -124,19 +107,18 @@ async def test_a_batch_is_bounded_and_the_next_step_goes_on(provider: SQLAlchemy
     ]
     async with provider._database.write() as session:
         await session.execute(insert(Code), rows)
-    with time_machine.travel(now + 2 * INTERVAL_SECONDS, tick=False):
+    with stopped(2 * INTERVAL_SECONDS):
         left = []
         for _ in range(5):
             await provider.register_client(new_client())
-            await settled(provider)
+            await settle(provider)
             left.append((await counts(provider))["oauth_codes"])
     assert left == [2 * BATCH, BATCH, 0, 0, 0]
 
 
 async def test_a_purge_runs_at_most_once_a_minute(provider: SQLAlchemyOAuthProvider) -> None:
     """A busy server does not purge with every request."""
-    client = new_client()
-    await provider.register_client(client)
+    client = await registered(provider)
     purges = 0
     original = provider._purger._purge
 
@@ -146,43 +128,36 @@ async def test_a_purge_runs_at_most_once_a_minute(provider: SQLAlchemyOAuthProvi
         await original()
 
     provider._purger._purge = counted  # type: ignore[method-assign]  # watches, and does the same
-    start = time.time()
-    with time_machine.travel(start, tick=False) as clock:
+    with stopped() as clock:
+        start = time.time()
         for second in range(0, 10 * INTERVAL_SECONDS, 5):
             clock.move_to(start + second)
             await authorize(provider, client)
-            await settled(provider)
+            await settle(provider)
     assert purges == 9
 
 
 async def test_sealed_pairs_are_wiped_once_nobody_can_need_them(provider: SQLAlchemyOAuthProvider) -> None:
     """Of a grant that is refreshed every hour, at most the last few rows hold a sealed pair."""
-    client = new_client()
-    await provider.register_client(client)
-    start = time.time()
-    with time_machine.travel(start, tick=False) as clock:
+    client = await registered(provider)
+    with stopped() as clock:
+        start = time.time()
         token = await sign_in(provider, client)
         for hour in range(1, 25):
             clock.move_to(start + hour * HOUR)
             token = await refresh(provider, client, token)
-            await settled(provider)
-        async with provider._database.read() as session:
-            sealed = (
-                await session.execute(select(func.count()).select_from(Token).where(Token.replay.is_not(None)))
-            ).scalar_one()
-            consumed = (
-                await session.execute(select(func.count()).select_from(Token).where(Token.consumed_at.is_not(None)))
-            ).scalar_one()
+            await settle(provider)
+        sealed = await value_of(provider, select(func.count()).where(Token.replay.is_not(None)))
+        consumed = await value_of(provider, select(func.count()).where(Token.consumed_at.is_not(None)))
         assert sealed <= 3
         assert consumed >= 23
 
 
 async def test_a_lost_answer_is_found_again_after_purges(provider: SQLAlchemyOAuthProvider) -> None:
     """A pair that was never used stays fetchable, however often its grant's expired tokens were purged."""
-    client = new_client()
-    await provider.register_client(client)
-    start = time.time()
-    with time_machine.travel(start, tick=False) as clock:
+    client = await registered(provider)
+    with stopped() as clock:
+        start = time.time()
         token = await sign_in(provider, client)
         for hour in range(1, 6):
             clock.move_to(start + hour * HOUR)
@@ -210,10 +185,9 @@ async def test_the_purge_finds_its_rows_by_index(provider: SQLAlchemyOAuthProvid
         "DELETE FROM oauth_clients WHERE client_id = 'x'",
         "SELECT 1 FROM oauth_tokens WHERE client_id = 'x'",
     }
-    async with provider._database.read() as session:
-        for statement in statements:
-            plan = (await session.execute(text(f"EXPLAIN QUERY PLAN {statement}"))).all()
-            assert all("SEARCH" in row.detail for row in plan), (statement, plan)
+    for statement in statements:
+        plan = await rows_of(provider, f"EXPLAIN QUERY PLAN {statement}")
+        assert all("SEARCH" in row.detail for row in plan), (statement, plan)
 
 
 async def test_two_years_leave_a_handful_of_rows(make_provider: Provider, database_url: str) -> None:
@@ -221,11 +195,10 @@ async def test_two_years_leave_a_handful_of_rows(make_provider: Provider, databa
     if not database_url.endswith(".db"):
         pytest.skip("the same statements; two years take a while on a server")
     provider = make_provider()
-    client = new_client()
-    await provider.register_client(client)
-    start = time.time()
+    client = await registered(provider)
     seen: dict[int, dict[str, int]] = {}
-    with time_machine.travel(start, tick=False) as clock:
+    with stopped() as clock:
+        start = time.time()
         token = await sign_in(provider, client)
         # OAUTH_STORE_TEST_FULL refreshes every hour, which takes minutes; else it is every thirteenth.
         step = 1 if os.environ.get("OAUTH_STORE_TEST_FULL") else 13
@@ -234,7 +207,7 @@ async def test_two_years_leave_a_handful_of_rows(make_provider: Provider, databa
             token = await refresh(provider, client, token)
             if hour % 24 < step:
                 await provider.register_client(new_client())
-            await settled(provider)
+            await settle(provider)
             if hour % (90 * 24) < step:
                 seen[hour // 24] = await counts(provider)
     print(seen)
@@ -245,7 +218,7 @@ async def test_two_years_leave_a_handful_of_rows(make_provider: Provider, databa
         assert max(amounts) <= bound, (table, amounts)
         assert max(amounts) - min(amounts) <= 5, (table, amounts)
     assert await provider.get_client(client.client_id) is not None
-    with time_machine.travel(start + 2 * 365 * DAY, tick=False):
+    with stopped(2 * 365 * DAY):
         assert await provider.verify_token((await refresh(provider, client, token)).access_token) is not None
 
 
@@ -254,8 +227,7 @@ async def test_a_purge_waits_for_nobody(make_provider: Provider) -> None:
     provider = make_provider()
     if provider._database.url.get_backend_name() != "postgresql":
         pytest.skip("SQLite has one writer, and MariaDB locks all rows of a table as small as this one")
-    client = new_client()
-    await provider.register_client(client)
+    client = await registered(provider)
     for _ in range(2):
         await sign_in(provider, client)
     other = make_provider()

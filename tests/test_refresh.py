@@ -1,15 +1,15 @@
 """The refresh state machine, row by row: which answer a presented refresh token gets."""
 
 import asyncio
+import itertools
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import time_machine
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -18,40 +18,19 @@ from mcp.server.auth.provider import AuthorizeError, TokenError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy import Row, delete, func, select, update
 
-from oauth_store import AutoApproval, SQLAlchemyOAuthProvider, grants
-from oauth_store.approval import AuthorizationRequest
+from oauth_store import SQLAlchemyOAuthProvider, grants
 from oauth_store.credentials import hash_secret, mint, seal, unseal
 from oauth_store.errors import LostRaceError
 from oauth_store.models import Client, Token
 from oauth_store.purge import purge
 from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
-from tests.conftest import BASE_URL, RESOURCE, Provider, new_client
-from tests.flows import authorize, sign_in
+from tests.approvals import Owner
+from tests.clocks import Clock
+from tests.databases import rows_of, tokens_of, value_of
+from tests.flows import BASE_URL, RESOURCE, Provider, authorize, new_client, provider_on, registered, sign_in
 from tests.workers import Processes, answer, present_code, present_refresh_token, refresh_with_tasks, settle
 
 ACCESS_EXPIRY, REFRESH_EXPIRY, GRACE = 3600, 30 * 24 * 3600, 120  # the defaults
-
-Clock = time_machine.Traveller
-
-
-@pytest.fixture
-def clock() -> Iterator[Clock]:
-    """A clock that stands still until the test moves it."""
-    with time_machine.travel(int(time.time()), tick=False) as clock:
-        yield clock
-
-
-@pytest.fixture
-async def client(provider: SQLAlchemyOAuthProvider) -> OAuthClientInformationFull:
-    """A registered client."""
-    return await registered(provider)
-
-
-async def registered(provider: SQLAlchemyOAuthProvider, **metadata: Any) -> OAuthClientInformationFull:
-    """A client that the provider knows."""
-    client = new_client(**metadata)
-    await provider.register_client(client)
-    return client
 
 
 async def refused(step: Awaitable[OAuthToken]) -> None:
@@ -69,16 +48,8 @@ async def use(provider: SQLAlchemyOAuthProvider, token: OAuthToken) -> None:
 
 async def row_of(provider: SQLAlchemyOAuthProvider, secret: str | None) -> Row[Any]:
     """The row of a token."""
-    async with provider._database.read() as session:
-        named = select(Token.__table__).where(Token.token_hash == hash_secret(str(secret)))
-        return (await session.execute(named)).one()
-
-
-async def all_rows(provider: SQLAlchemyOAuthProvider) -> list[tuple[Any, ...]]:
-    """All that is stored of tokens."""
-    await settle(provider)
-    async with provider._database.read() as session:
-        return [tuple(row) for row in await session.execute(select(Token.__table__).order_by(Token.token_hash))]
+    (row,) = await rows_of(provider, select(Token.__table__).where(Token.token_hash == hash_secret(str(secret))))
+    return row
 
 
 async def purged(provider: SQLAlchemyOAuthProvider, access_token: str) -> None:
@@ -86,9 +57,8 @@ async def purged(provider: SQLAlchemyOAuthProvider, access_token: str) -> None:
     await settle(provider)
     async with provider._database.write() as session:
         await purge(session, int(time.time()))
-    async with provider._database.read() as session:
-        gone = select(Token.token_hash).where(Token.token_hash == hash_secret(access_token))
-        assert (await session.execute(gone)).one_or_none() is None
+    gone = select(Token.token_hash).where(Token.token_hash == hash_secret(access_token))
+    assert await rows_of(provider, gone) == []
 
 
 async def is_live(provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, token: OAuthToken) -> bool:
@@ -153,21 +123,16 @@ class TestLive:
         """Asking for more is `invalid_scope`, also after a refresh, and costs nothing: the pair stays live."""
         first = await sign_in(provider, client, scopes=["read"])
         second = await present_refresh_token(provider, client, first.refresh_token)
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         with pytest.raises(TokenError) as caught:
             await present_refresh_token(provider, client, second.refresh_token, ["read", "write"])
         assert caught.value.error == "invalid_scope"
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
         assert await is_live(provider, client, second)
 
     async def test_resource_and_subject_are_carried(self, make_provider: Provider) -> None:
         """Whom and what the owner approved stays with every token of the grant."""
-
-        class Owner:
-            async def authorize(self, provider: SQLAlchemyOAuthProvider, request: AuthorizationRequest) -> str:
-                return await provider.approve(request.handle, subject="the owner")
-
-        provider = make_provider(approval=Owner())
+        provider = make_provider(approval=Owner(itertools.repeat("the owner")))
         client = await registered(provider)
         token = await sign_in(provider, client)
         for _ in range(3):
@@ -241,7 +206,7 @@ class TestLive:
                 second = await present_refresh_token(other, client, secret)
                 await session.run_sync(grants.consume_refresh_token, row, None, now)
                 await session.run_sync(one._issue, grants.Pair.mint(with_refresh_token=True), row, ["read"], now)
-        assert len(await all_rows(one)) == 4
+        assert len(await tokens_of(one)) == 4
         assert await is_live(other, client, second)
 
     async def test_it_concerns_no_other_grant(
@@ -333,14 +298,14 @@ class TestWithinGrace:
         """The tokens and the scope are those of the first answer, `expires_in` is recomputed, nothing is stored."""
         first = await sign_in(provider, client)
         second = await present_refresh_token(provider, client, first.refresh_token)
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         for _ in range(3):
             clock.shift(30)
             again = await present_refresh_token(provider, client, first.refresh_token)
             assert again.model_dump(exclude={"expires_in"}) == second.model_dump(exclude={"expires_in"})
             assert again.expires_in == await time_left(provider, second)
         assert again.expires_in == ACCESS_EXPIRY - 90
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
         assert await is_live(provider, client, second)
 
     async def test_its_successor_may_be_in_use(
@@ -381,7 +346,7 @@ class TestWithinGrace:
             *(present_refresh_token(several[n % providers], client, first.refresh_token) for n in range(50))
         )
         assert len({(token.access_token, token.refresh_token, token.scope) for token in answers}) == 1
-        assert len(await all_rows(several[0])) == 4
+        assert len(await tokens_of(several[0])) == 4
         assert await is_live(several[-1], client, answers[0])
 
     async def test_other_scopes_than_the_pair_has(
@@ -390,10 +355,10 @@ class TestWithinGrace:
         """A second request that asks for other scopes is refused, whether more or fewer, and nothing is revoked."""
         first = await sign_in(provider, client)
         second = await present_refresh_token(provider, client, first.refresh_token, ["read"])
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         for scopes in (["write"], ["read", "write"], []):
             await refused(present_refresh_token(provider, client, first.refresh_token, scopes))
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
         again = await present_refresh_token(provider, client, first.refresh_token, ["read"])
         assert again.access_token == second.access_token
         assert await is_live(provider, client, second)
@@ -420,9 +385,9 @@ class TestWithinGrace:
         second = await present_refresh_token(provider, client, first.refresh_token)
         third = await present_refresh_token(provider, client, second.refresh_token)
         clock.shift(GRACE - 1)
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         await refused(present_refresh_token(provider, client, first.refresh_token))
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
         assert await is_live(provider, client, third)
 
     async def test_its_successor_is_revoked(
@@ -434,9 +399,9 @@ class TestWithinGrace:
         successor = Token.token_hash.in_([hash_secret(second.access_token), hash_secret(str(second.refresh_token))])
         async with provider._database.write() as session:
             await session.execute(update(Token).where(successor).values(revoked_at=1))
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         await refused(present_refresh_token(provider, client, first.refresh_token))
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
 
     async def test_a_clock_that_was_set_back(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, clock: Clock
@@ -483,10 +448,10 @@ class TestLostAnswer:
         first = await sign_in(provider, client)
         second = await present_refresh_token(provider, client, first.refresh_token)
         clock.shift(ACCESS_EXPIRY // 2)
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         again = await present_refresh_token(provider, client, first.refresh_token)
         assert again == second.model_copy(update={"expires_in": ACCESS_EXPIRY // 2})
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
         assert await is_live(provider, client, again)
 
     @pytest.mark.parametrize("is_purged", [False, True])
@@ -528,9 +493,9 @@ class TestLostAnswer:
         first = await sign_in(provider, client)
         second = await present_refresh_token(provider, client, first.refresh_token, ["read"])
         clock.shift(GRACE)
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         await refused(present_refresh_token(provider, client, first.refresh_token))
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
         again = await present_refresh_token(provider, client, first.refresh_token, ["read"])
         assert again.refresh_token == second.refresh_token
 
@@ -567,11 +532,11 @@ class TestLostAnswer:
         """`load_access_token` and `load_refresh_token` have no side effects: the pair counts as never used."""
         first = await sign_in(provider, client)
         second = await present_refresh_token(provider, client, first.refresh_token)
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         assert await provider.load_access_token(second.access_token) is not None
         assert await provider.load_refresh_token(client, str(second.refresh_token)) is not None
         await provider.aclose()  # if they had queued anything, it would be done now
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
         clock.shift(GRACE)
         again = await present_refresh_token(provider, client, first.refresh_token)
         assert again.access_token == second.access_token
@@ -701,9 +666,8 @@ class TestReuse:
         steps.insert(10, present_refresh_token(one, client, second.refresh_token))
         answers = await asyncio.gather(*map(answer, steps))
         assert answers.count("invalid_grant") >= 50
-        async with one._database.read() as session:
-            alive = select(func.count()).select_from(Token).where(Token.revoked_at.is_(None))
-            assert (await session.execute(alive)).scalar() == 0
+        alive = select(func.count()).select_from(Token).where(Token.revoked_at.is_(None))
+        assert await value_of(one, alive) == 0
 
 
 class TestNoGrace:
@@ -769,10 +733,10 @@ class TestDead:
     async def test_unknown(self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull) -> None:
         """A refresh token that was never issued, or is none."""
         await sign_in(provider, client)
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         for secret in (mint("refresh"), "", "refresh_\N{GRINNING FACE}", "x" * 100_000):
             await refused(present_refresh_token(provider, client, secret))
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
 
     @pytest.mark.parametrize("consumed", [False, True])
     async def test_expired(
@@ -787,9 +751,9 @@ class TestDead:
             clock.shift(1)
         else:
             clock.shift(REFRESH_EXPIRY)
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         await refused(present_refresh_token(provider, client, first.refresh_token))
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
         if consumed:
             assert await is_live(provider, client, second)
 
@@ -802,9 +766,9 @@ class TestDead:
         loaded = await provider.load_refresh_token(client, str(first.refresh_token))
         assert loaded is not None
         clock.shift(1)
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         await refused(provider.exchange_refresh_token(client, loaded, loaded.scopes))
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
 
     @pytest.mark.parametrize("consumed", [False, True])
     async def test_revoked(
@@ -817,10 +781,10 @@ class TestDead:
         if consumed:
             await present_refresh_token(provider, client, first.refresh_token)
         await provider.revoke_token(loaded)
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         await refused(present_refresh_token(provider, client, first.refresh_token))
         await refused(provider.exchange_refresh_token(client, loaded, loaded.scopes))
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
 
     @pytest.mark.parametrize("state", ["live", "consumed", "reused"])
     async def test_another_client(
@@ -836,11 +800,11 @@ class TestDead:
         if state == "reused":
             await use(provider, last)
             clock.shift(GRACE)
-        stored = await all_rows(provider)
+        stored = await tokens_of(provider)
         assert await provider.load_refresh_token(thief, str(first.refresh_token)) is None
         await refused(present_refresh_token(provider, thief, first.refresh_token))
         await refused(provider.exchange_refresh_token(thief, loaded, loaded.scopes))
-        assert await all_rows(provider) == stored
+        assert await tokens_of(provider) == stored
         assert await is_live(provider, client, last)
 
     @pytest.mark.parametrize("state", ["live", "consumed", "reused"])
@@ -856,10 +820,10 @@ class TestDead:
         if state == "reused":
             await use(elsewhere, last)
             clock.shift(GRACE)
-        stored = await all_rows(here)
+        stored = await tokens_of(here)
         assert await here.verify_token(last.access_token) is None
         await refused(present_refresh_token(here, client, first.refresh_token))
-        assert await all_rows(here) == stored
+        assert await tokens_of(here) == stored
         assert await is_live(elsewhere, client, last)
 
     async def test_the_client_is_gone(
@@ -872,7 +836,7 @@ class TestDead:
         async with provider._database.write() as session:
             await session.execute(delete(Client).where(Client.client_id == client.client_id))
         await refused(provider.exchange_refresh_token(client, loaded, loaded.scopes))
-        assert await all_rows(provider) == []
+        assert await tokens_of(provider) == []
 
 
 class TestWithoutALock:
@@ -881,7 +845,7 @@ class TestWithoutALock:
     async def test_while_another_process_writes(self, tmp_path: Path) -> None:
         """Unknown tokens, codes and clients are refused, and a replay is answered, at once."""
         path = tmp_path / "oauth.db"
-        async with SQLAlchemyOAuthProvider(path, base_url=BASE_URL, approval=AutoApproval()) as provider:
+        async with provider_on(path) as provider:
             client = await registered(provider)
             code = await authorize(provider, client)
             first = await sign_in(provider, client)
@@ -942,7 +906,7 @@ class TestRestart:
         pairs = {(token.access_token, token.refresh_token): token for token in answers if isinstance(token, OAuthToken)}
         assert "invalid_grant" not in answers
         assert len(pairs) == 1
-        assert len(await all_rows(provider)) == 4
+        assert len(await tokens_of(provider)) == 4
         assert await is_live(provider, client, *pairs.values())
 
 

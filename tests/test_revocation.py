@@ -3,23 +3,22 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
-import time_machine
 from fastmcp.server.auth import AccessToken
 from mcp.server.auth.provider import RefreshToken
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import func, select
 
 from oauth_store import SQLAlchemyOAuthProvider, grants
 from oauth_store.connections import revoke_grants
 from oauth_store.credentials import mint
 from oauth_store.errors import LostRaceError
-from oauth_store.models import Code, Token
-from tests.conftest import Provider, new_client
-from tests.flows import authorize, sign_in
+from oauth_store.models import Code
+from tests.clocks import Clock
+from tests.databases import tokens_of, value_of
+from tests.flows import Provider, authorize, registered, sign_in
 from tests.workers import (
     Answer,
     Processes,
@@ -37,34 +36,10 @@ from tests.workers import (
 GRACE = 120  # the default
 ROUNDS = 40
 
-Clock = time_machine.Traveller
-
-
-@pytest.fixture
-def clock() -> Iterator[Clock]:
-    """A clock that stands still until the test moves it."""
-    with time_machine.travel(int(time.time()), tick=False) as clock:
-        yield clock
-
-
-@pytest.fixture
-async def client(provider: SQLAlchemyOAuthProvider) -> OAuthClientInformationFull:
-    """A registered client."""
-    client = new_client()
-    await provider.register_client(client)
-    return client
-
-
-async def rows(provider: SQLAlchemyOAuthProvider) -> list[Row[Any]]:
-    """All that is stored of tokens."""
-    await settle(provider)
-    async with provider._database.read() as session:
-        return list(await session.execute(select(Token.__table__).order_by(Token.token_hash)))
-
 
 async def nothing_lives(provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, *known: str) -> None:
     """Check that every token that is stored is revoked, and that none of the known ones can be used."""
-    stored = await rows(provider)
+    stored = await tokens_of(provider)
     assert stored
     for row in stored:
         assert row.revoked_at is not None
@@ -96,7 +71,7 @@ class TestWhatItEnds:
         assert await present_for_revocation(provider, client, str(getattr(token, presented)))
         await nothing_lives(provider, client, *secrets_of(token))
         assert await answer(present_code(provider, client, code)) == "invalid_grant"
-        assert len(await rows(provider)) == 2
+        assert len(await tokens_of(provider)) == 2
 
     @pytest.mark.parametrize("presented", ["access_token", "refresh_token"])
     async def test_all_that_was_rotated(
@@ -108,7 +83,7 @@ class TestWhatItEnds:
             tokens.append(await present_refresh_token(provider, client, tokens[-1].refresh_token))
         assert await present_for_revocation(provider, client, str(getattr(tokens[-1], presented)))
         await nothing_lives(provider, client, *secrets_of(*tokens))
-        assert len(await rows(provider)) == 8
+        assert len(await tokens_of(provider)) == 8
 
     @pytest.mark.parametrize("rotations", [1, 2, 5])
     async def test_a_consumed_refresh_token(
@@ -134,8 +109,7 @@ class TestWhatItEnds:
 
     async def test_a_client_that_does_not_refresh(self, provider: SQLAlchemyOAuthProvider) -> None:
         """An access token without a refresh token is revoked like any other."""
-        client = new_client(grant_types=["authorization_code"])
-        await provider.register_client(client)
+        client = await registered(provider, grant_types=["authorization_code"])
         token = await sign_in(provider, client)
         assert token.refresh_token is None
         assert await present_for_revocation(provider, client, token.access_token)
@@ -157,7 +131,7 @@ class TestWhatItEnds:
         await present_refresh_token(provider, client, first.refresh_token)
         clock.shift(7)
         assert await present_for_revocation(provider, client, str(first.refresh_token))
-        stored = await rows(provider)
+        stored = await tokens_of(provider)
         assert len(stored) == 4
         assert {(row.revoked_at, row.revoked_reason) for row in stored} == {(int(time.time()), "revoked by the client")}
         assert [row.replay for row in stored] == [None] * 4
@@ -171,7 +145,7 @@ class TestWhatItEnds:
             grant_id = (await session.execute(select(Code.grant_id))).scalar_one()
             await session.run_sync(revoke_grants, [grant_id], "revoked by the owner", int(time.time()))
         assert await answer(present_code(provider, client, code)) == "invalid_grant"
-        assert await rows(provider) == []
+        assert await tokens_of(provider) == []
 
     async def test_twice(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, clock: Clock
@@ -180,13 +154,13 @@ class TestWhatItEnds:
         token = await sign_in(provider, client)
         access, refresh = await loaded_pair(provider, client, token)
         await provider.revoke_token(refresh)
-        stored = await rows(provider)
+        stored = await tokens_of(provider)
         clock.shift(60)
         for again in (refresh, access):
             await provider.revoke_token(again)
         for secret in secrets_of(token):
             assert not await present_for_revocation(provider, client, secret)
-        assert await rows(provider) == stored
+        assert await tokens_of(provider) == stored
 
     async def test_after_reuse(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, clock: Clock
@@ -199,7 +173,7 @@ class TestWhatItEnds:
         clock.shift(GRACE)
         assert await answer(present_refresh_token(provider, client, first.refresh_token)) == "invalid_grant"
         await provider.revoke_token(refresh)
-        assert {row.revoked_reason for row in await rows(provider)} == {"reuse detected"}
+        assert {row.revoked_reason for row in await tokens_of(provider)} == {"reuse detected"}
 
     async def test_an_unknown_token(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull
@@ -207,16 +181,15 @@ class TestWhatItEnds:
         """What was never issued does nothing, nor does another client's token (RFC 7009, section 2.2)."""
         token = await sign_in(provider, client)
         access, refresh = await loaded_pair(provider, client, token)
-        stranger = new_client()
-        await provider.register_client(stranger)
-        stored = await rows(provider)
+        stranger = await registered(provider)
+        stored = await tokens_of(provider)
         await provider.revoke_token(access.model_copy(update={"token": mint("access")}))
         await provider.revoke_token(refresh.model_copy(update={"token": mint("refresh")}))
         for secret in (mint("access"), mint("refresh"), ""):
             assert not await present_for_revocation(provider, client, secret)
         for secret in secrets_of(token):
             assert not await present_for_revocation(provider, stranger, secret)
-        assert await rows(provider) == stored
+        assert await tokens_of(provider) == stored
         assert await provider.verify_token(token.access_token) is not None
 
 
@@ -251,9 +224,8 @@ def kind_of(provider: SQLAlchemyOAuthProvider) -> str:
 
 async def deadlocks(provider: SQLAlchemyOAuthProvider) -> int:
     """How many deadlocks PostgreSQL broke in this database."""
-    async with provider._database.read() as session:
-        found = await session.execute(text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"))
-        return int(found.scalar_one())
+    seen = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    return int(await value_of(provider, seen))
 
 
 Two = tuple[SQLAlchemyOAuthProvider, SQLAlchemyOAuthProvider]
@@ -354,7 +326,7 @@ class TestItWins:
         """A refresh that comes while a revocation is about to commit waits for it, and is refused."""
         one, other = two
         first = await sign_in(one, client)
-        grant_id = (await rows(one))[0].grant_id
+        grant_id = (await tokens_of(one))[0].grant_id
         async with one._database.write() as session:
             await session.run_sync(revoke_grants, [grant_id], "revoked by the client", int(time.time()))
             await session.execute(select(1))  # what waits for the COMMIT is sent
@@ -405,11 +377,10 @@ _WAITING = {
 
 async def someone_waits(provider: SQLAlchemyOAuthProvider) -> None:
     """Wait until a statement waits for another transaction. SQLite cannot tell: there, until a read has come back."""
-    waiting = text(f"SELECT count(*) FROM {_WAITING.get(kind_of(provider), '(SELECT 1)')}")
+    waiting = f"SELECT count(*) FROM {_WAITING.get(kind_of(provider), '(SELECT 1)')}"
     while True:
-        async with provider._database.read() as session:
-            if (await session.execute(waiting)).scalar():
-                return
+        if await value_of(provider, waiting):
+            return
 
 
 class TestCodeReplay:
@@ -425,8 +396,8 @@ class TestCodeReplay:
         second = await present_refresh_token(provider, client, first.refresh_token)
         assert await answer(present_code(provider, client, code)) == "invalid_grant"
         await nothing_lives(provider, client, *secrets_of(first, second))
-        assert {row.revoked_reason for row in await rows(provider)} == {"code replayed"}
-        grant_id = (await rows(provider))[0].grant_id
+        assert {row.revoked_reason for row in await tokens_of(provider)} == {"code replayed"}
+        grant_id = (await tokens_of(provider))[0].grant_id
         assert (
             f"authorization code replayed, its grant is revoked: grant_id={grant_id.hex()} client_id={client.client_id}"
             in caplog.messages
@@ -437,8 +408,7 @@ class TestCodeReplay:
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull
     ) -> None:
         """Another client can neither redeem a code, nor use it up, nor end the grant with it."""
-        thief = new_client()
-        await provider.register_client(thief)
+        thief = await registered(provider)
         code = await authorize(provider, client)
         loaded = await provider.load_authorization_code(client, code)
         assert loaded is not None
@@ -478,9 +448,8 @@ class TestCodeReplay:
         await settle(provider)
         clock.shift(1)
         assert await answer(provider.exchange_authorization_code(client, loaded)) == "invalid_grant"
-        assert len(await rows(provider)) == 2
-        async with provider._database.read() as session:
-            assert (await session.execute(select(func.count(Code.consumed_at)))).scalar() == 1
+        assert len(await tokens_of(provider)) == 2
+        assert await value_of(provider, select(func.count(Code.consumed_at))) == 1
 
     async def test_fifty_tasks(self, two: Two, client: OAuthClientInformationFull) -> None:
         """One of fifty gets a pair, on two replicas; the other forty-nine are replays, so the grant is ended."""
@@ -490,7 +459,7 @@ class TestCodeReplay:
             *(answer(present_code(provider, client, code)) for provider in (one, other) for _ in range(25))
         )
         assert answers.count("invalid_grant") == 49
-        assert len(await rows(one)) == 2
+        assert len(await tokens_of(one)) == 2
         await nothing_lives(one, client, *secrets_of(*answers))
 
     async def test_fifty_tasks_and_a_client_that_goes_on(self, two: Two, client: OAuthClientInformationFull) -> None:
@@ -520,7 +489,7 @@ class TestCodeReplay:
                 first = await present_code(other, client, code)
                 await session.run_sync(grants.consume_code, row, now)
                 await session.run_sync(one._issue, grants.Pair.mint(with_refresh_token=True), row, ["read"], now)
-        assert len(await rows(one)) == 2
+        assert len(await tokens_of(one)) == 2
         assert await one.verify_token(first.access_token) is not None
 
     async def test_while_the_first_exchange_runs(self, two: Two, client: OAuthClientInformationFull) -> None:
@@ -550,8 +519,7 @@ class TestCodeReplay:
                 answers = [got for [got] in await processes.run(database_url, *[(redeem_one_code, client, code)] * 8)]
                 assert answers.count("invalid_grant") == 7
                 await nothing_lives(provider, client, *secrets_of(*answers))
-        async with provider._database.read() as session:
-            assert (await session.execute(select(func.count(Code.consumed_at)))).scalar() == 5
+        assert await value_of(provider, select(func.count(Code.consumed_at))) == 5
 
 
 async def test_eight_processes_and_a_revocation(

@@ -24,23 +24,28 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
-from oauth_store import AutoApproval, SchemaError, SQLAlchemyOAuthProvider
+from oauth_store import SchemaError
 from oauth_store.engines import database_url as as_url
 from oauth_store.models import Base
 from oauth_store.schema import HEAD, VERSION_TABLE, alembic_config, downgrade, upgrade
 from tests.commands import alembic
-from tests.conftest import BASE_URL, RESOURCE, create_postgres_database, drop_postgres_database, new_client
+from tests.databases import (
+    create_postgres_database,
+    drop_postgres_database,
+    dump,
+    execute,
+    file_bytes,
+    is_postgres,
+    select,
+    shape,
+)
+from tests.flows import RESOURCE, new_client, provider_on
 from tests.forks import context as forks
-from tests.vs2 import VS2, dump, execute, file_bytes, is_postgres, select, shape
+from tests.vs2 import VS2
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = "run `alembic upgrade head` (in a checkout) or `oauth-store upgrade`"
 START_TIMEOUT_SECONDS = 60
-
-
-def provider_on(database: str | AsyncEngine) -> SQLAlchemyOAuthProvider:
-    """A provider that lets everyone in."""
-    return SQLAlchemyOAuthProvider(database, base_url=BASE_URL, approval=AutoApproval())
 
 
 async def refusal(url: str) -> str:
@@ -522,7 +527,7 @@ def test_a_provider_creates_its_file_for_its_owner_alone(tmp_path: Path) -> None
     script = (
         "import asyncio, os, sys\n"
         "from oauth_store import AutoApproval, SQLAlchemyOAuthProvider\n"
-        "from tests.conftest import new_client\n"
+        "from tests.flows import new_client\n"
         "provider = SQLAlchemyOAuthProvider('oauth.db', base_url='http://127.0.0.1', approval=AutoApproval())\n"
         "async def main():\n"
         "    async with provider:\n"

@@ -35,12 +35,12 @@ from mcp.shared.auth import OAuthToken
 from sqlalchemy import delete, select
 
 from oauth_store import SQLAlchemyOAuthProvider
-from oauth_store.approval import AuthorizationRequest
 from oauth_store.credentials import hash_secret
 from oauth_store.models import Client, Code, Token
 from oauth_store.purge import purge
-from tests.conftest import BASE_URL, RESOURCE, new_client
-from tests.flows import authorize
+from tests.approvals import Owner
+from tests.databases import rows_of
+from tests.flows import BASE_URL, RESOURCE, authorize, new_client
 from tests.workers import Answer, answer, present_code, present_for_revocation, present_refresh_token, settle
 
 T = TypeVar("T")
@@ -124,16 +124,6 @@ class Grant:
         return successor
 
 
-class Owner:
-    """Approves every request, each for another subject."""
-
-    def __init__(self) -> None:
-        self._numbers = itertools.count()
-
-    async def authorize(self, provider: SQLAlchemyOAuthProvider, request: AuthorizationRequest) -> str:
-        return await provider.approve(request.handle, subject=f"subject {next(self._numbers)}")
-
-
 backs = st.sampled_from([0, 0, 1, 1, 1, 2, 5])
 """How many pairs before the newest one."""
 waits = st.sampled_from([0] * 4 + [1, GRACE - 1] + [GRACE] * 4 + [ACCESS_EXPIRY - 1, ACCESS_EXPIRY, REFRESH_EXPIRY - 1])
@@ -152,7 +142,7 @@ class Refreshing(RuleBasedStateMachine):
         self.exits = contextlib.ExitStack()
         self.clock = self.exits.enter_context(time_machine.travel(START, tick=False))
         self.runner = self.exits.enter_context(asyncio.Runner())
-        self.owner = Owner()
+        self.owner = Owner(f"subject {number}" for number in itertools.count())
         self.known: list[Grant] = []
         self.latest = START
         self.was_set_back = False
@@ -500,9 +490,8 @@ class Refreshing(RuleBasedStateMachine):
         assert not stored, "tokens that the model knows nothing of"
 
     async def stored(self) -> tuple[dict[bytes, Any], dict[bytes, Any]]:
-        async with self.one._database.read() as session:
-            codes = {row.code_hash: row for row in await session.execute(select(Code.__table__))}
-            return codes, {row.token_hash: row for row in await session.execute(select(Token.__table__))}
+        codes = {row.code_hash: row for row in await rows_of(self.one, select(Code.__table__))}
+        return codes, {row.token_hash: row for row in await rows_of(self.one, select(Token.__table__))}
 
 
 def explore(new_database: Callable[[], str], examples: int) -> None:

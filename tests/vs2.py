@@ -1,6 +1,5 @@
-"""What a VS-2 server leaves behind, and what stands in a database before and after it is migrated."""
+"""What a VS-2 server leaves behind."""
 
-import asyncio
 import json
 import os
 import secrets
@@ -8,21 +7,15 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mcp.shared.auth import OAuthClientInformationFull
 from pydantic import AnyUrl
-from sqlalchemy import Connection, inspect, text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
 
-from oauth_store.engines import database_url
 from oauth_store.schema import upgrade
-
-T = TypeVar("T")
+from tests.databases import execute, is_postgres
 
 ROOT = Path(__file__).parent.parent
 
@@ -183,7 +176,7 @@ class VS2:
         for table, rows in self.rows.items():
             placeholders = ", ".join(f":{column}" for column in COLUMNS[table])
             values = [dict(zip(COLUMNS[table], row, strict=True)) for row in rows]
-            execute(url, f"INSERT INTO {table} VALUES ({placeholders})", values)
+            execute(url, f"INSERT INTO {table} VALUES ({placeholders})", values=values)
 
     def write_file(self, path: Path | str, *, killed: bool = False) -> None:
         """Write the SQLite file of the server; of a `killed` one, the last writes stand in its -wal alone."""
@@ -212,96 +205,6 @@ def _insert(connection: sqlite3.Connection, rows: Rows) -> None:
     for table, columns in COLUMNS.items():
         connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})", rows[table])
     connection.execute("COMMIT")
-
-
-def is_postgres(url: str) -> bool:
-    """Tell a PostgreSQL URL from the path of an SQLite file."""
-    return "://" in url
-
-
-def connected(url: str, work: Callable[[Connection], T]) -> T:
-    """Do `work` on a connection that has none of our settings. Not for an event loop."""
-
-    async def connect() -> T:
-        engine = create_async_engine(database_url(url), poolclass=NullPool)
-        async with engine.connect() as connection:
-            return await connection.run_sync(work)
-
-    return asyncio.run(connect())
-
-
-def execute(url: str, statement: str, values: list[dict[str, Any]] | None = None) -> None:
-    """Run one statement, and commit it."""
-
-    def run(connection: Connection) -> None:
-        connection.execute(text(statement), values)
-        connection.commit()
-
-    connected(url, run)
-
-
-def select(url: str, statement: str) -> list[Any]:
-    """The rows that a query finds."""
-    return connected(url, lambda connection: list(connection.execute(text(statement))))
-
-
-def shape(url: str, *, without: Iterable[str] = ()) -> dict[str, Any]:
-    """All tables, in every detail that the database can tell of: names and the order of columns too."""
-    return {table: details for table, details in connected(url, _tables).items() if table not in without}
-
-
-def dump(url: str) -> dict[str, Any]:
-    """Everything that stands in a database: what `shape` tells, and the rows of each table."""
-
-    def look(connection: Connection) -> dict[str, Any]:
-        tables = _tables(connection)
-        rows = {table: connection.execute(text(f"SELECT * FROM {table}")) for table in tables}
-        return {"shape": tables, "rows": {table: sorted(map(tuple, rows[table]), key=repr) for table in tables}}
-
-    return connected(url, look)
-
-
-def _tables(connection: Connection) -> dict[str, Any]:
-    return {table: _table(connection, table) for table in sorted(inspect(connection).get_table_names())}
-
-
-def _table(connection: Connection, table: str) -> dict[str, Any]:
-    inspector = inspect(connection)
-    found: dict[str, Any] = {
-        "columns": [
-            (column["name"], str(column["type"]), column["nullable"], column["default"])
-            for column in inspector.get_columns(table)
-        ],
-        "primary key": inspector.get_pk_constraint(table),
-        "unique": sorted(inspector.get_unique_constraints(table), key=repr),
-        "foreign keys": sorted(inspector.get_foreign_keys(table), key=repr),
-        "checks": sorted(inspector.get_check_constraints(table), key=repr),
-        "indexes": sorted(inspector.get_indexes(table), key=repr),
-    }
-    if connection.dialect.name == "sqlite":
-        statement = "SELECT type, name, sql FROM sqlite_master WHERE tbl_name = :name ORDER BY type, name"
-    elif connection.dialect.name == "mysql":
-        definition = connection.execute(text(f"SHOW CREATE TABLE {table}")).one()[1]
-        return found | {"definitions": [("table", table, definition)]}
-    else:
-        statement = (
-            "SELECT 'constraint', conname, pg_get_constraintdef(pg_constraint.oid) FROM pg_constraint "
-            "JOIN pg_class ON pg_class.oid = conrelid WHERE relname = :name "
-            "UNION ALL SELECT 'index', indexname, indexdef FROM pg_indexes WHERE tablename = :name ORDER BY 1, 2"
-        )
-    # SQLite puts the name of a table that was renamed into quotes.
-    found["definitions"] = [
-        (kind, name, " ".join(sql.replace(f'TABLE "{table}"', f"TABLE {table}").split()) if sql else sql)
-        for kind, name, sql in connection.execute(text(statement), {"name": table})
-    ]
-    return found
-
-
-def file_bytes(path: str) -> bytes:
-    """An SQLite file, its -wal and its -shm, read by another process: to close a descriptor of them would drop the
-    locks that SQLite holds in this one."""
-    existing = [name for name in (path, f"{path}-wal", f"{path}-shm") if Path(name).exists()]
-    return subprocess.run(["cat", *existing], check=True, capture_output=True).stdout
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from fastmcp.server.auth import AccessToken
 from mcp.server.auth.provider import RefreshToken, TokenError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 
-from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
-from tests.conftest import BASE_URL
+from oauth_store import SQLAlchemyOAuthProvider
+from tests.flows import provider_on
 from tests.forks import context
 
 Answer = OAuthToken | str
@@ -150,8 +150,7 @@ def _work(url: str, work: Work, arguments: list[Any]) -> list[Answer]:
 
 
 async def _on_a_provider(url: str, work: Work, arguments: list[Any]) -> list[Answer]:
-    async with SQLAlchemyOAuthProvider(url, base_url=BASE_URL, approval=AutoApproval()) as provider:
-        provider.set_mcp_path("/mcp")
+    async with provider_on(url) as provider:
         await provider.check_schema()
         _start.wait(START_TIMEOUT_SECONDS)
         return await work(provider, *arguments)

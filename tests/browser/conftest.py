@@ -1,13 +1,9 @@
 """One Chromium for all tests, which have one event loop for that; each has a profile of its own."""
 
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import pytest
 import pytest_asyncio
-import time_machine
 from playwright.async_api import Browser, Page, async_playwright
 
 from tests.browser import ARGUMENTS, DESK, find_chromium
@@ -45,9 +41,3 @@ async def app() -> AsyncIterator[tuple[str, list[str]]]:
     """A client's callback on this machine, and what was sent there."""
     async with callback_site() as served:
         yield served
-
-
-@pytest.fixture
-def time_turned() -> Callable[[float], Any]:
-    """Turn the server's clock, which goes on from there; the browser keeps its own."""
-    return lambda seconds: time_machine.travel(time.time() + seconds)

@@ -1,12 +1,12 @@
 """The connected apps in a browser: who is in, and out again at once."""
 
-from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
 from playwright.async_api import Browser, Page, expect
 
+from tests.clocks import turned
 from tests.pages import PASSWORD, Site
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -124,16 +124,14 @@ async def test_signing_out(wiki: Site, page: Page) -> None:
     await expect(page.get_by_text("Claude")).to_have_count(0)
 
 
-async def test_the_session_ends_after_fifteen_minutes(
-    wiki: Site, page: Page, time_turned: Callable[[float], Any]
-) -> None:
+async def test_the_session_ends_after_fifteen_minutes(wiki: Site, page: Page) -> None:
     """Until then the owner is signed in; then a button says that he was signed out, and does nothing."""
     token = await wiki.connect(client_name="Claude")
     await sign_in(wiki, page)
-    with time_turned(14 * 60):
+    with turned(14 * 60):
         await page.reload()
         await expect(page.get_by_role("heading", level=2)).to_have_text("“Claude”")
-    with time_turned(15 * 60 + 1):
+    with turned(15 * 60 + 1):
         await page.get_by_role("button", name="Revoke", exact=True).click()
         await expect(page.get_by_role("alert")).to_have_text("You were signed out meanwhile. Sign in again.")
         assert await call(wiki, token.access_token) == 200

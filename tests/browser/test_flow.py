@@ -13,6 +13,7 @@ from playwright.async_api import Browser, Page, expect
 from pydantic import AnyUrl
 
 from tests.browser import allow, press
+from tests.clocks import turned
 from tests.flows import query_of
 from tests.pages import PASSWORD, Site
 
@@ -172,10 +173,10 @@ class TestReload:
         assert (await wiki.redeem(first, page.url)).access_token
         assert query_of(other.url) | {"error": "access_denied", "state": "second"} == query_of(other.url)
 
-    async def test_an_expired_request(self, wiki: Site, page: Page, app: App, time_turned: Any) -> None:
+    async def test_an_expired_request(self, wiki: Site, page: Page, app: App) -> None:
         """A request that waited for more than ten minutes cannot be answered, and the page says what to do."""
         await page.goto(await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])]))
-        with time_turned(601):
+        with turned(601):
             await allow(page)
             await expect(page.get_by_role("heading", level=1)).to_have_text("This request is over")
             await expect(page.get_by_text("go back to it and connect again")).to_be_visible()

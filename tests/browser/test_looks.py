@@ -4,19 +4,18 @@ With OAUTH_STORE_SCREENSHOTS the tests write a picture of each into that directo
 documentation shows are in docs/images, under the same names.
 """
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import time_machine
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, expect
 from pydantic import AnyUrl
 
 from tests.browser import DESK, PHONE, allow, screenshot
+from tests.clocks import turned
 from tests.pages import PASSWORD, USERS, site
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -182,6 +181,6 @@ class TestMessages:
             await allow(page)
             await says("This answer did not come from our page", "message-not-our-page")
             await page.goto(url)
-            with time_machine.travel(time.time() + 601):
+            with turned(601):
                 await page.reload()
                 await says("This request is over", "message-over")
