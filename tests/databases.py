@@ -1,4 +1,4 @@
-"""Databases to try things on, and looks at what stands in them, past every provider."""
+"""Databases to try things on, and looks at what stands in them."""
 
 import asyncio
 import os

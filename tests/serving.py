@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import ipaddress
 import socket
 import sys
 from collections import deque
@@ -53,10 +54,12 @@ async def serving(app: ASGIApp, port: int, **options: Any) -> AsyncIterator[str]
         await task
 
 
-def self_signed(hostname: str) -> bytes:
-    """A certificate of a host, signed by itself, and its key."""
+def self_signed(host: str) -> bytes:
+    """A certificate of a host, by its name or IPv4 address, signed by itself, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname)])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    is_address = host.replace(".", "").isdigit()
+    alternative = x509.IPAddress(ipaddress.ip_address(host)) if is_address else x509.DNSName(host)
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -66,7 +69,7 @@ def self_signed(hostname: str) -> bytes:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(hostname)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

@@ -1,8 +1,6 @@
 """The configurations of docs/deploying.md, in nginx and Caddy as Debian has them: clients get in through each."""
 
 import asyncio
-import datetime
-import ipaddress
 import os
 import re
 import shutil
@@ -18,10 +16,6 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 from argon2 import PasswordHasher
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from fastmcp import Client, Context, FastMCP
 
 from oauth_store import AutoApproval, PasswordApproval, RateLimits, SQLAlchemyOAuthProvider
@@ -29,7 +23,7 @@ from tests.clients.apps import ANSWER, KINDS, Outcome, make_app
 from tests.deployments import discover, wiki
 from tests.flows import REDIRECT_URI, authorization_request, query_of
 from tests.pages import action_of, csrf_of
-from tests.serving import free_port, serving
+from tests.serving import free_port, self_signed, serving
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")
 
@@ -72,33 +66,18 @@ def configuration(language: str, title: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The certificate of 127.0.0.1, which signs itself, and its key."""
-    directory = tmp_path_factory.mktemp("certificate")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "oauth_store tests")])
-    now = datetime.datetime.now(datetime.UTC)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (directory / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (directory / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return directory / "cert.pem", directory / "key.pem"
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The certificate of 127.0.0.1, which signs itself, and its key, in one file."""
+    path = tmp_path_factory.mktemp("certificate") / "certificate.pem"
+    path.write_bytes(self_signed("127.0.0.1"))
+    return path
 
 
 @pytest.fixture(autouse=True)
-def trusted(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients, those on node too, take the certificate for good."""
     for name in ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"):
-        monkeypatch.setenv(name, str(certificate[0]))
+        monkeypatch.setenv(name, str(certificate))
 
 
 def _need(binary: str) -> str:
@@ -113,12 +92,12 @@ def _need(binary: str) -> str:
 class Proxy:
     """nginx or Caddy in front of servers on this machine, at an https port of its own."""
 
-    def __init__(self, binary: str, title: str, certificate: tuple[Path, Path], directory: Path) -> None:
+    def __init__(self, binary: str, title: str, certificate: Path, directory: Path) -> None:
         self.port = free_port()
         self.host = f"https://127.0.0.1:{self.port}"
         self._path = _need(binary)
         self._title, self._binary, self._directory = title, binary, directory
-        self._certificate, self._key = certificate
+        self._certificate = certificate
 
     @contextmanager
     def running(self, *upstreams: int) -> Iterator[None]:
@@ -131,12 +110,12 @@ class Proxy:
         if self._binary == "nginx":
             site = site.replace("listen 443 ssl;", f"listen 127.0.0.1:{self.port} ssl;")
             site = re.sub(r"/\S+fullchain.pem", str(self._certificate), site)
-            site = re.sub(r"/\S+privkey.pem", str(self._key), site)
+            site = re.sub(r"/\S+privkey.pem", str(self._certificate), site)
             site = re.sub(r"(?:wiki\.)?example\.com", "127.0.0.1", site)
             path.write_text(NGINX.format(user=self._directory.owner(), directory=self._directory, site=site))
             command = [self._path, "-p", str(self._directory), "-e", "stderr", "-c", str(path)]
         else:
-            tls = f"{self.host} {{\n\tbind 127.0.0.1\n\ttls {self._certificate} {self._key}\n"
+            tls = f"{self.host} {{\n\tbind 127.0.0.1\n\ttls {self._certificate} {self._certificate}\n"
             site = re.sub(r"^(?:wiki\.)?example\.com \{\n", tls, site, flags=re.MULTILINE)
             path.write_text(CADDY.format(directory=self._directory, site=site))
             command = [self._path, "run", "--adapter", "caddyfile", "--config", str(path)]
@@ -193,7 +172,7 @@ PROXIES = [
 
 
 @pytest.fixture(params=PROXIES)
-def proxy_and_path(request: pytest.FixtureRequest, certificate: tuple[Path, Path], tmp_path: Path) -> tuple[Proxy, str]:
+def proxy_and_path(request: pytest.FixtureRequest, certificate: Path, tmp_path: Path) -> tuple[Proxy, str]:
     """Each proxy with each configuration, and the path at which the server is."""
     binary, title, path = request.param
     return Proxy(binary, title, certificate, tmp_path), path
@@ -271,9 +250,7 @@ async def test_limits_count_who_is_behind_the_proxy(proxy_and_path: tuple[Proxy,
 
 
 @pytest.mark.parametrize("binary", ["nginx", "caddy"])
-async def test_replicas_share_one_database(
-    binary: str, certificate: tuple[Path, Path], database_url: str, tmp_path: Path
-) -> None:
+async def test_replicas_share_one_database(binary: str, certificate: Path, database_url: str, tmp_path: Path) -> None:
     """Two servers on one database, behind a proxy that takes them in turn, are one server to a client."""
     proxy = Proxy(binary, "two replicas", certificate, tmp_path)
     async with server(proxy.host, database_url) as one, server(proxy.host, database_url) as two:
