@@ -14,4 +14,9 @@ def turned(seconds: float) -> time_machine.travel:
 
 def stopped(seconds: int = 0) -> time_machine.travel:
     """A clock that stands still at a full second, so many ahead, until the test moves it."""
-    return time_machine.travel(int(time.time()) + seconds, tick=False)
+    return stopped_at(int(time.time()) + seconds)
+
+
+def stopped_at(second: int) -> time_machine.travel:
+    """A clock that stands still at this second."""
+    return time_machine.travel(second, tick=False)

@@ -73,7 +73,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql", *(["mariadb"] if MARIADB else [])])
-def kind(request: pytest.FixtureRequest) -> str:
+def database_kind(request: pytest.FixtureRequest) -> str:
     """Each kind of database."""
     marker = request.node.get_closest_marker("not_on_mariadb")
     if request.param == "mariadb" and marker:
@@ -82,11 +82,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def empty_database_url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+async def empty_database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """A database of each kind that nothing was ever done to."""
-    if kind == "sqlite":
+    if database_kind == "sqlite":
         yield str(tmp_path / "oauth.db")
-    elif kind == "mariadb":
+    elif database_kind == "mariadb":
         url = await create_mariadb_database()
         yield url
         await drop_mariadb_database(url)
@@ -98,17 +98,19 @@ async def empty_database_url(kind: str, request: pytest.FixtureRequest, tmp_path
 
 
 @pytest.fixture
-def migrated(kind: str, request: pytest.FixtureRequest) -> Any:
+def migrated(database_kind: str, request: pytest.FixtureRequest) -> Any:
     """What a database of each kind is copied from that was migrated to the schema of this release."""
-    return request.getfixturevalue(f"migrated_{kind}")
+    return request.getfixturevalue(f"migrated_{database_kind}")
 
 
 @pytest.fixture
-async def database_url(kind: str, migrated: Any, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+async def database_url(
+    database_kind: str, migrated: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[str]:
     """A database of each kind at the schema of this release."""
-    if kind == "sqlite":
+    if database_kind == "sqlite":
         yield str(shutil.copy(migrated, tmp_path / "oauth.db"))
-    elif kind == "mariadb":
+    elif database_kind == "mariadb":
         url = await create_mariadb_database(*migrated)
         yield url
         await drop_mariadb_database(url)

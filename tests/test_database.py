@@ -27,7 +27,7 @@ from oauth_store.models import Client, Token, clients
 from oauth_store.schema import prepare
 from oauth_store.sqlite import LATER, SEND
 from tests.databases import create_postgres_database, drop_postgres_database, value_of
-from tests.flows import BASE_URL, Provider, authorize, new_client, provider_on, refresh, registered, sign_in
+from tests.flows import BASE_URL, Provider, authorize, new_client, provider_on, refresh, sign_in
 from tests.workers import settle
 
 
@@ -221,7 +221,8 @@ class TestFiles:
         path = tmp_path / "oauth.db"
         async with provider_on(path) as provider:
             secret = "the-secret-of-this-client"
-            client = await registered(provider, client_secret=secret, token_endpoint_auth_method="client_secret_post")
+            client = new_client(client_secret=secret, token_endpoint_auth_method="client_secret_post")
+            await provider.register_client(client)
             code = await authorize(provider, client)
             first = await sign_in(provider, client)
             second = await refresh(provider, client, first)
@@ -263,7 +264,8 @@ class TestFiles:
         """SQLite would write to the file that is gone, or mix the two: all is refused until it is put back."""
         path, aside = tmp_path / "oauth.db", tmp_path / "aside.db"
         async with provider_on(path) as provider:
-            client = await registered(provider)
+            client = new_client()
+            await provider.register_client(client)
             path.rename(aside)
             with pytest.raises(DatabaseUnavailable, match="is gone"):
                 await provider.get_client(client.client_id)
@@ -305,7 +307,8 @@ class TestMemory:
     async def test_a_whole_flow(self) -> None:
         """All steps work, also many at once, and nothing is left behind."""
         async with provider_on(":memory:") as provider:
-            client = await registered(provider)
+            client = new_client()
+            await provider.register_client(client)
             tokens = await asyncio.gather(*(sign_in(provider, client) for _ in range(20)))
             for token in tokens:
                 assert await provider.verify_token(token.access_token) is not None
@@ -333,7 +336,8 @@ class TestTransactions:
 
     async def test_an_error_rolls_back(self, provider: SQLAlchemyOAuthProvider) -> None:
         """What a step wrote before it failed is gone, and neither stays open nor goes into the next transaction."""
-        client = await registered(provider)
+        client = new_client()
+        await provider.register_client(client)
         with pytest.raises(ZeroDivisionError):
             async with provider._database.write() as session:
                 await session.execute(delete(Client))
@@ -381,7 +385,8 @@ class TestEngine:
         """The provider works on it, and leaves it open."""
         engine = create_async_engine(database_url_of_engine)
         provider = provider_on(engine)
-        client = await registered(provider)
+        client = new_client()
+        await provider.register_client(client)
         token = await refresh(provider, client, await sign_in(provider, client))
         assert await provider.verify_token(token.access_token) is not None
         pool = engine.pool
@@ -435,7 +440,8 @@ async def test_closing_waits_for_what_is_under_way(provider: SQLAlchemyOAuthProv
 
 async def test_a_closed_provider_opens_again(provider: SQLAlchemyOAuthProvider) -> None:
     """aclose() ends connections, not the provider."""
-    client = await registered(provider)
+    client = new_client()
+    await provider.register_client(client)
     await provider.aclose()
     assert await provider.get_client(client.client_id) is not None
 
@@ -446,7 +452,8 @@ class TestCancelledRequests:
     async def test_no_step_is_half_done(self, make_provider: Provider) -> None:
         """However early a refresh is cancelled, it happened or it did not: the old token or the successor works."""
         provider = make_provider()
-        client = await registered(provider)
+        client = new_client()
+        await provider.register_client(client)
         for round_ in range(40):
             token = await sign_in(provider, client)
             task = asyncio.create_task(refresh(provider, client, token))
@@ -599,7 +606,8 @@ async def test_a_commit_that_fails_leaves_no_transaction_open(tmp_path: Path, me
     path = tmp_path / "oauth.db"
     database = ":memory:" if memory else path
     async with provider_on(database) as provider:
-        client = await registered(provider)
+        client = new_client()
+        await provider.register_client(client)
         again = {"client_id": client.client_id, "client_metadata": "{}", "created_at": 1}
         later = insert(clients).execution_options(**{SEND: LATER})
         for _ in range(3):

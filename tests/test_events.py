@@ -35,6 +35,7 @@ from tests.flows import (
     authorization_params,
     authorization_request,
     authorize,
+    new_client,
     pkce,
     provider_on,
     query_of,
@@ -134,7 +135,8 @@ class TestEachFlow:
 
     async def test_registration(self, provider: SQLAlchemyOAuthProvider, telemetry: Telemetry) -> None:
         """A registration is told with its client_id."""
-        client = await registered(provider)
+        client = new_client()
+        await provider.register_client(client)
         await self.check(telemetry, ("client_registered", "register_client", {"client_id": client.client_id}))
         assert telemetry.counted() == {"client_registered": 1}
 

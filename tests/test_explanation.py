@@ -13,7 +13,7 @@ from oauth_store.models import Client, Code
 from oauth_store.purge import purge
 from tests.clocks import Clock
 from tests.commands import run, run_json, run_on_terminal
-from tests.flows import Provider, authorization_params, query_of, redeem, registered
+from tests.flows import Provider, authorization_params, new_client, query_of, redeem, registered
 from tests.house import House
 from tests.workers import answer, present_code, present_for_revocation, present_refresh_token, settle
 
@@ -247,9 +247,8 @@ class TestCodes:
 
 async def test_client_secret(house: House) -> None:
     """A client's secret is known, and says until when it is good."""
-    client = await registered(
-        house.provider, token_endpoint_auth_method="client_secret_post", client_secret="the-secret"
-    )
+    client = new_client(token_endpoint_auth_method="client_secret_post", client_secret="the-secret")
+    await house.provider.register_client(client)
     told = await explained(house, "the-secret")
     assert (told.kind, told.state, told.client_id) == ("client secret", "live", client.client_id)
     client.client_secret_expires_at = int(time.time()) - 1

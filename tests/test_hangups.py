@@ -10,7 +10,7 @@ from sqlalchemy.engine import make_url
 
 from oauth_store import DatabaseUnavailable, SQLAlchemyOAuthProvider
 from oauth_store.engines import POOL_SIZE
-from tests.flows import refresh, registered, sign_in
+from tests.flows import new_client, refresh, sign_in
 from tests.workers import settle
 
 
@@ -49,7 +49,8 @@ async def fill_pool(provider: SQLAlchemyOAuthProvider, client_id: str) -> None:
 
 async def test_between_two_requests(provider: SQLAlchemyOAuthProvider, server_url: str) -> None:
     """A lookup and a refresh work at once after the server hung up on every connection."""
-    client = await registered(provider)
+    client = new_client()
+    await provider.register_client(client)
     token = await sign_in(provider, client)
     for _ in range(3):
         await fill_pool(provider, client.client_id)
@@ -63,7 +64,8 @@ async def test_between_two_requests(provider: SQLAlchemyOAuthProvider, server_ur
 
 async def test_in_the_middle_of_lookups(provider: SQLAlchemyOAuthProvider, server_url: str) -> None:
     """What was looked up while the server hung up is looked up again, and no connection is lost."""
-    client = await registered(provider)
+    client = new_client()
+    await provider.register_client(client)
     for _ in range(2 * POOL_SIZE):
         lookups = [provider.get_client(client.client_id) for _ in range(POOL_SIZE)]
         *found, _ = await asyncio.gather(*lookups, hang_up(server_url))
@@ -72,7 +74,8 @@ async def test_in_the_middle_of_lookups(provider: SQLAlchemyOAuthProvider, serve
 
 async def test_before_a_commit(provider: SQLAlchemyOAuthProvider, server_url: str) -> None:
     """Where the server hangs up inside a transaction, the step is taken again, and only once takes effect."""
-    client = await registered(provider)
+    client = new_client()
+    await provider.register_client(client)
     token = await sign_in(provider, client)
     database = provider._database
     attempts = 0

@@ -27,8 +27,8 @@ from oauth_store import memory as memory_module
 from oauth_store.credentials import hash_secret
 from oauth_store.memory import LOOK_SECONDS, Memory
 from tests.chaos import Child, new_provider
-from tests.clocks import stopped
-from tests.flows import Provider, new_client, refresh, registered, sign_in
+from tests.clocks import stopped_at
+from tests.flows import Provider, new_client, refresh, sign_in
 from tests.workers import present_for_revocation, present_refresh_token, settle
 
 ROUNDS = 10_000 if os.environ.get("OAUTH_STORE_TEST_FULL") else 400
@@ -379,9 +379,12 @@ class TestWhatIsRemembered:
         """The clock alone ends a token too."""
         token = await sign_in(provider, client)
         await verify_until_remembered(provider, token)
-        with stopped(3599):
+        found = await provider.load_access_token(token.access_token)
+        assert found is not None
+        assert found.expires_at is not None
+        with stopped_at(found.expires_at - 1):
             assert await provider.verify_token(token.access_token) is not None
-        with stopped(3602):
+        with stopped_at(found.expires_at):
             assert is_remembered(provider, token)
             assert await provider.verify_token(token.access_token) is None
 
@@ -429,7 +432,8 @@ class TestWhereItIsNot:
         assert provider._database.verified is not None
         engine = create_async_engine(f"sqlite+aiosqlite:///{database_url}")
         for other in (make_provider(engine), make_provider(":memory:")):
-            client = await registered(other)
+            client = new_client()
+            await other.register_client(client)
             token = await sign_in(other, client)
             assert await other.verify_token(token.access_token) is not None
             assert other._database.verified is None

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import pytest
-import time_machine
 from fastmcp.server.auth import OAuthProvider
 from fastmcp.server.auth.providers.in_memory import InMemoryOAuthProvider
 from mcp.server.auth.provider import AuthorizeError, RegistrationError, TokenError
@@ -18,7 +17,7 @@ from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import matches
 from oauth_store.models import Client, Code, Token
 from tests.approvals import Asks
-from tests.clocks import stopped
+from tests.clocks import stopped, stopped_at
 from tests.databases import rows_of, value_of
 from tests.flows import (
     BASE_URL,
@@ -42,9 +41,8 @@ class SameAsInMemory:
 
     async def test_a_registered_client_is_returned_as_it_was_registered(self, either: OAuthProvider) -> None:
         """All that a client registered comes back, but for its secret."""
-        client = await registered(
-            either, client_name="Näme", contacts=["a@example.com"], client_uri="https://example.com/"
-        )
+        client = new_client(client_name="Näme", contacts=["a@example.com"], client_uri="https://example.com/")
+        await either.register_client(client)
         found = await either.get_client(client.client_id)
         assert found is not None
         assert found.model_dump(exclude={"client_secret"}) == client.model_dump(exclude={"client_secret"})
@@ -55,7 +53,8 @@ class SameAsInMemory:
 
     async def test_registering_again_replaces(self, either: OAuthProvider) -> None:
         """A second registration of a client_id replaces the first."""
-        client = await registered(either)
+        client = new_client()
+        await either.register_client(client)
         await either.register_client(client.model_copy(update={"client_name": "New name"}))
         found = await either.get_client(client.client_id)
         assert found is not None
@@ -445,11 +444,11 @@ class TestApprove:
         provider, _, handle = pending
         async with provider._database.read() as session:
             expires_at = (await session.execute(select(Code.expires_at))).scalar_one()
-        with time_machine.travel(expires_at, tick=False):
+        with stopped_at(expires_at):
             for answer in (provider.approve, provider.deny):
                 with pytest.raises(AuthorizeError, match="expired"):
                     await answer(handle)
-        with time_machine.travel(expires_at - 1, tick=False):
+        with stopped_at(expires_at - 1):
             assert "code" in query_of(await provider.approve(handle))
 
     async def test_a_request_survives_a_restart(
