@@ -5,6 +5,7 @@ import concurrent.futures.thread  # noqa: F401  (a server that has given up its 
 import json
 import logging
 import os
+import pprint  # noqa: F401  (the same)
 import random
 import secrets
 import sqlite3

@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,25 @@ from tests.flows import BASE_URL, Provider, registered
 from tests.house import House
 from tests.pages import Browser, Site, site
 
+LOG_CHARACTERS = 8000
+"""Of the end of a log, with a failure."""
+
 
 def pytest_configure() -> None:
     """Let Ctrl-C reach what the tests start, also where the shell that runs them has switched it off, as for a job."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Print with a failure what servers, proxies and other programs have written into the test's directory."""
+    report = yield
+    directory = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.failed and directory is not None:
+        for path in sorted(directory.rglob("*")):
+            if path.suffix in (".log", ".out", ".err") or path.name == "log":
+                report.sections.append((path.name, path.read_text(errors="replace")[-LOG_CHARACTERS:]))
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,8 @@ NOBODY = 65534
 """A user who may do nothing, for servers that the tests start as root: it may write everything."""
 
 PASSWORD = "pa55word-of-the-database"
+LOG_CHARACTERS = 8000
+"""Of the end of a server's log, with a failure."""
 BACK_SECONDS = 60
 """How long a server may take to work again; the tests do not wait that long, but for the moment that it does."""
 
@@ -78,7 +80,7 @@ class Wiki:
     @property
     def log(self) -> str:
         """What the server has logged."""
-        return self.log_file.read_text()
+        return self.log_file.read_text() if self.log_file.exists() else ""
 
     async def ask(self, route: str, method: str, path: str, **request: Any) -> httpx2.Response:
         """Send a request. Raises `Away` or `Refused`; any other failure fails the test."""
@@ -185,6 +187,9 @@ async def serving(url: str, user: int | None = None, port: int | None = None) ->
                 yield wiki
             await wiki.stop()
             wiki.causes()
+        except BaseException as error:
+            error.add_note(f"The server's log ends with:\n{wiki.log[-LOG_CHARACTERS:]}")
+            raise
         finally:
             wiki.child.kill()
 

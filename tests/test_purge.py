@@ -128,7 +128,7 @@ async def test_a_purge_runs_at_most_once_a_minute(provider: SQLAlchemyOAuthProvi
         await original()
 
     provider._purger._purge = counted  # type: ignore[method-assign]  # watches, and does the same
-    with stopped() as clock:
+    with stopped(1) as clock:
         start = time.time()
         for second in range(0, 10 * INTERVAL_SECONDS, 5):
             clock.move_to(start + second)

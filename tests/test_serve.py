@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from examples.demo import ClientApp, clean_environment
@@ -44,6 +45,8 @@ class Run:
             assert self.process.poll() is None, self.said + self.errors
             assert time.monotonic() < deadline, self.said + self.errors
             time.sleep(0.05)
+        # it listened before it said so: once it answers, nothing is imported any more in which Ctrl-C would be lost
+        httpx2.get(f"http://127.0.0.1:{settings['PORT']}/", timeout=SECONDS)
 
     @property
     def said(self) -> str:

@@ -1,4 +1,4 @@
-"""Chromium, as people use it: where it is, and what the tests do with it."""
+"""Chromium, as people use it: where it is, and what the tests do with it. Without a screen it needs a quarter."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from playwright.async_api import Page, ViewportSize
 
 from tests.pages import PASSWORD
 
-NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 ARGUMENTS = [
     "--no-sandbox",  # which root cannot have
     "--disable-gpu",

@@ -79,9 +79,21 @@ class TypeScriptApp(App):
 
     async def call(self) -> Outcome:
         process = await self.start()
-        async with asyncio.timeout(CALL_SECONDS):
-            output, errors = await process.communicate(b"call\n")
-        assert process.returncode == 0, errors.decode()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        output = b""
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                process.stdin.write(b"call\n")
+                output = await process.stdout.readline()  # what is promised: how node then ends is its own affair
+        finally:
+            if not output:
+                print(f"{' '.join(self._command)} gave no answer")
+            if process.returncode is None:
+                process.kill()
+            _, errors = await process.communicate()
+            print(errors.decode(), end="")
+        assert output, errors.decode()
         return Outcome(**json.loads(output))
 
     async def start(self) -> asyncio.subprocess.Process:
