@@ -1,6 +1,6 @@
 """A registered client, as the handlers see it: what it may ask for, and where its codes may be sent."""
 
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastmcp.server.auth.redirect_validation import (
     is_loopback_host,
@@ -12,6 +12,11 @@ from pydantic import AnyUrl, PrivateAttr
 
 OFFLINE_ACCESS = "offline_access"
 """The scope by which clients ask for a refresh token. Accepted, whatever the server's scopes are."""
+
+
+REDIRECT_URIS = 50
+SCOPES = 100
+"""What a registration may have at most."""
 
 
 class StoredClient(OAuthClientInformationFull):
@@ -45,12 +50,10 @@ class StoredClient(OAuthClientInformationFull):
         A request that names none that can be granted gets what the client may have: Claude registers without scopes,
         and a token without the server's required ones would be refused for ever.
         """
-        asked = requested_scope.split() if requested_scope else []
-        granted = [scope for scope in asked if scope in self._grantable and scope != OFFLINE_ACCESS]
-        granted = granted or [scope for scope in self._grantable if scope != OFFLINE_ACCESS]
-        if OFFLINE_ACCESS in asked:
-            granted.append(OFFLINE_ACCESS)
-        return list(dict.fromkeys(granted))
+        asked = dict.fromkeys((requested_scope or "").split())
+        grantable = dict.fromkeys(scope for scope in self._grantable if scope != OFFLINE_ACCESS)
+        granted = [scope for scope in asked if scope in grantable] or list(grantable)
+        return [*granted, OFFLINE_ACCESS] if OFFLINE_ACCESS in asked else granted
 
     def validate_redirect_uri(self, redirect_uri: AnyUrl | None) -> AnyUrl:
         """Return the redirect URI to use. On loopback any port will do (RFC 8252, section 7.3).
@@ -60,7 +63,8 @@ class StoredClient(OAuthClientInformationFull):
         registered = self.redirect_uris or []
         if redirect_uri is None:
             return super().validate_redirect_uri(None)
-        if any(_same(str(redirect_uri), str(uri)) for uri in registered):
+        presented = urlsplit(str(redirect_uri))
+        if any(_same(presented, urlsplit(str(uri))) for uri in registered):
             return redirect_uri
         raise InvalidRedirectUriError("redirect_uri is not registered for this client")
 
@@ -69,10 +73,15 @@ def check_redirect_uris(client: OAuthClientInformationFull) -> None:
     """Raise `RegistrationError` unless codes may be sent to every redirect URI of a registration.
 
     https, http on loopback, or a scheme of an application's own; for an `application_type` of web, https alone
-    (RFC 7591, section 5; RFC 8252, sections 7 and 8.3).
+    (RFC 7591, section 5; RFC 8252, sections 7 and 8.3). There are at most `REDIRECT_URIS`, and `SCOPES` scopes: every
+    request of the client reads them all.
     """
     if not client.redirect_uris:
         raise RegistrationError("invalid_redirect_uri", "redirect_uris is missing")
+    if len(client.redirect_uris) > REDIRECT_URIS:
+        raise RegistrationError("invalid_redirect_uri", f"there are more than {REDIRECT_URIS} redirect URIs")
+    if len((client.scope or "").split()) > SCOPES:
+        raise RegistrationError("invalid_client_metadata", f"there are more than {SCOPES} scopes")
     for uri in client.redirect_uris:
         parts = urlsplit(str(uri))
         if parts.fragment or str(uri).endswith("#"):
@@ -86,8 +95,7 @@ def check_redirect_uris(client: OAuthClientInformationFull) -> None:
             )
 
 
-def _same(presented: str, registered: str) -> bool:
-    one, other = urlsplit(presented), urlsplit(registered)
+def _same(one: SplitResult, other: SplitResult) -> bool:
     if one._replace(path=one.path or "/") == other._replace(path=other.path or "/"):
         return True
     if one.scheme != "http" or not is_loopback_host(other.hostname) or "@" in one.netloc:

@@ -11,13 +11,13 @@ from mcp.server.auth.handlers.register import RegistrationHandler
 from mcp.server.auth.provider import AuthorizationParams
 from mcp.server.auth.routes import build_metadata
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
-from mcp.server.transport_security import DEFAULT_MAX_REQUEST_BODY_SIZE, RequestBodyLimitMiddleware
+from mcp.server.transport_security import RequestBodyLimitMiddleware
 from mcp.shared.auth import OAuthClientInformationFull, OAuthMetadata
 from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from pydantic import AnyHttpUrl
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, request_response
 from starlette.types import ASGIApp
 
@@ -27,6 +27,7 @@ from oauth_store.clients import OFFLINE_ACCESS
 from oauth_store.errors import OAuthStoreError
 from oauth_store.floods import FloodMiddleware
 from oauth_store.middleware import NoStoreMiddleware, OutageMiddleware, ProblemPages
+from oauth_store.models import CLIENT_ID_LENGTH
 from oauth_store.pages import wants_page
 from oauth_store.token_endpoints import RevokeEndpoint, TokenEndpoint
 
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PAGE_BODY_BYTES = 64 * 1024
+BODY_BYTES = 64 * 1024
+"""Of a request to any route of ours. A registration is at most half of it, and clients send a few kilobytes."""
 _METADATA_PATH = "/.well-known/oauth-authorization-server"
 
 
@@ -64,7 +66,7 @@ def replace_routes(provider: "SQLAlchemyOAuthProvider", routes: list[Route]) -> 
 
 
 def _page(provider: "SQLAlchemyOAuthProvider", route: Route) -> Route:
-    app = OutageMiddleware(RequestBodyLimitMiddleware(route.app, PAGE_BODY_BYTES))
+    app = OutageMiddleware(RequestBodyLimitMiddleware(route.app, BODY_BYTES))
     return Route(route.path, endpoint=ProblemPages(app, provider), methods=sorted((route.methods or set()) - {"HEAD"}))
 
 
@@ -80,7 +82,7 @@ def _route(
             await request.close()  # of uploaded files, which nobody wants
 
     methods = sorted((route.methods or set()) - {"HEAD"})
-    app: ASGIApp = RequestBodyLimitMiddleware(OutageMiddleware(request_response(handle)), DEFAULT_MAX_REQUEST_BODY_SIZE)
+    app: ASGIApp = RequestBodyLimitMiddleware(OutageMiddleware(request_response(handle)), BODY_BYTES)
     if provider._flood_guard.guards(route.path):
         app = FloodMiddleware(app, partial(provider._flood_guard.retry_after, route.path))
     if route.path == "/authorize":
@@ -142,6 +144,10 @@ class _AuthorizeEndpoint:
             ).handle(request)
         except _Outage as outage:
             raise outage.error from None
+        except _NoClientIdError:
+            attempt.unknown_client = True
+            description = f"client_id is longer than {CLIENT_ID_LENGTH} characters, or cannot be printed"
+            response = JSONResponse({"error": "invalid_request", "error_description": description}, 400)
         finally:
             current_request.reset(token)
         if response.status_code == 400 and attempt.unknown_client and wants_page(request):
@@ -167,6 +173,10 @@ class _Outage(BaseException):
         self.error = error
 
 
+class _NoClientIdError(BaseException):
+    """Ends a request before FastMCP would log its client_id, line breaks and all, and take seconds to color it."""
+
+
 class _Attempt:
     """The provider for one request to /authorize."""
 
@@ -175,6 +185,8 @@ class _Attempt:
         self.unknown_client = False
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
+        if len(client_id) > CLIENT_ID_LENGTH or not client_id.isprintable():
+            raise _NoClientIdError
         client = await self._watched(self._provider.find_client(client_id))
         self.unknown_client = client is None
         return client

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from oauth_store.clients import StoredClient
 from tests.endpoints import Server, basic, running
-from tests.flows import new_client, pkce, token_request
+from tests.flows import REDIRECT_URI, authorization_request, new_client, pkce, token_request
 
 
 @pytest.fixture
@@ -227,3 +228,47 @@ async def test_the_mcp_endpoint_wants_a_token(server: Server) -> None:
         answer = await server.mcp(token)
         assert answer.status_code == 401
         assert "/.well-known/oauth-protected-resource/mcp" in answer.headers["www-authenticate"]
+
+
+class TestSmallCosts:
+    """What anyone may send is bounded before it is read."""
+
+    @pytest.mark.parametrize("path", ["/register", "/authorize", "/token", "/revoke"])
+    async def test_a_body_is_64_kib_at_most(self, server: Server, path: str) -> None:
+        """A longer one is 413, on every route that takes one."""
+        assert (await server.http.post(path, content=b"a=" + b"x" * 64 * 2**10)).status_code == 413
+
+    @pytest.mark.parametrize("client_id", ["x" * 20_000, "x\nINFO approval granted", "x\x1b[2K"])
+    async def test_a_client_id_that_can_be_none_is_not_logged(
+        self, server: Server, client_id: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is refused before FastMCP's handler, whose log would repeat it, and take seconds to color a long one."""
+        caplog.set_level("DEBUG")
+        for page in (False, True):
+            headers = {"accept": "text/html"} if page else {}
+            answer = await server.http.get("/authorize", params=authorization_request(client_id), headers=headers)
+            assert answer.status_code == 400
+            assert ("not registered here" in answer.text) == page
+            assert client_id not in answer.text
+        ours = [record for record in caplog.records if not record.name.startswith(("httpx2", "httpcore2"))]
+        assert not [record for record in ours if client_id in record.getMessage()]
+
+    async def test_a_registration_is_bounded(self, server: Server) -> None:
+        """A hundred scopes and fifty redirect URIs are enough."""
+        for metadata, status in (
+            ({"scope": " ".join(map(str, range(100)))}, 201),
+            ({"scope": " ".join(map(str, range(101)))}, 400),
+            ({"redirect_uris": [f"{REDIRECT_URI}/{number}" for number in range(50)]}, 201),
+            ({"redirect_uris": [f"{REDIRECT_URI}/{number}" for number in range(51)]}, 400),
+        ):
+            values = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none", **metadata}
+            assert (await server.http.post("/register", json=values)).status_code == status
+
+    def test_scopes_are_looked_up_once(self) -> None:
+        """Of a registration from before there was a bound, many scopes that are asked for cost no second."""
+        scopes = " ".join(map(str, range(7_700)))
+        metadata = new_client(scope=scopes).model_dump_json()
+        client = StoredClient.load(metadata, secret_hash=None, server_scopes=[], required_scopes=[])
+        started = time.process_time()
+        assert client.validate_scope(" ".join(f"unknown-{number}" for number in range(29_000)) + " 7") == ["7"]
+        assert time.process_time() - started < 0.5
