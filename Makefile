@@ -11,10 +11,10 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 help:
 	@echo "make demo       a client keeps working through a kill -9 of its server"
 	@echo "make serve      a server with a sign-in page, for you to connect Claude to"
-	@echo "make test       the tests, on SQLite and on PostgreSQL (5 minutes)"
+	@echo "make test       the tests, on SQLite and on PostgreSQL"
 	@echo "make test-all   the same on each Python that is here, of $(PYTHONS)"
 	@echo "make coverage   the same, and which branches of the package they take"
-	@echo "make mutants    deliberate faults in the code, one at a time: the tests have to catch each (10 minutes)"
+	@echo "make mutants    deliberate faults in the code, one at a time: the tests have to catch each (14 minutes)"
 	@echo "make check      formatting, lint, types, migrations, the docs and the tests: what CI runs"
 	@echo "make docs       the documentation, in build/docs"
 	@echo "make bench      measure what it costs, and write docs/benchmarks (7 minutes; QUICK=1: one, and writes elsewhere)"
