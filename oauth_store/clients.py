@@ -12,8 +12,6 @@ from pydantic import AnyUrl, PrivateAttr
 
 OFFLINE_ACCESS = "offline_access"
 """The scope by which clients ask for a refresh token. Accepted, whatever the server's scopes are."""
-
-
 REDIRECT_URIS = 50
 SCOPES = 100
 """What a registration may have at most."""

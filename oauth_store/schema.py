@@ -187,7 +187,7 @@ def _create_unless_created(connection: Connection) -> None:
 def lock(connection: Connection) -> None:
     """Begin a transaction that no other change of the schema can come between, of any process."""
     if connection.dialect.name == "postgresql":
-        # whoever waited for the lock must see what was committed meanwhile, at whatever level the engine reads
+        # after waiting for the lock it has to see what others committed, at whatever level the engine reads
         connection.execution_options(isolation_level="READ COMMITTED")
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
     elif connection.dialect.name == "sqlite":
