@@ -3,6 +3,8 @@ PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
+# What is compiled once is not compiled again by each process that the tests start
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -27,15 +29,16 @@ demo: $(VENV)/installed
 serve: $(VENV)/installed
 	@$(BIN)/python -m examples.serve
 
-# As many processes as there are cores; then, alone, what measures time
+# As many processes as there are cores; then, alone, what measures time, from the files that have such tests
+ALONE = -m alone $$(grep -rl pytest.mark.alone tests --include='test_*.py')
 test: $(VENV)/installed-dev
 	$(BIN)/pytest --numprocesses logical --dist worksteal -m "not alone"
-	$(BIN)/pytest -m alone
+	$(BIN)/pytest $(ALONE)
 
 coverage: $(VENV)/installed-dev
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses logical --dist worksteal -m "not alone"
-	$(BIN)/coverage run -m pytest -m alone
+	$(BIN)/coverage run -m pytest $(ALONE)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -18,7 +18,7 @@ from typing import Any
 from alembic.config import main as alembic_main
 
 from oauth_store.cli import main
-from tests.forks import become, context
+from tests.forks import fork
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "oauth_store"]
@@ -63,9 +63,7 @@ def run_forked(
         paths = [Path(streams, name) for name in ("stdin", "stdout", "stderr")]
         for path, content in zip(paths, (answer, "", ""), strict=True):
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        arguments = program, command, environment, directory or Path.cwd(), paths
-        process = context().Process(target=become, args=arguments, kwargs=rights)
-        process.start()
+        process = fork(program, command, environment, paths, directory, **rights)
         process.join(TIMEOUT_SECONDS)
         if process.exitcode is None:
             process.kill()
@@ -105,27 +103,20 @@ def run_on_terminal(
     **more: str,
 ) -> tuple[int, str]:
     """Run the command on a terminal, answering what it asks. Return its exit code and what the terminal got."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = subprocess.Popen(
-        [*COMMAND, *arguments],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env=environment_for(database, **{"TERM": "xterm-256color", **more}),
-        preexec_fn=lambda: os.login_tty(slave),
-    )
-    os.close(slave)
+    terminal, its_side = pty.openpty()
+    fcntl.ioctl(its_side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = environment_for(database, **{"TERM": "xterm-256color", **more})
+    process = fork(main, ["oauth-store", *arguments], environment, [Path(os.ttyname(its_side))] * 3)
     output, waiting, deadline = b"", dict(answers or {}), time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
-        if not select.select([master], [], [], 0.1)[0]:
+    while process.exitcode is None or select.select([terminal], [], [], 0)[0]:
+        assert time.monotonic() < deadline, output.decode()
+        if not select.select([terminal, process.sentinel], [], [], 0.1)[0]:
             continue
-        try:
-            read = os.read(master, 4096)
-        except OSError:  # the other side was closed
-            break
-        output += read
+        if select.select([terminal], [], [], 0)[0]:
+            output += os.read(terminal, 4096)
         for question in [asked for asked in waiting if asked.encode() in output]:
-            os.write(master, waiting.pop(question).encode())
-    os.close(master)
-    return process.wait(TIMEOUT_SECONDS), output.decode()
+            os.write(terminal, waiting.pop(question).encode())
+    os.close(its_side)  # until here it was open: what a process has written outlives it
+    os.close(terminal)
+    process.join()
+    return int(process.exitcode), output.decode()

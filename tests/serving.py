@@ -7,7 +7,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -16,6 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from starlette.types import ASGIApp
+
+AUTHORITIES = "SSL_CERT_FILE"
+"""The variable that names the file of the authorities that OpenSSL trusts."""
 
 KEPT_PORTS = 100
 _kept: deque[socket.socket] = deque()
@@ -37,20 +40,53 @@ def free_port() -> int:
     return port
 
 
+class HTTPServer(uvicorn.Server):
+    """Stops at once, where uvicorn looks ten times a second whether it is to stop, and then waits for a tenth more."""
+
+    def __init__(self, app: Any, port: int, **options: Any) -> None:
+        super().__init__(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none", **options))
+        self._stopping = asyncio.Event()
+
+    async def start(self) -> asyncio.Task[None]:
+        """Listen. Return the task that serves, which ends after `stop()`."""
+        task = asyncio.create_task(self.serve())
+        while not self.started:
+            if task.done():
+                task.result()
+            await asyncio.sleep(0.001)
+        return task
+
+    def stop(self) -> None:
+        """Let the requests that are under way come to their end, and then the server."""
+        self.should_exit = True
+        self._stopping.set()
+
+    async def main_loop(self) -> None:
+        """Wait for `stop()`; once a second, see to the Date header."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), 1)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close what listens, then the connections, then the application, as uvicorn does."""
+        for listening in self.servers:
+            listening.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110 (uvicorn has no event for it)
+            await asyncio.sleep(0.001)
+        await self.lifespan.shutdown()
+
+
 @asynccontextmanager
 async def serving(app: ASGIApp, port: int, **options: Any) -> AsyncIterator[str]:
     """Serve `app`, and yield the URL of its root. `options` are uvicorn's: with an `ssl_certfile`, over TLS."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none", **options)
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        if task.done():
-            task.result()
-        await asyncio.sleep(0.005)
+    server = HTTPServer(app, port, **options)
+    task = await server.start()
     try:
-        yield f"{'https' if config.is_ssl else 'http'}://127.0.0.1:{port}"
+        yield f"{'https' if server.config.is_ssl else 'http'}://127.0.0.1:{port}"
     finally:
-        server.should_exit = True
+        server.stop()
         await task
 
 

@@ -12,7 +12,7 @@ import pytest
 from fastmcp import Client
 from sqlalchemy import select, update
 
-from examples.demo import SERVER, ClientApp, Server
+from examples.demo import ClientApp
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.cli import app
 from oauth_store.connections import grants_named, grants_to_end, live_grants, revoke_grants
@@ -20,6 +20,7 @@ from oauth_store.credentials import hash_secret
 from oauth_store.models import Code, Token
 from tests.commands import run, run_json
 from tests.databases import tokens_of
+from tests.example import ExampleServer
 from tests.flows import RESOURCE, authorize, new_client, registered, sign_in
 from tests.house import House
 from tests.workers import answer, present_code, present_refresh_token
@@ -220,16 +221,16 @@ class TestRevoke:
 
 
 @pytest.fixture
-def server(database_url: str, tmp_path: Path) -> Iterator[Server]:
+def server(database_url: str, tmp_path: Path) -> Iterator[ExampleServer]:
     """A process of examples/server.py on each kind of database."""
-    running = Server([str(SERVER)], tmp_path / "server.log", {"MCP_OAUTH_DB": database_url})
+    running = ExampleServer(tmp_path / "server.log", database_url)
     running.start()
     yield running
     running.kill()
 
 
 @pytest.mark.filterwarnings("ignore:Using in-memory token storage")
-async def test_a_running_server_sees_a_revocation_at_once(server: Server, database_url: str) -> None:
+async def test_a_running_server_sees_a_revocation_at_once(server: ExampleServer, database_url: str) -> None:
     """The first request after the command has ended is refused, by a server that had let a hundred in before."""
     connected = ClientApp(server.url)
     await connected.call_tool()

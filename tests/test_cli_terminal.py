@@ -177,29 +177,33 @@ def test_a_signal_while_it_works(large: str) -> None:
 
 def test_what_is_not_needed_is_not_imported(large: str) -> None:
     """The commands that look and count do without FastMCP, the SDK, Alembic and cryptography, which take a second."""
-    program = (
-        "import sys; from oauth_store.cli import app\n"
-        "code = app(sys.argv[1:], result_action='return_value')\n"
-        "heavy = {'fastmcp', 'mcp', 'alembic', 'cryptography', 'starlette', 'pydantic', 'jinja2'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else code)\n"
-    )
-    for arguments in (
+    commands = [
         ["status"],
         ["grants"],
         ["clients"],
         ["purge", "--dry-run"],
         ["revoke", "--subject", "ada", "--yes"],
         ["--help"],
-    ):
-        ran = subprocess.run(
-            [sys.executable, "-c", program, *arguments],
-            env=environment_for(large),
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
-        assert (ran.returncode, ran.stderr) == (0, ""), arguments
+    ]
+    program = (
+        "import json, sys; from oauth_store.cli import app\n"
+        "heavy = {'fastmcp', 'mcp', 'alembic', 'cryptography', 'starlette', 'pydantic', 'jinja2'}\n"
+        "for arguments in json.load(sys.stdin):\n"
+        "    code = app(arguments, result_action='return_value')\n"
+        "    if code or heavy & set(sys.modules):\n"
+        "        sys.exit(f'{arguments}: {code}, imported {heavy & set(sys.modules)}')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment_for(large),
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.count("Usage: oauth-store") == 1
 
 
 COMMANDS = ["status", "grants", "revoke", "explain", "clients", "clients add", "clients remove", "purge", "upgrade"]

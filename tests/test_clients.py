@@ -8,34 +8,28 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from examples.demo import SERVER, Server
 from tests.clients.apps import ANSWER, CALL_SECONDS, KINDS, METHODS, App, Outcome, TypeScriptApp, make_app
 from tests.endpoints import basic
+from tests.example import ExampleServer
 
 # the store of the Python client outlives the client object, as a file would
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExampleServer]:
     """A process of examples/server.py on an SQLite file, at the same port after every restart."""
     directory = tmp_path_factory.mktemp("server")
-    server = Server([str(SERVER)], directory / "server.log", {"MCP_OAUTH_DB": str(directory / "oauth.db")})
+    server = ExampleServer(directory / "server.log", str(directory / "oauth.db"))
     server.start()
     yield server
     server.kill()
 
 
 @pytest.fixture(params=KINDS)
-def app(request: pytest.FixtureRequest, server: Server, tmp_path: Path, method: str) -> App:
+def app(request: pytest.FixtureRequest, server: ExampleServer, tmp_path: Path, method: str) -> App:
     """A client application of each kind that has never met the server."""
     return make_app(request.param, server.url, method, tmp_path)
-
-
-def restart(server: Server) -> None:
-    """Kill a server with SIGKILL, and start it again on the same port."""
-    server.kill()
-    server.start()
 
 
 def oauth_requests(outcome: Outcome) -> list[str]:
@@ -44,7 +38,7 @@ def oauth_requests(outcome: Outcome) -> list[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_nobody_authorizes_a_client_again_after_a_kill(app: App, server: Server, method: str) -> None:
+async def test_nobody_authorizes_a_client_again_after_a_kill(app: App, server: ExampleServer, method: str) -> None:
     """A client discovers, registers, is authorized and calls; after a kill -9 its tokens work, and can be refreshed."""
     first = await app.call()
     assert (first.answer, first.authorizations) == (ANSWER, 1)
@@ -59,7 +53,7 @@ async def test_nobody_authorizes_a_client_again_after_a_kill(app: App, server: S
     assert registered.token_endpoint_auth_method == method
     assert (registered.client_secret is None) == (method == "none")
 
-    restart(server)
+    server.restart()
     assert await app.call() == Outcome(ANSWER, [], 0)
     assert await app.tokens() == issued
 
@@ -75,7 +69,7 @@ async def test_nobody_authorizes_a_client_again_after_a_kill(app: App, server: S
 
 
 @pytest.mark.parametrize("method", METHODS)
-async def test_a_revoked_grant_leads_to_a_new_authorization(app: App, server: Server, method: str) -> None:
+async def test_a_revoked_grant_leads_to_a_new_authorization(app: App, server: ExampleServer, method: str) -> None:
     """A client whose grant is gone gets invalid_grant, and is authorized anew with the registration that it has."""
     await app.call()
     registered, tokens = await app.client(), await app.tokens()
@@ -100,7 +94,7 @@ async def test_a_revoked_grant_leads_to_a_new_authorization(app: App, server: Se
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-async def test_a_connected_client_does_not_notice_a_kill(server: Server, tmp_path: Path, version: str) -> None:
+async def test_a_connected_client_does_not_notice_a_kill(server: ExampleServer, tmp_path: Path, version: str) -> None:
     """A TypeScript client that stays connected through a kill -9 goes on calling, without any OAuth request."""
     app = TypeScriptApp(server.url, "none", version, tmp_path)
     process = await app.start()
@@ -117,7 +111,7 @@ async def test_a_connected_client_does_not_notice_a_kill(server: Server, tmp_pat
     try:
         async with asyncio.timeout(CALL_SECONDS):
             assert (await call()).authorizations == 1
-            await asyncio.to_thread(restart, server)
+            await asyncio.to_thread(server.restart)
             assert await call() == Outcome(ANSWER, [], 0)
             commands.close()
             assert await process.wait() == 0

@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from examples.demo import SERVER, Server
 from tests.clients import need_conformance_suite
 from tests.deployments import discover, proxied
+from tests.example import ExampleServer
 from tests.serving import free_port
 
 SUITE_SECONDS = 120
@@ -25,9 +25,9 @@ CHECKS = {
 @asynccontextmanager
 async def process(directory: Path) -> AsyncIterator[str]:
     """A process of examples/server.py, on an SQLite file."""
-    server = Server([str(SERVER)], directory / "server.log", {"MCP_OAUTH_DB": str(directory / "oauth.db")})
+    server = ExampleServer(directory / "server.log", str(directory / "oauth.db"))
+    server.start()
     try:
-        server.start()
         yield server.url
     finally:
         server.kill()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import secrets
 import signal
 import sqlite3
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ import pytest
 from sqlalchemy import insert, update
 
 from oauth_store import copying
+from oauth_store.cli import main
 from oauth_store.copying import copy
 from oauth_store.errors import OAuthStoreError
 from oauth_store.models import Base, Client, Code, Token
 from oauth_store.schema import upgrade
 from tests.chaos import Child, flow_until_killed
-from tests.commands import run
+from tests.commands import environment_for, run
 from tests.databases import create_postgres_database, drop_postgres_database, execute, sqlite_rows
+from tests.forks import fork
 from tests.stores import check_whole, dump, fill, registrations, token
 
 TABLES = [table.name for table in Base.metadata.sorted_tables]
@@ -411,35 +415,42 @@ def is_under_way(target: str) -> bool:
     return False
 
 
+def start_copy(source: str, target: str, directory: Path) -> tuple[ForkServerProcess, Path]:
+    """Start the command. Return its process, and the file of what it says."""
+    said = directory / f"{secrets.token_hex(4)}.log"
+    command = ["oauth-store", "copy", source, target]
+    return fork(main, command, environment_for(None), [Path(os.devnull), said, said]), said
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_copy_that_is_stopped_leaves_the_target_empty(
-    how: signal.Signals, database_url: str, large_source: str
+    how: signal.Signals, database_url: str, large_source: str, tmp_path: Path
 ) -> None:
     """Ctrl-C, or worse, in the middle leaves no row; the same command then copies everything."""
-    command = [sys.executable, "-m", "oauth_store", "copy", large_source, database_url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process, said = start_copy(large_source, database_url, tmp_path)
     deadline = time.monotonic() + 60
     while not is_under_way(database_url):
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive(), said.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.2 if database_url.startswith("mysql") else 0.01)  # InnoDB tells nothing new within 0.1 s
-    process.send_signal(how)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == (130 if how is signal.SIGINT else -how)
-    assert (output, errors) == ("", "")
+    os.kill(int(process.pid or 0), how)
+    process.join(60)
+    assert process.exitcode == (130 if how is signal.SIGINT else -how)
+    assert said.read_text() == ""
     assert count(database_url) == EMPTY
     answer = run("copy", large_source, database_url)
     assert answer.returncode == 0, answer.stderr
     assert count(database_url)["oauth_tokens"] == LARGE
 
 
-def test_only_one_of_two_copies_at_once_succeeds(database_url: str, large_source: str) -> None:
+def test_only_one_of_two_copies_at_once_succeeds(database_url: str, large_source: str, tmp_path: Path) -> None:
     """Two copies into one database: one is complete, and the other says why it did nothing."""
-    command = [sys.executable, "-m", "oauth_store", "copy", large_source, database_url]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [process.communicate(timeout=120) for process in both]
-    assert sorted(process.returncode for process in both) == [0, 1], answers
-    loser = answers[0 if both[0].returncode else 1][1]
+    both = [start_copy(large_source, database_url, tmp_path) for _ in range(2)]
+    for process, _ in both:
+        process.join(120)
+    codes, answers = zip(*((process.exitcode, said.read_text()) for process, said in both), strict=True)
+    assert sorted(codes) == [0, 1], answers
+    loser = answers[codes.index(1)]
     assert loser.startswith("oauth-store: ")
     assert loser.count("\n") == 1, loser
     assert count(database_url)["oauth_tokens"] == LARGE

@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 from fastmcp.server.auth import ssrf
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,7 +23,7 @@ from tests.clients.apps import ANSWER, KINDS, Outcome, make_app
 from tests.clocks import turned
 from tests.endpoints import Server, running
 from tests.flows import REDIRECT_URI, authorization_request, query_of, registration_options
-from tests.serving import free_port, self_signed
+from tests.serving import HTTPServer, free_port, self_signed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")
 
@@ -52,7 +51,7 @@ class DocumentHost:
         self.requests: list[Request] = []
         self.answer = Answer(b"")
         self._certificate = certificate
-        self._server: uvicorn.Server | None = None
+        self._server: HTTPServer | None = None
         self._task: asyncio.Task[None] | None = None
         self.describe()
 
@@ -70,28 +69,21 @@ class DocumentHost:
 
     async def start(self) -> None:
         """Answer requests."""
-        config = uvicorn.Config(
+        certificate = str(self._certificate)
+        self._server = HTTPServer(
             self._respond,
+            self.port,
             interface="asgi3",
-            host="127.0.0.1",
-            port=self.port,
-            log_level="warning",
             lifespan="off",
-            ws="none",
-            ssl_certfile=str(self._certificate),
-            ssl_keyfile=str(self._certificate),
+            ssl_certfile=certificate,
+            ssl_keyfile=certificate,
         )
-        self._server = uvicorn.Server(config)
-        self._task = asyncio.create_task(self._server.serve())
-        while not self._server.started:
-            if self._task.done():
-                self._task.result()
-            await asyncio.sleep(0.005)
+        self._task = await self._server.start()
 
     async def stop(self) -> None:
         """Refuse connections."""
         if self._server is not None and self._task is not None:
-            self._server.should_exit = True
+            self._server.stop()
             await self._task
         self._server = self._task = None
 

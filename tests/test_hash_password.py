@@ -5,16 +5,17 @@ import pty
 import select
 import signal
 import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 from argon2 import PasswordHasher
 
 from oauth_store import PasswordApproval
-from tests.commands import run
+from oauth_store.cli import main
+from tests.commands import environment_for, run
+from tests.forks import fork
 
-COMMAND = [sys.executable, "-m", "oauth_store", "hash-password"]
 PASSWORD = "correct horse"
 SECONDS = 30
 
@@ -24,31 +25,32 @@ def piped(data: bytes, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run("hash-password", *arguments, answer=data)
 
 
-def typed(*answers: str | int) -> tuple[int, str, str]:
+def typed(directory: Path, *answers: str | int) -> tuple[int, str, str]:
     """Run the command on a terminal of its own, and type an answer, or send a signal, whenever it asks.
 
     Returns its exit code, what it wrote to standard output, and what the terminal showed.
     """
     terminal, its_side = pty.openpty()
-    # a new session that opens a terminal has it as its own: getpass asks there, and not on standard output
-    command = ["sh", "-c", f'exec "$@" <{os.ttyname(its_side)}', "sh", *COMMAND]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_side, text=True, start_new_session=True)
-    os.close(its_side)
+    on_terminal, output = Path(os.ttyname(its_side)), directory / "output"
+    streams = [on_terminal, output, on_terminal]  # getpass asks on the terminal, and not on standard output
+    process = fork(main, ["oauth-store", "hash-password"], environment_for(None), streams)
     try:
         shown = ""
         for answer in answers:
             shown += read_terminal(terminal, until=": ")
             if isinstance(answer, int):
-                process.send_signal(answer)
+                os.kill(int(process.pid or 0), answer)
             else:
                 os.write(terminal, answer.encode())
+        process.join(SECONDS)
+        os.close(its_side)
         shown += read_terminal(terminal)
-        output, _ = process.communicate(timeout=SECONDS)
     finally:
         process.kill()
-        process.wait()
+        process.join()
         os.close(terminal)
-    return process.returncode, output, shown
+    assert process.exitcode is not None
+    return process.exitcode, output.read_text(), shown
 
 
 def read_terminal(terminal: int, until: str | None = None) -> str:
@@ -71,9 +73,9 @@ def read_terminal(terminal: int, until: str | None = None) -> str:
 class TestTerminal:
     """A person types it."""
 
-    def test_it_is_asked_for_twice_and_never_shown(self) -> None:
+    def test_it_is_asked_for_twice_and_never_shown(self, tmp_path: Path) -> None:
         """The prompts are on the terminal, without echo; standard output has the hash, and nothing else."""
-        code, output, shown = typed(f"{PASSWORD}\n", f"{PASSWORD}\n")
+        code, output, shown = typed(tmp_path, f"{PASSWORD}\n", f"{PASSWORD}\n")
         assert code == 0
         assert PasswordHasher().verify(output.removesuffix("\n"), PASSWORD)
         assert PASSWORD not in shown
@@ -83,24 +85,24 @@ class TestTerminal:
             "Set MCP_OAUTH_PASSWORD_HASH to this (in single quotes, where a shell reads it):",
         ]
 
-    def test_a_slip_of_the_keyboard_is_noticed(self) -> None:
+    def test_a_slip_of_the_keyboard_is_noticed(self, tmp_path: Path) -> None:
         """Two different ones are refused, and neither is shown."""
-        code, output, shown = typed(f"{PASSWORD}\n", "correct house\n")
+        code, output, shown = typed(tmp_path, f"{PASSWORD}\n", "correct house\n")
         assert (code, output) == (1, "")
         assert "not the same password twice" in shown
         assert PASSWORD not in shown
         assert "house" not in shown
 
-    def test_an_arrow_key_is_noticed(self) -> None:
+    def test_an_arrow_key_is_noticed(self, tmp_path: Path) -> None:
         """What the sign-in page could never take is refused, before it locks the owner out."""
-        code, output, shown = typed("correct horse\x1b[D\n", "correct horse\x1b[D\n")
+        code, output, shown = typed(tmp_path, "correct horse\x1b[D\n", "correct horse\x1b[D\n")
         assert (code, output) == (1, "")
         assert "control character" in shown
 
     @pytest.mark.parametrize("leaving", ["\x04", "\x03", signal.SIGINT], ids=["Ctrl-D", "Ctrl-C", "SIGINT"])
-    def test_leaving_is_quiet(self, leaving: str | int) -> None:
+    def test_leaving_is_quiet(self, tmp_path: Path, leaving: str | int) -> None:
         """Ctrl-C and Ctrl-D end it with 130, without a traceback."""
-        code, output, shown = typed(leaving)
+        code, output, shown = typed(tmp_path, leaving)
         assert (code, output) == (130, "")
         assert "Traceback" not in shown
 

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 from oauth_store.schema import HEAD, VERSION_TABLE
 from tests.databases import sqlite_rows
+from tests.serving import AUTHORITIES
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,7 +37,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pip(*arguments: str) -> None:
     """Run pip."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
-    subprocess.run(command, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != AUTHORITIES}  # it asks the real index
+    subprocess.run(command, env=environment, check=True)
 
 
 def run(installed: Path, directory: Path, *command: str) -> str:

@@ -7,23 +7,22 @@ import httpx2
 import pytest
 from fastmcp import Client
 
-from examples.demo import REFRESH, SERVER, ClientApp, Server
+from examples.demo import REFRESH, ClientApp
+from tests.example import ExampleServer
 
 # the client of the tests is never restarted
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")
 
-StartServer = Callable[..., Server]
+StartServer = Callable[..., ExampleServer]
 
 
 @pytest.fixture
 def start_server(database_url: str, tmp_path: Path) -> Iterator[StartServer]:
     """Start processes of examples/server.py on `database_url`; afterwards all of them are killed."""
-    servers: list[Server] = []
+    servers: list[ExampleServer] = []
 
-    def start(**settings: str) -> Server:
-        server = Server(
-            [str(SERVER)], tmp_path / f"server-{len(servers)}.log", {"MCP_OAUTH_DB": database_url, **settings}
-        )
+    def start(**settings: str) -> ExampleServer:
+        server = ExampleServer(tmp_path / f"server-{len(servers)}.log", database_url, **settings)
         servers.append(server)
         server.start()
         return server
@@ -33,12 +32,6 @@ def start_server(database_url: str, tmp_path: Path) -> Iterator[StartServer]:
         server.kill()
 
 
-def restart(server: Server) -> None:
-    """Kill a server with SIGKILL, and start it again on the same port."""
-    server.kill()
-    server.start()
-
-
 async def test_the_same_tokens_work_after_a_kill(start_server: StartServer) -> None:
     """A client goes on with its access token after a SIGKILL, and sends no OAuth request at all."""
     server = start_server()
@@ -46,7 +39,7 @@ async def test_the_same_tokens_work_after_a_kill(start_server: StartServer) -> N
     await app.call_tool()
     before, requests = await app.tokens(), len(app.requests)
 
-    restart(server)
+    server.restart()
     await app.call_tool()
 
     assert await app.tokens() == before
@@ -62,7 +55,7 @@ async def test_a_refresh_works_after_a_kill(start_server: StartServer) -> None:
     before = await app.tokens()
     await app.keep(refresh_token=True)
 
-    restart(server)
+    server.restart()
     await app.call_tool()
 
     after = await app.tokens()
@@ -79,7 +72,7 @@ async def test_a_client_authorizes_again_without_registering_again(start_server:
     await app.call_tool()
     await app.keep(refresh_token=False)
 
-    restart(server)
+    server.restart()
     await app.call_tool()
 
     assert app.requests.count("POST /register 201") == 1
@@ -93,7 +86,7 @@ async def test_a_session_goes_on_through_a_kill(start_server: StartServer) -> No
 
     async with app.connect(mode="legacy") as client:
         await client.call_tool("read_page", {"title": "Home"})
-        restart(server)
+        server.restart()
         await client.call_tool("read_page", {"title": "Home"})
 
     assert app.authorizations == 1

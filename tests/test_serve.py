@@ -14,8 +14,10 @@ import httpx2
 import pytest
 
 from examples.demo import ClientApp, clean_environment
+from examples.serve import main
 from examples.server import port
 from oauth_store.sign_in import hash_password
+from tests.commands import run_forked
 from tests.serving import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -135,15 +137,7 @@ def test_a_password_of_ones_own_is_not_shown(tmp_path: Path) -> None:
 
 def refused(directory: Path, **settings: str) -> str:
     """The one line that a run ends with at once."""
-    done = subprocess.run(
-        COMMAND,
-        cwd=directory,
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    done = run_forked(main, ["examples/serve.py"], environment(**settings), directory=directory)
     assert done.returncode == 1, done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "secret" not in done.stdout + done.stderr

@@ -15,38 +15,44 @@ import fastmcp
 from fastmcp.server.auth.providers.in_memory import InMemoryOAuthProvider
 
 InMemoryOAuthProvider(base_url="http://127.0.0.1:8000")
-before = set(sys.modules)
+seen = set(sys.modules)
+for step in json.load(sys.stdin):
+    exec(step)
+    print(json.dumps(sorted(set(sys.modules) - seen)))
+    seen = set(sys.modules)
+"""
+PROVIDER = """
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 
-provider = SQLAlchemyOAuthProvider({database!r}, base_url="http://127.0.0.1:8000", approval=AutoApproval())
-{then}
-print(json.dumps(sorted(set(sys.modules) - before)))
+provider = SQLAlchemyOAuthProvider({!r}, base_url="http://127.0.0.1:8000", approval=AutoApproval())
 """
 
 
-def imported(directory: Path, database: str = "oauth.db", then: str = "") -> set[str]:
-    """What building a provider imports that FastMCP with InMemoryOAuthProvider had not, by top-level package."""
-    program = BUILD.format(database=database, then=then)
-    command = [sys.executable, "-c", program]
-    output = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True).stdout
-    packages = {module.partition(".")[0] for module in json.loads(output)} - sys.stdlib_module_names
-    return {package for package in packages if "cython" not in package}  # what compiled extensions share
+def test_nothing_is_imported_before_it_is_needed(tmp_path: Path) -> None:
+    """What FastMCP with InMemoryOAuthProvider had not, by top-level package.
 
-
-def test_only_what_is_needed_is_imported(tmp_path: Path) -> None:
-    """The package and a provider on SQLite import SQLAlchemy and its driver, and nothing else of size.
-
-    Not Alembic, argon2, Jinja, rich's and cyclopts' command line, the rate limits, nor the servers' drivers.
+    A provider on SQLite imports SQLAlchemy and its driver, and nothing else of size: not Alembic, Jinja, rich's and
+    cyclopts' command line. Routes bring the rate limits, a password argon2, a URL of PostgreSQL its driver.
     """
+    steps = [
+        PROVIDER.format("oauth.db"),
+        "provider.get_routes('/mcp')",
+        "from oauth_store import PasswordApproval",
+        PROVIDER.format("postgresql://user@127.0.0.1/name"),
+    ]
+    command = [sys.executable, "-c", BUILD]
+    output = subprocess.run(
+        command, cwd=tmp_path, input=json.dumps(steps), capture_output=True, text=True, check=True
+    ).stdout
+    built, routes, password, postgresql = (
+        {name.partition(".")[0] for name in json.loads(line)} - sys.stdlib_module_names for line in output.splitlines()
+    )
+    built = {name for name in built if "cython" not in name}  # what compiled extensions share
     expected = {"oauth_store", "sqlalchemy", "greenlet", "aiosqlite", "opentelemetry"}
-    assert imported(tmp_path) - {"fastmcp", "typing_extensions"} <= expected
-
-
-def test_the_other_parts_are_imported_when_they_are_needed(tmp_path: Path) -> None:
-    """A password brings argon2, routes bring the rate limits, and a URL of PostgreSQL brings its driver."""
-    assert "argon2" in imported(tmp_path, then="from oauth_store import PasswordApproval")
-    assert "limits" in imported(tmp_path, then="provider.get_routes('/mcp')")
-    assert "asyncpg" in imported(tmp_path, "postgresql://user@127.0.0.1/name")
+    assert built - {"fastmcp", "typing_extensions"} <= expected
+    assert "limits" in routes
+    assert "argon2" in password
+    assert "asyncpg" in postgresql
 
 
 def test_all_that_is_exported_is_there() -> None:
