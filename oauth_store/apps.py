@@ -16,6 +16,7 @@ from oauth_store.events import emit
 from oauth_store.models import SESSION, Token
 from oauth_store.sign_in import SignInError
 from oauth_store.text import moment, shown, shown_name
+from oauth_store.urls import is_for
 
 if TYPE_CHECKING:
     from oauth_store.password import PasswordApproval
@@ -26,7 +27,7 @@ SESSION_COOKIE = "oauth_store_session"
 SHOWN = 200
 """Apps on the page: enough for people, and no more to render than a second's work."""
 
-_session_by_hash = select(Token.subject).where(
+_session_by_hash = select(Token.subject, Token.resource).where(
     Token.token_hash == bindparam("b_hash"), Token.kind == SESSION, Token.expires_at > bindparam("b_now")
 )
 
@@ -148,6 +149,7 @@ class AppsPage:
             "kind": SESSION,
             "grant_id": mint_grant_id(),
             "subject": user,
+            "resource": self._provider._own_resource,
             "scopes": "",
             "created_at": now,
             "expires_at": now + SESSION_SECONDS,
@@ -158,9 +160,11 @@ class AppsPage:
     @flow_step
     async def _user(self, session: str) -> str | None:
         async with self._database.read() as database:
-            row = await database.execute(_session_by_hash, {"b_hash": hash_secret(session), "b_now": int(time.time())})
-            user = row.scalar_one_or_none()
-        return user if user is not None and self._approval.sign_in.signed(user, session) else None
+            rows = await database.execute(_session_by_hash, {"b_hash": hash_secret(session), "b_now": int(time.time())})
+            row = rows.one_or_none()
+        if row is None or not is_for(row.resource, self._provider._own_resource):
+            return None
+        return str(row.subject) if self._approval.sign_in.signed(row.subject, session) else None
 
     @flow_step
     async def _end(self, session: str) -> None:
@@ -170,21 +174,23 @@ class AppsPage:
     @flow_step
     async def _connected(self, user: str) -> tuple[list[Connection], int]:
         async with self._database.read() as database:
-            return await live_grants(database, subject=self._subject(user), limit=SHOWN)
+            return await live_grants(
+                database, subject=self._subject(user), resource=self._provider._own_resource, limit=SHOWN
+            )
 
     @flow_step
     async def _revoke(self, user: str, which: str) -> str:
-        subject, now = self._subject(user), int(time.time())
+        subject, own, now = self._subject(user), self._provider._own_resource, int(time.time())
         name = ""
         async with self._database.write() as database:
             if which == "all":
-                chosen = await grants_to_end(database, now, subject=subject)
+                chosen = await grants_to_end(database, now, subject=subject, resource=own)
             else:
                 try:
                     grant_id = bytes.fromhex(which)
                 except ValueError:
                     return "Nothing was revoked."
-                listed, _ = await live_grants(database, subject=subject, grant_id=grant_id)
+                listed, _ = await live_grants(database, subject=subject, grant_id=grant_id, resource=own)
                 chosen = [GrantName(grant.grant_id, grant.client_id) for grant in listed]
                 name = "".join(shown_name(grant.client_name) for grant in listed)
             await database.run_sync(

@@ -10,6 +10,7 @@ from oauth_store.credentials import hash_secret
 from oauth_store.grants import lookup, update_one
 from oauth_store.models import clients, codes
 from oauth_store.sqlite import FIRST, LATER, LATER_IF_CHANGED, SEND
+from oauth_store.urls import is_for
 
 insert_request = insert(codes).execution_options(**{SEND: LATER})
 _is_pending = (
@@ -48,31 +49,46 @@ _stamp_client = (
 )
 
 
-def pending(session: Session, handle: str, now: int) -> Row[Any] | None:
-    """Return a request that may still be answered, or None. Its `registered_id` is null if its client is gone."""
-    return lookup(session, _pending, b_hash=hash_secret(handle), b_now=now)
+def pending(session: Session, handle: str, own_resource: str | None, now: int) -> Row[Any] | None:
+    """Return a request to this server that may still be answered, or None.
+
+    Its `registered_id` is null if its client is gone.
+    """
+    row = lookup(session, _pending, b_hash=hash_secret(handle), b_now=now)
+    return row if row is not None and is_for(row.resource, own_resource) else None
 
 
-def approve(session: Session, handle: str, code: str, *, subject: str | None, expires_at: int, now: int) -> Row[Any]:
+def approve(
+    session: Session,
+    handle: str,
+    code: str,
+    own_resource: str | None,
+    *,
+    subject: str | None,
+    expires_at: int,
+    now: int,
+) -> Row[Any]:
     """Give a request its code, and return its row. Its client is one that was used, from now on.
 
     Raises `AuthorizeError`.
     """
     values = {"b_code_hash": hash_secret(code), "b_subject": subject, "b_expires_at": expires_at}
-    row = _answer(session, _approve, handle, now, **values)
+    row = _answer(session, _approve, handle, own_resource, now, **values)
     if row.registered_id is None:
         raise AuthorizeError("unauthorized_client", "the client is not registered")
     update_one(session, _stamp_client, b_client_id=row.client_id, b_now=now)
     return row
 
 
-def deny(session: Session, handle: str, now: int) -> Row[Any]:
+def deny(session: Session, handle: str, own_resource: str | None, now: int) -> Row[Any]:
     """End a request, and return its row. Raises `AuthorizeError`."""
-    return _answer(session, _deny, handle, now)
+    return _answer(session, _deny, handle, own_resource, now)
 
 
-def _answer(session: Session, answer: Update, handle: str, now: int, **values: Any) -> Row[Any]:
-    row = pending(session, handle, now)
+def _answer(
+    session: Session, answer: Update, handle: str, own_resource: str | None, now: int, **values: Any
+) -> Row[Any]:
+    row = pending(session, handle, own_resource, now)
     if row is None:
         raise AuthorizeError("invalid_request", "this request is unknown, expired or already answered; start again")
     update_one(session, answer, b_hash=row.handle_hash, b_now=now, **values)

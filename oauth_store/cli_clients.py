@@ -132,7 +132,8 @@ def add(
         list[str], Parameter(name="--redirect-uri", negative="", help="Where its codes are sent. May be given again.")
     ],
     scopes: Annotated[
-        str | None, Parameter(name="--scopes", help="What it may ask for, separated by spaces. Default: the server's.")
+        str | None,
+        Parameter(name="--scopes", help="All that it may have, with spaces in between. Default: the server's."),
     ] = None,
     auth_method: Annotated[
         Literal["client_secret_post", "client_secret_basic", "none"],
@@ -148,9 +149,9 @@ def add(
     the server checks of a registration, but for the scopes, which only the server knows: it grants those that it has.
     """
     from mcp.server.auth.provider import RegistrationError
-    from mcp.shared.auth import OAuthClientInformationFull
     from pydantic import ValidationError
 
+    from oauth_store.clients import OwnersClient
     from oauth_store.registration import check_registration, store_registration
 
     if verbose:
@@ -160,7 +161,7 @@ def add(
     secret = None if auth_method == "none" else secrets.token_urlsafe(32)
     now = int(time.time())
     try:
-        client = OAuthClientInformationFull.model_validate(
+        client = OwnersClient.model_validate(
             {
                 "client_id": str(uuid.uuid4()),
                 "client_id_issued_at": now,

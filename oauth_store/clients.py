@@ -1,5 +1,9 @@
 """A registered client, as the handlers see it: what it may ask for, and where its codes may be sent."""
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from fastmcp.server.auth.redirect_validation import (
@@ -7,7 +11,7 @@ from fastmcp.server.auth.redirect_validation import (
     is_redirect_uri_allowed_for_application_type,
 )
 from mcp.server.auth.provider import RegistrationError
-from mcp.shared.auth import InvalidRedirectUriError, OAuthClientInformationFull
+from mcp.shared.auth import InvalidRedirectUriError, InvalidScopeError, OAuthClientInformationFull
 from pydantic import AnyUrl, PrivateAttr
 
 OFFLINE_ACCESS = "offline_access"
@@ -17,40 +21,88 @@ SCOPES = 100
 """What a registration may have at most."""
 
 
+DESCRIPTION_LENGTH = 200
+"""Of an error that repeats what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerScopes:
+    """The scopes of a server."""
+
+    usual: Sequence[str] = ()
+    """Of a client that names none."""
+    required: Sequence[str] = ()
+    """Of every token."""
+    valid: Mapping[str, None] | None = None
+    """All that there are; None where the server does not list them."""
+
+
+class OwnersClient(OAuthClientInformationFull):
+    """A client that the owner of the server has added by hand: its scopes are all that it may have."""
+
+    added_by_owner: Literal[True] = True
+
+
+def is_owners(metadata: str) -> bool:
+    """Tell whether a stored registration is that of an `OwnersClient`."""
+    return "added_by_owner" in metadata and json.loads(metadata).get("added_by_owner") is True
+
+
 class StoredClient(OAuthClientInformationFull):
     """A row of `oauth_clients`. Its secret is known as a hash alone, and never leaves the process."""
 
     _secret_hash: bytes | None = PrivateAttr(default=None)
-    _grantable: list[str] = PrivateAttr(default_factory=list)
+    _scopes: ServerScopes = PrivateAttr(default_factory=lambda: ServerScopes())
+    _limited: bool = PrivateAttr(default=False)
+    _approved: bool = PrivateAttr(default=False)
 
     @classmethod
     def load(
-        cls, metadata: str, *, secret_hash: bytes | None, server_scopes: list[str], required_scopes: list[str]
+        cls,
+        metadata: str,
+        *,
+        secret_hash: bytes | None,
+        scopes: ServerScopes,
+        limited: bool = False,
+        approved: bool = False,
     ) -> "StoredClient":
-        """Return the client of a stored row.
+        """Return the client of a stored row, at a server with these scopes.
 
-        `server_scopes` are for a client that registered without any. Every client may have the `required_scopes`:
-        a token without them is refused for ever.
+        The scopes that a client registers are what it asks for first. Only of one that the owner has added by hand,
+        which is `limited`, are they all that it may have. It is `approved` once the owner has approved a grant of it.
         """
         client = cls.model_validate_json(metadata)
-        client._secret_hash = secret_hash
-        own = client.scope.split() if client.scope else server_scopes
-        client._grantable = list(dict.fromkeys([*own, *required_scopes]))
+        client._secret_hash, client._scopes = secret_hash, scopes
+        client._limited, client._approved = limited, approved
         return client
+
+    @property
+    def was_approved(self) -> bool:
+        return self._approved
 
     @property
     def secret_hash(self) -> bytes | None:
         return self._secret_hash
 
     def validate_scope(self, requested_scope: str | None) -> list[str] | None:
-        """Return the scopes to grant (RFC 6749, section 3.3): what was asked for, less what cannot be granted.
+        """Return the scopes to grant (RFC 6749, section 3.3): what was asked for, less what this client cannot have.
 
-        A request that names none that can be granted gets what the client may have: Claude registers without scopes,
-        and a token without the server's required ones would be refused for ever.
+        It can have what the server has: the valid scopes, or, where the server does not list them, its usual ones and
+        those that the client registered. A request that names none, or `offline_access` alone, gets what the client
+        registered, else the usual ones. The required ones are always among them: a token without them is refused by
+        every request. Raises `InvalidScopeError` where scopes were asked for, and none of them can be granted.
         """
+        own = dict.fromkeys((self.scope or "").split())
+        required, usual = self._scopes.required, self._scopes.usual
+        listed = own if self._limited and own else self._scopes.valid
+        known = dict.fromkeys([*required, *(listed if listed is not None else [*own, *usual])])
         asked = dict.fromkeys((requested_scope or "").split())
-        grantable = dict.fromkeys(scope for scope in self._grantable if scope != OFFLINE_ACCESS)
-        granted = [scope for scope in asked if scope in grantable] or list(grantable)
+        wanted = [scope for scope in asked if scope != OFFLINE_ACCESS]
+        granted = [scope for scope in wanted if scope in known]
+        if wanted and not granted:
+            raise InvalidScopeError(f"this server has no scope {' '.join(wanted)}"[:DESCRIPTION_LENGTH])
+        granted = granted or [scope for scope in own if scope in known] or list(usual)
+        granted = [scope for scope in dict.fromkeys([*granted, *required]) if scope != OFFLINE_ACCESS]
         return [*granted, OFFLINE_ACCESS] if OFFLINE_ACCESS in asked else granted
 
     def validate_redirect_uri(self, redirect_uri: AnyUrl | None) -> AnyUrl:

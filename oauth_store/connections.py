@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from oauth_store.models import ACCESS, REFRESH, SESSION, Client, Code, Token, codes, tokens
 from oauth_store.sqlite import LATER, SEND
+from oauth_store.urls import spellings
 
 BATCH = 1000
 """Grants that one statement ends at most."""
@@ -67,17 +68,18 @@ async def live_grants(
     subject: str | None = None,
     client_id: str | None = None,
     grant_id: bytes | None = None,
+    resource: str | None = None,
     limit: int | None = None,
     now: int | None = None,
 ) -> tuple[list[Connection], int]:
     """Return the live grants, those that were used last first, and how many there are beyond the limit too.
 
-    They are all, or those of a subject, of a client, or just one.
+    They are all, or those of a subject, of a client, of the server with this resource, or just one.
     """
     live = (
         is_live(int(time.time()) if now is None else now)
         & Token.kind.in_((ACCESS, REFRESH))
-        & _of(Token, subject, client_id, grant_id)
+        & _of(Token, subject, client_id, grant_id, resource)
     )
     # The few that are wanted first, then their details: that takes half as long as all details of all.
     newest = (
@@ -96,10 +98,16 @@ async def live_grants(
 
 
 def _of(
-    model: type[Token] | type[Code], subject: str | None, client_id: str | None, grant_id: bytes | None
+    model: type[Token] | type[Code],
+    subject: str | None,
+    client_id: str | None,
+    grant_id: bytes | None,
+    resource: str | None,
 ) -> ColumnElement[bool]:
-    """Whether a row is of a subject, a client and a grant. To the letter: for MariaDB, 'abc ' equals 'abc'."""
+    """Whether a row is of a subject, a client, a grant, a server. To the letter: for MariaDB, 'abc ' equals 'abc'."""
     matches = true() if grant_id is None else model.grant_id == grant_id
+    if resource is not None:
+        matches &= model.resource.is_(None) | model.resource.in_(spellings(resource))
     for column, value in ((model.subject, subject), (model.client_id, client_id)):
         if value is not None:
             literally = re.sub(r"([/%_])", r"/\1", value)
@@ -164,12 +172,15 @@ async def grants_to_end(
     subject: str | None = None,
     client_id: str | None = None,
     grant_id: bytes | None = None,
+    resource: str | None = None,
 ) -> list[GrantName]:
     """Return the grants that can still be used: those with a live token, and those whose code waits for its client."""
     chosen_tokens = Token.kind.in_((ACCESS, REFRESH)) & is_live(now)
     chosen_codes = Code.approved_at.is_not(None) & Code.consumed_at.is_(None) & (Code.expires_at > now)
     queries = (
-        select(model.grant_id, model.client_id).distinct().where(chosen, _of(model, subject, client_id, grant_id))
+        select(model.grant_id, model.client_id)
+        .distinct()
+        .where(chosen, _of(model, subject, client_id, grant_id, resource))
         for model, chosen in ((Token, chosen_tokens), (Code, chosen_codes))
     )
     rows = [row for query in queries for row in await session.execute(query)]

@@ -1,11 +1,11 @@
 """The routes and the middleware of ours, where FastMCP's and the SDK's handlers fall short of the specification."""
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fastmcp.server.auth.handlers.authorize import AuthorizationHandler
+from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.handlers.metadata import MetadataHandler
 from mcp.server.auth.handlers.register import RegistrationHandler
 from mcp.server.auth.provider import AuthorizationParams
@@ -23,12 +23,14 @@ from starlette.types import ASGIApp
 
 from oauth_store.approval import AutoApproval, current_request
 from oauth_store.browser import REQUEST_COOKIE_SECONDS, Cookies, request_cookie
-from oauth_store.clients import OFFLINE_ACCESS
+from oauth_store.clients import OFFLINE_ACCESS, SCOPES, StoredClient
 from oauth_store.errors import OAuthStoreError
 from oauth_store.floods import FloodMiddleware
 from oauth_store.middleware import NoStoreMiddleware, OutageMiddleware, ProblemPages
 from oauth_store.models import CLIENT_ID_LENGTH
 from oauth_store.pages import wants_page
+from oauth_store.parameters import ParameterError, single
+from oauth_store.registration_endpoint import JsonMiddleware, RegistrationEndpoint
 from oauth_store.token_endpoints import RevokeEndpoint, TokenEndpoint
 
 if TYPE_CHECKING:
@@ -38,13 +40,17 @@ T = TypeVar("T")
 
 BODY_BYTES = 64 * 1024
 """Of a request to any route of ours. A registration is at most half of it, and clients send a few kilobytes."""
+SCOPE_LENGTH = 8 * 1024
+REDIRECT_URI_LENGTH = 8 * 1024
+"""Of what is asked for at /authorize, in characters."""
 _METADATA_PATH = "/.well-known/oauth-authorization-server"
 
 
 def replace_routes(provider: "SQLAlchemyOAuthProvider", routes: list[Route]) -> list[Route]:
     """Return `routes` with our own in the place of those that need to change."""
     options = provider.client_registration_options or ClientRegistrationOptions()
-    registration = RegistrationHandler(provider, _registration_options(provider, options))
+    registrations = RegistrationHandler(provider, _registration_options(provider, options))
+    registration = RegistrationEndpoint(registrations.handle, provider._is_valid)
     replacements: dict[str, tuple[Callable[[Request], Awaitable[Response]], bool]] = {
         _METADATA_PATH: (MetadataHandler(_metadata(provider)).handle, True),
         "/authorize": (_AuthorizeEndpoint(provider).handle, False),
@@ -82,9 +88,13 @@ def _route(
             await request.close()  # of uploaded files, which nobody wants
 
     methods = sorted((route.methods or set()) - {"HEAD"})
-    app: ASGIApp = RequestBodyLimitMiddleware(OutageMiddleware(request_response(handle)), BODY_BYTES)
-    if provider._flood_guard.guards(route.path):
-        app = FloodMiddleware(app, partial(provider._flood_guard.retry_after, route.path))
+    app: ASGIApp = OutageMiddleware(request_response(handle))
+    if route.path == "/register":
+        app = FloodMiddleware(app, provider._flood_guard, route.path, refunds=lambda status: status != 201)
+        app = JsonMiddleware(app)
+    elif provider._flood_guard.guards(route.path):
+        app = FloodMiddleware(app, provider._flood_guard, route.path)
+    app = RequestBodyLimitMiddleware(app, BODY_BYTES)
     if route.path == "/authorize":
         app = ProblemPages(app, provider)
     if "POST" in methods:
@@ -134,6 +144,12 @@ class _AuthorizeEndpoint:
         self._cookies = Cookies(str(provider.base_url))
 
     async def handle(self, request: Request) -> Response:
+        try:
+            fields = await self._fields(request)
+        except ParameterError as error:
+            return _refused(str(error))
+        # The form of a POST is read as the query of a GET is (OpenID Connect Core, section 3.1.2.1).
+        request = Request({**request.scope, "method": "GET", "query_string": urlencode(fields).encode()})
         token = current_request.set(request)
         attempt = _Attempt(self._provider)
         try:
@@ -146,8 +162,7 @@ class _AuthorizeEndpoint:
             raise outage.error from None
         except _NoClientIdError:
             attempt.unknown_client = True
-            description = f"client_id is longer than {CLIENT_ID_LENGTH} characters, or cannot be printed"
-            response = JSONResponse({"error": "invalid_request", "error_description": description}, 400)
+            response = _refused(f"client_id is longer than {CLIENT_ID_LENGTH} characters, or cannot be printed")
         finally:
             current_request.reset(token)
         if response.status_code == 400 and attempt.unknown_client and wants_page(request):
@@ -159,11 +174,29 @@ class _AuthorizeEndpoint:
                 400,
                 {},
             )
+        if response.status_code == 302 and attempt.leads_away(response.headers["location"]):
+            answer = dict(parse_qsl(urlsplit(response.headers["location"]).query))
+            return _refused(answer.get("error_description") or answer["error"], answer["error"])
         started: tuple[str, str] | None = getattr(request.state, "started", None)
         if started is not None and not isinstance(self._provider._approval, AutoApproval):
             handle, browser = started
             self._cookies.set(response, request_cookie(handle), browser, max_age_seconds=REQUEST_COOKIE_SECONDS)
         return response
+
+    async def _fields(self, request: Request) -> dict[str, str]:
+        """Return the parameters of a request. Raises `ParameterError` where they are more than anyone needs."""
+        parameters = request.query_params if request.method == "GET" else await request.form()
+        fields = single(parameters.multi_items(), self._provider._own_resource)
+        scope = fields.get("scope", "")
+        if len(scope) > SCOPE_LENGTH or len(scope.split()) > SCOPES:
+            raise ParameterError(f"scope has more than {SCOPES} scopes, or {SCOPE_LENGTH} characters")
+        if len(fields.get("redirect_uri", "")) > REDIRECT_URI_LENGTH:
+            raise ParameterError(f"redirect_uri has more than {REDIRECT_URI_LENGTH} characters")
+        return fields
+
+
+def _refused(description: str, error: str = "invalid_request") -> Response:
+    return JSONResponse({"error": error, "error_description": description}, status_code=400)
 
 
 class _Outage(BaseException):
@@ -182,17 +215,31 @@ class _Attempt:
 
     def __init__(self, provider: "SQLAlchemyOAuthProvider") -> None:
         self._provider = provider
+        self._client: StoredClient | None = None
+        self._decided = False
         self.unknown_client = False
+
+    def leads_away(self, url: str) -> bool:
+        """Tell whether an error would send the browser to an address off this machine that no owner ever approved.
+
+        Anyone may register one: this server is not to be the link that leads there (RFC 9700, section 4.11.2).
+        """
+        if self._decided or self._client is None or self._client.was_approved:
+            return False
+        target = urlsplit(url)
+        return target.scheme in ("http", "https") and not is_loopback_host(target.hostname)
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
         if len(client_id) > CLIENT_ID_LENGTH or not client_id.isprintable():
             raise _NoClientIdError
         client = await self._watched(self._provider.find_client(client_id))
-        self.unknown_client = client is None
+        self._client, self.unknown_client = client, client is None
         return client
 
     async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
-        return await self._watched(self._provider.authorize(client, params))
+        url = await self._watched(self._provider.authorize(client, params))
+        self._decided = True
+        return url
 
     async def _watched(self, step: Awaitable[T]) -> T:
         try:

@@ -17,6 +17,7 @@ EVENTS = {
     "tokens_issued": (logging.INFO, "tokens issued"),
     "tokens_refreshed": (logging.INFO, "tokens refreshed"),
     "refresh_replayed": (logging.INFO, "refresh answered again"),
+    "used_pair_replayed": (logging.WARNING, "refresh answered again with a pair that is in use"),
     "reuse_detected": (logging.WARNING, "refresh token reused, its grant is revoked"),
     "code_replayed": (logging.WARNING, "authorization code replayed, its grant is revoked"),
     "revoked": (logging.INFO, "grant revoked"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store.errors import ConfigurationError
 
@@ -57,6 +57,12 @@ class Limiter:
             self._strategy.hit(limit, key)
         return None
 
+    def refund(self, *counted: tuple["RateLimitItem | None", str]) -> None:
+        """Take back what `retry_after` counted."""
+        for limit, key in counted:
+            if limit is not None:
+                self._strategy.hit(limit, key, cost=-1)
+
     def forget(self, limit: "RateLimitItem", key: str) -> None:
         """Begin again to count under a key."""
         self._strategy.clear(limit, key)
@@ -95,8 +101,15 @@ class FloodGuard:
 
     def retry_after(self, path: str, request: Request) -> int | None:
         """Count a request. Return the seconds after which to try again if it is over a limit, else None."""
+        return self._limiter.retry_after(*self._counted(path, request))
+
+    def refund(self, path: str, request: Request) -> None:
+        """Take back what was counted for a request that left nothing behind."""
+        self._limiter.refund(*self._counted(path, request))
+
+    def _counted(self, path: str, request: Request) -> tuple[tuple["RateLimitItem | None", str], ...]:
         total, per_address = self._limits[path]
-        return self._limiter.retry_after((total, path), (per_address, f"{path} {self.address(request)}"))
+        return (total, path), (per_address, f"{path} {self.address(request)}")
 
     def address(self, request: Request) -> str:
         """Return who sent a request: the peer, or what trusted proxies say of it. Of IPv6, the /64 network."""
@@ -132,14 +145,25 @@ def _parsed(name: str, limit: str | None) -> "RateLimitItem | None":
 class FloodMiddleware:
     """Answers 429 to what is over a limit (RFC 6585, section 4)."""
 
-    def __init__(self, app: ASGIApp, retry_after: Callable[[Request], int | None]) -> None:
+    def __init__(
+        self, app: ASGIApp, guard: FloodGuard, path: str, refunds: Callable[[int], bool] = lambda _status: False
+    ) -> None:
+        """`refunds` tells by the status of an answer whether its request left nothing behind, and is not to count."""
         self.app = app
-        self._retry_after = retry_after
+        self._guard, self._path = guard, path
+        self._refunds = refunds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        seconds = self._retry_after(Request(scope))
+        request = Request(scope)
+        seconds = self._guard.retry_after(self._path, request)
         if seconds is None:
-            await self.app(scope, receive, send)
+
+            async def watch(message: Message) -> None:
+                if message["type"] == "http.response.start" and self._refunds(message["status"]):
+                    self._guard.refund(self._path, request)
+                await send(message)
+
+            await self.app(scope, receive, watch)
             return
         response = JSONResponse(
             {"error": "temporarily_unavailable", "error_description": f"too many requests; try again in {seconds} s"},

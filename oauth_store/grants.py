@@ -16,6 +16,9 @@ from oauth_store.events import emit_after_commit
 from oauth_store.models import ACCESS, REFRESH, clients, codes, tokens
 from oauth_store.sqlite import FIRST, LATER, LATER_IF_CHANGED, SEND
 
+GENERATIONS = 16
+"""How many rotations a token that was used within the grace may be behind."""
+
 _is_known_code = (
     codes.c.code_hash == bindparam("b_hash"),
     codes.c.approved_at.is_not(None),
@@ -173,25 +176,37 @@ def issue(
 
 
 def answer_again(
-    session: Session, presented: str, row: Row[Any], scopes: Sequence[str], *, grace: int, now: int
+    session: Session,
+    presented: str,
+    row: Row[Any],
+    scopes: Sequence[str],
+    *,
+    grace: int,
+    now: int,
+    address: str | None = None,
 ) -> OAuthToken | None:
     """Answer a refresh token that was consumed already; end its grant if it is reused. `None` means invalid_grant.
 
-    Within the grace, or while the successor was never used (then the answer was lost), it is the same pair again.
-    Anything else is reuse, a sign of theft (RFC 9700, section 4.14.2).
+    Within the grace, or while the successor was never used (then the answer was lost), it is the same pair again; and
+    within the grace, where that pair was rotated meanwhile, the pair that is live now: whoever holds the token could
+    get there step by step. Anything else is reuse, a sign of theft (RFC 9700, section 4.14.2).
     """
     within_grace = now - row.consumed_at < grace
-    successor = _live_successor(session, presented, row, now)
-    unused = successor is not None and successor.refresh.first_used_at is None
-    if not (grace and (within_grace or unused)):
-        emit_after_commit(
-            session, "reuse_detected", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject
-        )
+    successor = _successor(session, presented, row)
+    for _ in range(GENERATIONS if within_grace else 0):
+        if successor is None or successor.refresh.consumed_at is None:
+            break
+        successor = _successor(session, str(successor.pair.refresh_token), successor.refresh)
+    live = successor is not None and successor.is_live(now)
+    used = successor is None or successor.refresh.first_used_at is not None
+    told = {"grant_id": row.grant_id, "client_id": row.client_id, "subject": row.subject, "address": address}
+    if not (grace and (within_grace or (live and not used))):
+        emit_after_commit(session, "reuse_detected", **told)
         revoke_grants(session, [row.grant_id], "reuse detected", now)
         return None
-    if successor is None or not successor.has(scopes):
+    if successor is None or not live or not successor.has(scopes):
         return None
-    emit_after_commit(session, "refresh_replayed", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject)
+    emit_after_commit(session, "used_pair_replayed" if used else "refresh_replayed", **told)
     return successor.answer(now)
 
 
@@ -203,6 +218,9 @@ class _Successor:
     access: Row[Any] | None
     refresh: Row[Any]
 
+    def is_live(self, now: int) -> bool:
+        return self.refresh.consumed_at is None and self.refresh.revoked_at is None and self.refresh.expires_at > now
+
     def has(self, scopes: Sequence[str]) -> bool:
         return self.access is None or set(self.access.scopes.split()) == set(scopes)
 
@@ -212,7 +230,7 @@ class _Successor:
         return _answer(self.pair, max(0, self.access.expires_at - now), self.access.scopes)
 
 
-def _live_successor(session: Session, presented: str, row: Row[Any], now: int) -> _Successor | None:
+def _successor(session: Session, presented: str, row: Row[Any]) -> _Successor | None:
     if row.replay is None:
         return None
     try:
@@ -222,11 +240,7 @@ def _live_successor(session: Session, presented: str, row: Row[Any], now: int) -
     hashes = {"b_access": hash_secret(access_token), "b_refresh": hash_secret(refresh_token)}
     rows = {found.kind: found for found in session.execute(_pair, hashes)}
     refresh = rows.get(REFRESH)
-    if refresh is None or refresh.consumed_at is not None or refresh.revoked_at is not None:
-        return None
-    if refresh.expires_at <= now:
-        return None
-    return _Successor(Pair(access_token, refresh_token), rows.get(ACCESS), refresh)
+    return None if refresh is None else _Successor(Pair(access_token, refresh_token), rows.get(ACCESS), refresh)
 
 
 def stamp_first_use(session: Session, row: Row[Any], now: int) -> None:
@@ -238,5 +252,5 @@ def stamp_first_use(session: Session, row: Row[Any], now: int) -> None:
 
 def _answer(pair: Pair, expires_in: int, scopes: str) -> OAuthToken:
     return OAuthToken(
-        access_token=pair.access_token, expires_in=expires_in, scope=scopes, refresh_token=pair.refresh_token
+        access_token=pair.access_token, expires_in=expires_in, scope=scopes or None, refresh_token=pair.refresh_token
     )

@@ -1,8 +1,10 @@
 """What stands around the routes: outages are 503, problems are pages, and secrets are kept by nobody."""
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -63,6 +65,36 @@ def _unavailable() -> Response:
         status_code=503,
         headers={**NO_STORE, "Retry-After": str(RETRY_AFTER_SECONDS)},
     )
+
+
+class ChallengeMiddleware:
+    """Asks for a token whatever the method: 401 with the challenge, where the MCP route has only 405 to say.
+
+    Clients probe with GET or HEAD, and learn from the challenge where to sign in (RFC 9728, section 5.1).
+    """
+
+    def __init__(self, app: ASGIApp, challenge: Callable[[str], ASGIApp | None]) -> None:
+        self.app = app
+        self._challenge = challenge
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        challenge = None
+        if scope["type"] == "http" and not isinstance(scope.get("user"), AuthenticatedUser):
+            challenge = self._challenge(scope["path"].removeprefix(scope.get("root_path", "")))
+        if challenge is None:
+            await self.app(scope, receive, send)
+            return
+        refused = False
+
+        async def watch(message: Message) -> None:
+            nonlocal refused
+            refused = refused or (message["type"] == "http.response.start" and message["status"] == 405)
+            if not refused:
+                await send(message)
+
+        await self.app(scope, receive, watch)
+        if refused:
+            await challenge(scope, receive, send)
 
 
 class ProblemPages:

@@ -1,6 +1,7 @@
 """The provider: every step of the OAuth flows is guard clauses, one transaction, and the answer."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Self
 
 from fastmcp.server import auth as fastmcp_auth
 from fastmcp.server.auth import AccessToken, OAuthProvider
+from fastmcp.server.auth.middleware import RequireAuthMiddleware
 from fastmcp.server.auth.redirect_validation import build_client_redirect
 from mcp.server.auth.provider import (
     AuthorizationCode,
@@ -18,8 +20,9 @@ from mcp.server.auth.provider import (
     RegistrationError,
     TokenError,
 )
+from mcp.server.auth.routes import build_resource_metadata_url
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
-from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
+from mcp.shared.auth import InvalidScopeError, OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl, AnyUrl
 from sqlalchemy import Row, Select, bindparam, select, update
 from sqlalchemy.exc import IntegrityError
@@ -29,6 +32,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from oauth_store import authorizations, endpoints, grants, schema
 from oauth_store.approval import (
@@ -39,7 +43,7 @@ from oauth_store.approval import (
     default_approval,
 )
 from oauth_store.browser import Cookies, request_cookie
-from oauth_store.clients import OFFLINE_ACCESS, StoredClient
+from oauth_store.clients import OFFLINE_ACCESS, ServerScopes, StoredClient, is_owners
 from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id, seal
 from oauth_store.database import Database, flow_step
@@ -47,18 +51,18 @@ from oauth_store.documents import InvalidDocumentError, MetadataDocuments
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
 from oauth_store.events import emit, emit_after_commit
 from oauth_store.floods import FloodGuard, RateLimits
-from oauth_store.middleware import OutageMiddleware
-from oauth_store.models import CLIENT_ID_LENGTH, Client, clients, tokens
+from oauth_store.middleware import ChallengeMiddleware, OutageMiddleware
+from oauth_store.models import CLIENT_ID_LENGTH, NEVER, Client, clients, tokens
 from oauth_store.pages import plain_pages
 from oauth_store.purge import Purger
 from oauth_store.registration import check_registration, store_registration
 from oauth_store.sqlite import FIRST, SEND
-from oauth_store.urls import check_public_url, same_resource
+from oauth_store.urls import check_public_url, is_for, same_resource
 
 logger = logging.getLogger("oauth_store")
 
 STATE_LENGTH = 8 * 1024
-CODE_CHALLENGE_LENGTH = 128
+CODE_CHALLENGE = r"[A-Za-z0-9_-]{43}"
 """RFC 7636, section 4.2."""
 
 _client_by_id = select(clients).where(clients.c.client_id == bindparam("b_client_id"))
@@ -179,14 +183,12 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         row = await self._database.read().run(grants.lookup, _client_by_id, b_client_id=client_id)
         if row is None or row.client_id != client_id:  # MariaDB pads: 'abc ' equals 'abc'
             return None
-        return self._client(row)
+        limited = row.last_used_at == NEVER or is_owners(row.client_metadata)
+        return self._client(row, limited=limited, approved=row.last_used_at is not None)
 
-    def _client(self, row: Row[Any]) -> StoredClient:
+    def _client(self, row: Row[Any], **standing: bool) -> StoredClient:
         return StoredClient.load(
-            row.client_metadata,
-            secret_hash=row.client_secret_hash,
-            server_scopes=self._server_scopes,
-            required_scopes=self.required_scopes,
+            row.client_metadata, secret_hash=row.client_secret_hash, scopes=self._scopes, **standing
         )
 
     def _presented(
@@ -262,14 +264,14 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             raise AuthorizeError("invalid_target", "resource is not this server")
         if len(params.state or "") > STATE_LENGTH or "\0" in (params.state or ""):
             raise AuthorizeError("invalid_request", f"state has more than {STATE_LENGTH} characters, or a NUL")
-        if len(params.code_challenge) > CODE_CHALLENGE_LENGTH or "\0" in params.code_challenge:
-            raise AuthorizeError("invalid_request", "code_challenge is not one of S256")
-        scopes = params.scopes
-        if scopes is None:
-            scopes = client.scope.split() if client.scope else self._server_scopes
-        elif client.scope:
-            grantable = {*client.scope.split(), *self.required_scopes, OFFLINE_ACCESS}
-            scopes = [scope for scope in scopes if scope in grantable]
+        if not re.fullmatch(CODE_CHALLENGE, params.code_challenge):
+            raise AuthorizeError("invalid_request", "code_challenge is not one of S256: 43 characters of base64url")
+        if not isinstance(client, StoredClient):
+            client = StoredClient.load(client.model_dump_json(), secret_hash=None, scopes=self._scopes)
+        try:
+            scopes = client.validate_scope(" ".join(params.scopes or ())) or []
+        except InvalidScopeError as error:
+            raise AuthorizeError("invalid_scope", error.message) from error
         now = int(time.time())
         request = AuthorizationRequest(
             handle=mint("request"),
@@ -333,7 +335,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     @flow_step
     async def _pending_row(self, handle: str) -> Row[Any] | None:
-        return await self._database.read().run(authorizations.pending, handle, int(time.time()))
+        return await self._database.read().run(authorizations.pending, handle, self._own_resource, int(time.time()))
 
     @flow_step
     async def approve(self, handle: str, *, subject: str | None = None) -> str:
@@ -346,7 +348,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         code = mint("code")
         expires_at = now + self._code_expiry
         row = await self._database.write().run(
-            authorizations.approve, handle, code, subject=subject, expires_at=expires_at, now=now
+            authorizations.approve, handle, code, self._own_resource, subject=subject, expires_at=expires_at, now=now
         )
         emit("approval_granted", grant_id=row.grant_id, client_id=row.client_id, subject=subject)
         return self._redirect(row, code=code)
@@ -358,7 +360,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         Raises `AuthorizeError` if the request is unknown, expired, denied, or its code was used.
         """
         now = int(time.time())
-        row = await self._database.write().run(authorizations.deny, handle, now)
+        row = await self._database.write().run(authorizations.deny, handle, self._own_resource, now)
         emit("approval_denied", grant_id=row.grant_id, client_id=row.client_id)
         return self._redirect(row, error="access_denied", error_description="the owner of this server said no")
 
@@ -471,11 +473,12 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         presented: str,
         admit: Callable[[StoredClient | None], None],
         narrowed: Callable[[list[str], str | None], list[str]],
+        address: str | None = None,
     ) -> OAuthToken:
         """Look the client up, load a refresh token and exchange it in one step, which spares /token two.
 
         `admit` is given the client, or None, and raises unless it may come in; `narrowed` is given the scopes and the
-        resource of the token, and returns the scopes to grant, or raises.
+        resource of the token, and returns the scopes to grant, or raises. `address` is for the log.
         """
         now = int(time.time())
 
@@ -491,7 +494,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             if not self._is_ours(row.resource):
                 raise TokenError("invalid_grant", "the refresh token is for another resource")
             if row.consumed_at is not None:
-                return grants.answer_again(session, presented, row, scopes, grace=self._grace, now=now), row
+                again = grants.answer_again(
+                    session, presented, row, scopes, grace=self._grace, now=now, address=address
+                )
+                return again, row
             pair = grants.Pair.mint(with_refresh_token=True)
             replay = seal(presented, pair.access_token, str(pair.refresh_token)) if self._grace else None
             grants.consume_refresh_token(session, row, replay, now)
@@ -502,7 +508,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         if issued is None:
             raise TokenError("invalid_grant", "the refresh token was used already")
         if row.consumed_at is None:
-            emit("tokens_refreshed", grant_id=row.grant_id, client_id=row.client_id, subject=row.subject)
+            told = {"grant_id": row.grant_id, "client_id": row.client_id, "subject": row.subject}
+            emit("tokens_refreshed", **told, address=address)
         return issued
 
     def _issue(
@@ -562,14 +569,24 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     async def _stamp_first_use(self, row: Row[Any]) -> None:
         await self._database.write().run(grants.stamp_first_use, row, int(time.time()))
 
-    @flow_step
     async def revoke_token(self, token: AccessToken | RefreshToken) -> None:
         """End the grant of a token (RFC 7009): the pair, everything rotated from it, and its code."""
+        await self._revoke_token(token.client_id, token.token)
+
+    @flow_step
+    async def _revoke_token(self, client_id: str, presented: str) -> None:
+        """End the grant of a token of this client and this server, whether the token is live, consumed or expired.
+
+        An unknown one is revoked already (RFC 7009, section 2.2).
+        """
 
         def revoke(session: Session) -> Row[Any] | None:
-            row = grants.lookup(session, _token_by_hash, b_hash=hash_secret(token.token))
-            if row is not None:
-                revoke_grants(session, [row.grant_id], "revoked by the client", int(time.time()))
+            row = grants.lookup(session, _token_by_hash, b_hash=hash_secret(presented))
+            if row is None or row.client_id != client_id or row.revoked_at is not None:
+                return None
+            if not self._is_ours(row.resource):
+                return None
+            revoke_grants(session, [row.grant_id], "revoked by the client", int(time.time()))
             return row
 
         row = await self._database.write().run(revoke)
@@ -588,13 +605,18 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         return None if self._mcp_path is None else str(self._resource_url)
 
     def _is_ours(self, resource: str | None) -> bool:
-        own = self._own_resource
-        return resource is None or own is None or same_resource(resource, own)
+        return is_for(resource, self._own_resource)
 
     @property
     def _server_scopes(self) -> list[str]:
         options = self.client_registration_options or ClientRegistrationOptions()
         return options.default_scopes or options.valid_scopes or self.required_scopes
+
+    @property
+    def _scopes(self) -> ServerScopes:
+        valid = (self.client_registration_options or ClientRegistrationOptions()).valid_scopes
+        every = None if valid is None else dict.fromkeys([*valid, *self._server_scopes])
+        return ServerScopes(self._server_scopes, self.required_scopes, every)
 
     def _is_valid(self, scope: str) -> bool:
         valid = (self.client_registration_options or ClientRegistrationOptions()).valid_scopes
@@ -602,8 +624,12 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     @property
     def scopes_supported(self) -> list[str]:
-        """The scopes of the protected resource: `offline_access` is for the authorization server alone."""
-        return [scope for scope in super().scopes_supported if scope != OFFLINE_ACCESS]
+        """The scopes of the protected resource: `offline_access` is for the authorization server alone.
+
+        None where there are none: an empty list is left out of the metadata (RFC 9728, section 3.2).
+        """
+        scopes = [scope for scope in super().scopes_supported if scope != OFFLINE_ACCESS]
+        return scopes or None  # type: ignore[return-value]  # FastMCP hands it on to where None is right
 
     def public_url(self, path: str) -> str:
         """Return the URL of a path of this server, as browsers reach it."""
@@ -637,8 +663,20 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         return endpoints.replace_routes(self, super().get_routes(mcp_path))
 
     def get_middleware(self) -> list[Middleware]:
-        """Return FastMCP's middleware behind ours, which answers 503 while the database is away."""
-        return [Middleware(OutageMiddleware), *super().get_middleware()]
+        """Return FastMCP's middleware between ours: for outages, which are 503, and for all that lacks a token: 401."""
+        return [
+            Middleware(OutageMiddleware),
+            *super().get_middleware(),
+            Middleware(ChallengeMiddleware, challenge=self._challenge),
+        ]
+
+    def _challenge(self, path: str) -> ASGIApp | None:
+        """Return what asks for a token at a path, or None where nobody needs one."""
+        if path != self._mcp_path or self._resource_url is None:
+            return None
+        return RequireAuthMiddleware(
+            None, self.required_scopes, build_resource_metadata_url(self._resource_url), self.challenge_scopes
+        )
 
 
 def _anyone(_client: StoredClient | None) -> None:

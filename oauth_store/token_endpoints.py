@@ -3,15 +3,15 @@
 import base64
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from fastmcp.server.auth import AccessToken
 from mcp.server.auth.json_response import PydanticJSONResponse
 from mcp.server.auth.middleware.client_auth import AuthenticationError
-from mcp.server.auth.provider import AuthorizationCode, RefreshToken, TokenError
+from mcp.server.auth.provider import AuthorizationCode, TokenError
 from mcp.shared.auth import OAuthToken
 from pydantic import AnyUrl, ValidationError
 from starlette.requests import Request
@@ -19,11 +19,15 @@ from starlette.responses import JSONResponse, Response
 
 from oauth_store.clients import OFFLINE_ACCESS, StoredClient
 from oauth_store.credentials import matches
+from oauth_store.parameters import ParameterError, single
 from oauth_store.urls import same_resource
 
 if TYPE_CHECKING:
     from oauth_store.provider import SQLAlchemyOAuthProvider
 
+CODE_VERIFIER = r"[A-Za-z0-9._~-]{43,128}"
+"""RFC 7636, section 4.1."""
+FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 Admit = Callable[[StoredClient | None], None]
 
 
@@ -35,7 +39,9 @@ class TokenEndpoint:
 
     async def handle(self, request: Request) -> Response:
         try:
-            tokens = await self._tokens(*await _credentials(request), await _fields(request))
+            credentials = await _credentials(request)
+            fields = await _fields(request, self._provider._own_resource)
+            tokens = await self._tokens(*credentials, fields, self._provider.address_of(request))
         except AuthenticationError as error:
             return _invalid_client(request, error)
         except TokenError as error:
@@ -44,7 +50,7 @@ class TokenEndpoint:
             return _error(status, error.error, error.error_description)
         return PydanticJSONResponse(tokens)
 
-    async def _tokens(self, client_id: str, secret: str | None, fields: dict[str, str]) -> OAuthToken:
+    async def _tokens(self, client_id: str, secret: str | None, fields: dict[str, str], address: str) -> OAuthToken:
         grant_type = _required(fields, "grant_type")
 
         def admit(client: StoredClient | None) -> None:
@@ -54,7 +60,7 @@ class TokenEndpoint:
         if grant_type == "authorization_code":
             return await self._exchange_code(client_id, admit, fields)
         if grant_type == "refresh_token":
-            return await self._refresh(client_id, admit, fields)
+            return await self._refresh(client_id, admit, fields, address)
         raise TokenError("unsupported_grant_type", "grant_type is neither authorization_code nor refresh_token")
 
     async def _exchange_code(self, client_id: str, admit: Admit, fields: dict[str, str]) -> OAuthToken:
@@ -64,23 +70,29 @@ class TokenEndpoint:
         def check(code: AuthorizationCode) -> None:
             if code.redirect_uri_provided_explicitly and not _is_uri(fields.get("redirect_uri", ""), code.redirect_uri):
                 raise TokenError("invalid_grant", "redirect_uri is not the one of the authorization request")
+            if not re.fullmatch(CODE_VERIFIER, verifier):
+                raise TokenError("invalid_grant", "code_verifier is not 43 to 128 letters, digits and -._~")
             if not hmac.compare_digest(challenge, code.code_challenge.encode()):
                 raise TokenError("invalid_grant", "code_verifier is not the one of the authorization request")
             self._check_resource(fields, code.resource)
 
         return await self._provider._exchange_authorization_code(client_id, presented, admit, check)
 
-    async def _refresh(self, client_id: str, admit: Admit, fields: dict[str, str]) -> OAuthToken:
+    async def _refresh(self, client_id: str, admit: Admit, fields: dict[str, str], address: str) -> OAuthToken:
         def narrowed(granted: list[str], resource: str | None) -> list[str]:
             self._check_resource(fields, resource)
-            # White space is any, and offline_access alone asks for nothing less: claude.ai sends " offline_access"
-            # (RFC 6749, sections 3.3 and 6).
-            asked = fields.get("scope", "").split()
-            if not set(asked) - {OFFLINE_ACCESS}:
-                asked = granted
-            return [scope for scope in asked if scope in granted or scope != OFFLINE_ACCESS]
+            # White space is any, and offline_access alone asks for nothing less: claude.ai sends " offline_access".
+            # Clients repeat what they once asked for, granted or not (RFC 6749, sections 3.3 and 6).
+            asked = dict.fromkeys(fields.get("scope", "").split())
+            if not asked.keys() - {OFFLINE_ACCESS}:
+                return granted
+            kept = [scope for scope in granted if scope in asked]
+            if not set(kept) - {OFFLINE_ACCESS}:
+                raise TokenError("invalid_scope", "none of the scopes was granted")
+            return kept
 
-        return await self._provider._refresh(client_id, _required(fields, "refresh_token"), admit, narrowed)
+        presented = _required(fields, "refresh_token")
+        return await self._provider._refresh(client_id, presented, admit, narrowed, address)
 
     def _check_resource(self, fields: dict[str, str], granted: str | None) -> None:
         asked, own = fields.get("resource"), granted or self._provider._own_resource  # RFC 8707, section 2.2
@@ -101,15 +113,14 @@ class RevokeEndpoint:
             client = _authenticated(await self._provider.get_client(client_id), secret)
         except AuthenticationError as error:
             return _invalid_client(request, error)
+        except TokenError as error:
+            return _error(400, error.error, error.error_description)
         presented = form.get("token")
         if not isinstance(presented, str) or not presented:
             return _error(400, "invalid_request", "token is missing")
-        # Both kinds are looked up, whatever token_type_hint says; an unknown token is revoked already (section 2.2).
-        token: RefreshToken | AccessToken | None = await self._provider.load_refresh_token(client, presented)
-        if token is None:
-            token = await self._provider.load_access_token(presented)
-        if token is not None and token.client_id == client.client_id:
-            await self._provider.revoke_token(token)
+        await self._provider._revoke_token(
+            str(client.client_id), presented
+        )  # of either kind, whatever token_type_hint says
         return Response(status_code=200)
 
 
@@ -119,6 +130,8 @@ async def _credentials(request: Request) -> tuple[str, str | None]:
     A secret is taken from the Authorization header or from the body, whichever the client uses. Raises
     `AuthenticationError`.
     """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in FORMS:
+        raise TokenError("invalid_request", f"the body is no form: send it with Content-Type: {FORMS[0]}")
     form = await request.form()
     id_in_header, secret_in_header = _basic_credentials(request.headers.get("authorization", ""))
     id_in_body, secret_in_body = form.get("client_id"), form.get("client_secret")
@@ -164,13 +177,12 @@ def _basic_credentials(header: str) -> tuple[str | None, str | None]:
     return unquote(client_id), unquote(secret) or None
 
 
-async def _fields(request: Request) -> dict[str, str]:
-    """Return the fields of a form, each given once (RFC 6749, section 3.2); an empty one counts as left out."""
-    form = await request.form()
-    fields = {name: value for name, value in form.multi_items() if isinstance(value, str) and value}
-    if len(form.multi_items()) != len(form.keys()):
-        raise TokenError("invalid_request", "a parameter is given twice")
-    return fields
+async def _fields(request: Request, own_resource: str | None) -> dict[str, str]:
+    """Return the fields of a form. Raises `TokenError`."""
+    try:
+        return single((await request.form()).multi_items(), own_resource)
+    except ParameterError as error:
+        raise TokenError("invalid_request", str(error)) from error
 
 
 def _is_uri(presented: str, uri: AnyUrl) -> bool:

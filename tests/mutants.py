@@ -57,9 +57,9 @@ FAULTS = (
     ),
     Fault(
         "A client can revoke another client's token",
-        "oauth_store/token_endpoints.py",
-        "if token is not None and token.client_id == client.client_id:",
-        "if token is not None:",
+        "oauth_store/provider.py",
+        "if row is None or row.client_id != client_id or row.revoked_at is not None:",
+        "if row is None or row.revoked_at is not None:",
         ("tests/test_endpoints.py::TestRevoke::test_another_clients_token_stays",),
     ),
     Fault(
@@ -181,9 +181,65 @@ FAULTS = (
     Fault(
         "A refresh token for another resource is accepted",
         "oauth_store/provider.py",
-        "if not self._is_ours(row.resource):",
-        "if False:",
+        'if not self._is_ours(row.resource):\n                raise TokenError("invalid_grant", "the refresh',
+        'if False:\n                raise TokenError("invalid_grant", "the refresh',
         ("tests/test_refresh.py::TestDead::test_another_resource",),
+    ),
+    Fault(
+        "A token of another server is revoked",
+        "oauth_store/provider.py",
+        "if not self._is_ours(row.resource):\n                return None",
+        "if False:\n                return None",
+        ("tests/test_two_servers.py::test_a_token_is_revoked_where_it_is_good",),
+    ),
+    Fault(
+        "A request at another server can be answered",
+        "oauth_store/authorizations.py",
+        "return row if row is not None and is_for(row.resource, own_resource) else None",
+        "return row",
+        ("tests/test_two_servers.py::test_a_request_is_answered_where_it_was_made",),
+    ),
+    Fault(
+        "The list shows the grants of other servers",
+        "oauth_store/connections.py",
+        "matches &= model.resource.is_(None) | model.resource.in_(spellings(resource))",
+        "pass",
+        ("tests/test_two_servers.py::test_the_list_is_of_one_server",),
+    ),
+    Fault(
+        "A session of another server is good here",
+        "oauth_store/apps.py",
+        "if row is None or not is_for(row.resource, self._provider._own_resource):",
+        "if row is None:",
+        ("tests/test_two_servers.py::test_a_session_is_of_one_server",),
+    ),
+    Fault(
+        "A rotated token does not end its grant",
+        "oauth_store/provider.py",
+        "if row is None or row.client_id != client_id or row.revoked_at is not None:",
+        "if row is None or row.client_id != client_id or row.revoked_at is not None or row.consumed_at is not None:",
+        ("tests/test_requests.py::TestToken::test_a_token_in_any_state_ends_its_grant",),
+    ),
+    Fault(
+        "The scopes that the owner set by hand are no limit",
+        "oauth_store/clients.py",
+        "listed = own if self._limited and own else self._scopes.valid",
+        "listed = self._scopes.valid",
+        ("tests/test_provider.py::TestStoredClient::test_a_registration_is_no_ceiling",),
+    ),
+    Fault(
+        "An error leads to an address that nobody approved",
+        "oauth_store/endpoints.py",
+        "if self._decided or self._client is None or self._client.was_approved:",
+        "if True:",
+        ("tests/test_requests.py::TestAuthorization::test_no_error_leads_where_nobody_was_let_in",),
+    ),
+    Fault(
+        "A code verifier of one character is accepted",
+        "oauth_store/token_endpoints.py",
+        "if not re.fullmatch(CODE_VERIFIER, verifier):",
+        "if False:",
+        ("tests/test_requests.py::TestToken::test_a_verifier_is_long_enough",),
     ),
     Fault(
         "A refresh token is good as an access token",
@@ -258,8 +314,8 @@ FAULTS = (
     Fault(
         "A session of the connected apps outlives the password",
         "oauth_store/apps.py",
-        "return user if user is not None and self._approval.sign_in.signed(user, session) else None",
-        "return user",
+        "return str(row.subject) if self._approval.sign_in.signed(row.subject, session) else None",
+        "return str(row.subject)",
         ("tests/test_sign_in.py::TestLimits::test_a_known_browser_ends_with_the_password",),
     ),
     Fault(
@@ -343,8 +399,8 @@ FAULTS = (
     Fault(
         "A used refresh token is answered again outside the grace",
         "oauth_store/grants.py",
-        "unused = successor is not None and successor.refresh.first_used_at is None",
-        "unused = successor is not None",
+        "used = successor is None or successor.refresh.first_used_at is not None",
+        "used = successor is None",
         ("tests/test_refresh.py::TestReuse::test_the_grant_ends",),
     ),
     Fault(
@@ -357,15 +413,15 @@ FAULTS = (
     Fault(
         "A replay is answered whatever scopes it asks for",
         "oauth_store/grants.py",
-        "if successor is None or not successor.has(scopes):",
-        "if successor is None:",
+        "if successor is None or not live or not successor.has(scopes):",
+        "if successor is None or not live:",
         ("tests/test_refresh.py::TestWithinGrace::test_other_scopes_than_the_pair_has",),
     ),
     Fault(
         "A replay is answered with a pair that has expired",
         "oauth_store/grants.py",
-        "    if refresh.expires_at <= now:\n        return None\n",
-        "",
+        "self.refresh.revoked_at is None and self.refresh.expires_at > now",
+        "self.refresh.revoked_at is None",
         ("tests/test_refresh.py::TestLostAnswer::test_its_refresh_token_has_expired",),
     ),
     Fault(
@@ -426,8 +482,8 @@ FAULTS = (
     Fault(
         "A revocation is not awaited",
         "oauth_store/token_endpoints.py",
-        "await self._provider.revoke_token(token)",
-        "self._provider.revoke_token(token)",
+        "await self._provider._revoke_token(",
+        "self._provider._revoke_token(",
         ("tests/test_endpoints.py::TestRevoke::test_a_public_client_revokes",),
     ),
     Fault(

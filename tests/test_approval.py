@@ -1,7 +1,9 @@
 """Who may let a client in: fail closed, and the narrow default on loopback."""
 
+import asyncio
 import logging
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from mcp.server.auth.provider import AuthorizeError
@@ -111,10 +113,26 @@ class TestLoopbackOnly:
 
     @pytest.mark.parametrize("redirect_uri", ["https://evil.example/callback", "https://127.0.0.1.evil.example/cb"])
     async def test_a_public_redirect_uri_is_refused(self, redirect_uri: str, caplog: pytest.LogCaptureFixture) -> None:
-        """A web page that registers its own address with the owner's local server gets access_denied."""
-        answer = await self.authorize(redirect_uri=redirect_uri)
-        assert (answer["error"], answer["state"]) == ("access_denied", "the-state")
+        """A web page that registers its own address with the owner's local server gets nothing, and no browser."""
+        async with running(approval=None) as server:
+            client = await server.register(redirect_uris=[redirect_uri])
+            request = authorization_request(client["client_id"], redirect_uri=redirect_uri)
+            answer = await server.http.get("/authorize", params=request)
+        assert (answer.status_code, answer.json()["error"]) == (400, "access_denied")
         assert "pass approval=" in caplog.text
+
+    async def test_what_speaks_http_1_0_is_refused(self) -> None:
+        """A plain proxy_pass of nginx with the Host of this machine is one, and no browser."""
+        async with running(approval=None) as server:
+            client = await server.register()
+            target = f"/authorize?{urlencode(authorization_request(client['client_id']))}"
+            port = server.http.base_url.port
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"GET {target} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            answer = (await reader.read()).decode()
+            writer.close()
+        assert "error=access_denied" in answer
+        assert "code=" not in answer
 
     @pytest.mark.parametrize(
         "header",
@@ -126,6 +144,12 @@ class TestLoopbackOnly:
             {"Forwarded": "for=203.0.113.7"},
             {"X-Real-IP": "203.0.113.7"},
             {"Via": "1.1 tunnel"},
+            {"X-Forwarded-Port": "443"},
+            {"CF-Connecting-IP": "203.0.113.7"},
+            {"True-Client-IP": "203.0.113.7"},
+            {"X-Original-Forwarded-For": "203.0.113.7"},
+            {"Fly-Client-IP": "203.0.113.7"},
+            {"X-Client-IP": "203.0.113.7"},
         ],
     )
     async def test_what_came_through_a_tunnel_is_refused(
@@ -137,10 +161,11 @@ class TestLoopbackOnly:
         assert "authorization refused" in caplog.text
 
     async def test_a_call_without_a_request_is_refused(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Where nothing is known of the caller, nothing is approved."""
+        """Where nothing is known of the caller, nothing is approved, and the error says what tests want."""
         caplog.set_level(logging.WARNING)
         async with SQLAlchemyOAuthProvider(":memory:", base_url="http://127.0.0.1:8000") as provider:
             client = await registered(provider)
             with pytest.raises(AuthorizeError) as caught:
                 await provider.authorize(client, authorization_params())
             assert caught.value.error == "access_denied"
+            assert "approval=AutoApproval()" in str(caught.value.error_description)

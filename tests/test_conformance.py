@@ -56,7 +56,7 @@ class TestScopes:
     """Scopes as claude.ai asks for them."""
 
     @with_scopes
-    @pytest.mark.parametrize("scope", [None, " offline_access", "read offline_access", "unknown"])
+    @pytest.mark.parametrize("scope", [None, " offline_access", "read offline_access", "write unknown"])
     async def test_a_client_without_scopes_gets_those_of_the_server(self, server: Server, scope: str | None) -> None:
         """Whatever a client that registered without scopes asks for, its token works at the MCP endpoint."""
         client = await server.register()

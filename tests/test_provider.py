@@ -10,12 +10,15 @@ from fastmcp.server.auth import OAuthProvider
 from fastmcp.server.auth.providers.in_memory import InMemoryOAuthProvider
 from mcp.server.auth.provider import AuthorizeError, RegistrationError, TokenError
 from mcp.server.auth.settings import ClientRegistrationOptions
+from mcp.shared.auth import InvalidScopeError
 from pydantic import AnyUrl
 from sqlalchemy import func, select, update
 
 from oauth_store import SQLAlchemyOAuthProvider
+from oauth_store.clients import OwnersClient
 from oauth_store.credentials import matches
-from oauth_store.models import Client, Code, Token
+from oauth_store.models import NEVER, Client, Code, Token
+from oauth_store.registration import store_registration
 from tests.approvals import Asks
 from tests.clocks import stopped, stopped_at
 from tests.databases import rows_of, value_of
@@ -526,15 +529,36 @@ class TestStoredClient:
             ("read write", ["read", "write"]),
             (" offline_access", ["read", "write", "offline_access"]),
             ("read  unknown\toffline_access", ["read", "offline_access"]),
-            ("unknown", ["read", "write"]),
             (None, ["read", "write"]),
             ("", ["read", "write"]),
         ],
     )
     async def test_scopes(self, provider: SQLAlchemyOAuthProvider, asked: str | None, granted: list[str]) -> None:
-        """White space is any, what cannot be granted is dropped, and nothing left means all that the client has."""
+        """White space is any, what cannot be granted is dropped, and nothing asked means what the client registered."""
         client = await registered(provider)
         assert client.validate_scope(asked) == granted
+
+    async def test_scopes_that_do_not_exist_are_refused(self, provider: SQLAlchemyOAuthProvider) -> None:
+        """Where something was asked for, and nothing of it exists, nothing is granted in its place."""
+        client = await registered(provider)
+        with pytest.raises(InvalidScopeError, match="this server has no scope unknown"):
+            client.validate_scope("unknown offline_access")
+
+    async def test_a_registration_is_no_ceiling(self, make_provider: Provider) -> None:
+        """A client that registered for less may ask for whatever the server has; one that the owner added may not."""
+        options = registration_options("read", "write")
+        provider = make_provider(client_registration_options=options, required_scopes=["read"])
+        client = await registered(provider, scope="read")
+        assert client.validate_scope("read write") == ["read", "write"]
+        assert client.validate_scope("write unknown") == ["write", "read"]
+        assert client.validate_scope(None) == ["read"]
+        added = OwnersClient.model_validate(new_client(scope="read").model_dump())
+        await store_registration(provider._database, added, last_used_at=NEVER)
+        for _ in range(2):  # before and after its first approval, which is stamped over the mark of older releases
+            client = await provider.get_client(added.client_id)
+            assert client is not None
+            assert client.validate_scope("read write") == ["read"]
+            await authorize(provider, client)
 
     @pytest.mark.parametrize(
         ("registered_uri", "asked", "accepted"),

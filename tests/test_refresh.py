@@ -380,15 +380,44 @@ class TestWithinGrace:
     async def test_its_successor_is_consumed(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, clock: Clock
     ) -> None:
-        """Once the successor was refreshed, its predecessor gets nothing; but the grant lives."""
+        """Once the successor was refreshed too, its predecessor gets the pair that is live now; nothing is stored."""
         first = await sign_in(provider, client)
-        second = await present_refresh_token(provider, client, first.refresh_token)
-        third = await present_refresh_token(provider, client, second.refresh_token)
+        newest = await present_refresh_token(provider, client, first.refresh_token)
+        for _ in range(3):
+            newest = await present_refresh_token(provider, client, newest.refresh_token)
         clock.shift(GRACE - 1)
         stored = await tokens_of(provider)
-        await refused(present_refresh_token(provider, client, first.refresh_token))
+        again = await present_refresh_token(provider, client, first.refresh_token)
+        assert (again.access_token, again.refresh_token) == (newest.access_token, newest.refresh_token)
         assert await tokens_of(provider) == stored
-        assert await is_live(provider, client, third)
+        clock.shift(1)
+        await refused(present_refresh_token(provider, client, first.refresh_token))
+        assert not await is_live(provider, client, newest)
+
+    async def test_it_is_many_generations_behind(
+        self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull
+    ) -> None:
+        """A chain is followed so far and no further: the answer is an error then, and the grant lives."""
+        first = newest = await sign_in(provider, client)
+        for _ in range(grants.GENERATIONS + 2):
+            newest = await present_refresh_token(provider, client, newest.refresh_token)
+        await refused(present_refresh_token(provider, client, first.refresh_token))
+        assert await is_live(provider, client, newest)
+
+    async def test_a_pair_in_use_is_told_with_a_warning(
+        self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A second holder of the token gets the pair that the first one uses: the log says so, as a warning."""
+        caplog.set_level(logging.INFO, "oauth_store")
+        first = await sign_in(provider, client)
+        second = await present_refresh_token(provider, client, first.refresh_token)
+        await present_refresh_token(provider, client, first.refresh_token)
+        assert caplog.records[-1].levelno == logging.INFO
+        assert await provider.verify_token(second.access_token)
+        await settle(provider)
+        await present_refresh_token(provider, client, first.refresh_token)
+        assert caplog.records[-1].levelno == logging.WARNING
+        assert caplog.records[-1].event == "used_pair_replayed"  # type: ignore[attr-defined]  # a field of ours
 
     async def test_its_successor_is_revoked(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull

@@ -105,6 +105,11 @@ class Grant:
     def successor(self, pair: Pair) -> Pair:
         return self.pairs[self.pairs.index(pair) + 1]
 
+    def sealed(self, pair: Pair) -> Pair | None:
+        """The pair that a consumed one still leads to."""
+        successor = self.successor(pair)
+        return None if pair.wiped or successor.refresh_purged else successor
+
     def refreshed(self, pair: Pair, scopes: set[str], now: int) -> str | Pair | None:
         """Foretell what a refresh gives: an error, the pair that it gives again, or None for a new pair."""
         if not self.knows(pair, now):
@@ -113,13 +118,15 @@ class Grant:
             return "invalid_scope"
         if pair.consumed_at is None:
             return None
-        successor = self.successor(pair)
         within_grace = now - pair.consumed_at < GRACE
-        live = self.refresh_lives(successor, now) and not pair.wiped
-        if not within_grace and (successor.used or not live):
+        successor = self.sealed(pair)
+        while within_grace and successor is not None and successor.consumed_at is not None:
+            successor = self.sealed(successor)
+        live = successor is not None and self.refresh_lives(successor, now)
+        if not within_grace and (successor is None or successor.used or not live):
             self.ended = True
             return "invalid_grant"
-        if not live or (scopes != successor.scopes and not successor.access_purged):
+        if successor is None or not live or (scopes != successor.scopes and not successor.access_purged):
             return "invalid_grant"
         return successor
 
