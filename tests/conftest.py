@@ -25,6 +25,7 @@ from tests.databases import (
     name_of_database,
     postgres_directory,
 )
+from tests.documents import HOSTNAME, DocumentHost, serving_documents
 from tests.endpoints import Server, running
 from tests.flows import BASE_URL, Provider, registered
 from tests.house import House
@@ -245,4 +246,19 @@ async def browser() -> AsyncIterator[Browser]:
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
     """A server in memory, over HTTP; its settings are the fixture's parameter."""
     async with running(**getattr(request, "param", {})) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def documents_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of the host of documents, signed by itself, and its key."""
+    path = tmp_path_factory.mktemp("certificate") / "client.pem"
+    path.write_bytes(self_signed(HOSTNAME))
+    return path
+
+
+@pytest.fixture
+async def host(documents_certificate: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DocumentHost]:
+    """A host of client ID metadata documents."""
+    async with serving_documents(documents_certificate, monkeypatch) as served:
         yield served
