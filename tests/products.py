@@ -34,12 +34,13 @@ class Product:
     authorization: str = AUTHORIZATION
     exchange: str = EXCHANGE
     refresh: str | None = REFRESH
-    """None: it asks for a new authorization instead."""
+    """None: it was not seen to refresh."""
     document: bool = False
     """It names itself by a metadata document, where the server takes one."""
     probes: bool = False
     """It asks for the MCP endpoint by GET or HEAD before it has a token."""
     agent: str | None = None
+    """Its User-Agent."""
     accept: tuple[str | None, str | None, str] = ("*/*", "application/json", "application/json, text/event-stream")
     """At /register, at /token and at the MCP endpoint."""
     form_type: str = "application/x-www-form-urlencoded"
