@@ -197,7 +197,6 @@ async def test_a_new_registration_cannot_use_the_old_refresh_token(server: Serve
     replay.take(await replay.refresh())
 
 
-@pytest.mark.xfail(strict=True, reason="FastMCP's route answers 405 before it looks for a token")
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("product", [product for product in PRODUCTS if product.probes], ids=str)
 async def test_a_probe_without_a_token_is_challenged(server: Server, product: Product, method: str) -> None:
