@@ -95,6 +95,8 @@ def create_file(url: URL) -> None:
     process. Raises `DatabaseUnavailable` if it cannot be created.
     """
     path = Path(str(url.database))
+    if path.is_symlink():  # also to no file yet, which SQLite would create with any mode
+        path = Path(os.path.realpath(path))
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:

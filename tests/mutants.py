@@ -637,9 +637,16 @@ FAULTS = (
     Fault(
         "The database file is for everyone to read",
         "oauth_store/engines.py",
-        "0o600))",
-        "0o644))",
+        "os.O_RDWR, 0o600))",
+        "os.O_RDWR, 0o644))",
         ("tests/test_database.py::TestFiles::test_the_files_are_the_owners_alone",),
+    ),
+    Fault(
+        "The file behind a link is for everyone to read",
+        "oauth_store/engines.py",
+        "    if path.is_symlink():",
+        "    if False:",
+        ("tests/test_database.py::TestFiles::test_a_link_to_a_file_that_is_not_there_yet",),
     ),
     Fault(
         "What is deleted stays in the file",

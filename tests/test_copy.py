@@ -101,6 +101,19 @@ def test_the_command_prints_json(tmp_path: Path, source: str) -> None:
     assert os.stat(target).st_mode & 0o777 == 0o600
 
 
+def test_a_target_behind_a_link_is_the_owners_alone(tmp_path: Path, source: str) -> None:
+    """Where the target is a link to a file that does not exist yet, that file has mode 0600."""
+    target = tmp_path / "target.db"
+    target.symlink_to("elsewhere.db")
+    before = os.umask(0)
+    try:
+        asyncio.run(copy(source, str(target)))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "elsewhere.db").stat().st_mode & 0o777 == 0o600
+    assert dump(str(target)) == dump(source)
+
+
 def test_a_bar_is_drawn_on_a_terminal(tmp_path: Path, source: str) -> None:
     """On a terminal, a bar shows both halves of the work."""
     command = f"{sys.executable} -m oauth_store copy {source} {tmp_path / 'target.db'}"

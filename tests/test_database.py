@@ -216,6 +216,31 @@ class TestFiles:
             os.umask(before)
         assert modes == {"oauth.db": 0o600, "oauth.db-wal": 0o600, "oauth.db-shm": 0o600}
 
+    async def test_a_link_to_a_file_that_is_not_there_yet(self, tmp_path: Path) -> None:
+        """Where the path is a link to a file that does not exist, that file is the owner's alone; the link stays."""
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        path = tmp_path / "oauth.db"
+        path.symlink_to("disk/oauth.db")
+        before = os.umask(0)
+        try:
+            async with provider_on(path) as provider:
+                await provider.register_client(new_client())
+                modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in disk.iterdir()}
+        finally:
+            os.umask(before)
+        assert modes == {"oauth.db": 0o600, "oauth.db-wal": 0o600, "oauth.db-shm": 0o600}
+        assert path.is_symlink()
+
+    async def test_a_link_into_a_directory_that_is_not_there(self, tmp_path: Path) -> None:
+        """The error names the path behind the link: its directory is what is missing."""
+        path = tmp_path / "oauth.db"
+        path.symlink_to("missing/other.db")
+        provider = SQLAlchemyOAuthProvider(path, base_url=BASE_URL)
+        with pytest.raises(DatabaseUnavailable, match=r"cannot create .*missing/other\.db.*create its directory"):
+            await provider.check_schema()
+        await provider.aclose()
+
     async def test_no_secret_is_in_the_files(self, tmp_path: Path) -> None:
         """Who finds the database, with its -wal, finds no token, code, handle or client secret in it."""
         path = tmp_path / "oauth.db"

@@ -615,3 +615,11 @@ def test_alembic_creates_the_file_for_its_owner_alone(tmp_path: Path) -> None:
         [sys.executable, "-c", script, path], check=True, capture_output=True, text=True, umask=0
     ).stdout
     assert modes.split() == ["0o600", "0o600", "0o600"]
+
+
+def test_alembic_creates_the_file_behind_a_link_for_its_owner_alone(tmp_path: Path) -> None:
+    """So it does where the path is a link to a file that does not exist yet."""
+    path = tmp_path / "oauth.db"
+    path.symlink_to("elsewhere.db")
+    assert alembic(str(path), "upgrade", "head", umask=0).returncode == 0
+    assert (tmp_path / "elsewhere.db").stat().st_mode & 0o777 == 0o600
