@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ if TYPE_CHECKING:  # importing it takes 20 milliseconds of a start, and who serv
     from limits import RateLimitItem
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_WITH_PORT = re.compile(r"\[([^]]+)\](?::\d+)?|([\d.]+):\d+")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,7 @@ class FloodGuard:
         if rate_limits != RateLimits():
             self._limits  # noqa: B018  (to say now what is wrong with it)
         try:
-            self._trusted: list[Network] = [ipaddress.ip_network(network) for network in trusted_proxies]
+            self._trusted: list[Network] = [_network(network) for network in trusted_proxies]
         except ValueError as error:
             raise ConfigurationError(f"trusted_proxies: {error}; expected addresses or networks") from error
 
@@ -112,23 +117,47 @@ class FloodGuard:
         return (total, path), (per_address, f"{path} {self.address(request)}")
 
     def address(self, request: Request) -> str:
-        """Return who sent a request: the peer, or what trusted proxies say of it. Of IPv6, the /64 network."""
-        address = request.client.host if request.client else ""
-        forwarded = [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",") if part.strip()]
-        while forwarded and self._is_trusted(address):
-            address = forwarded.pop()
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return address
-        return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else str(parsed)
+        """Return who sent a request: the peer, or what trusted proxies say of it. Of IPv6, the /64 network.
 
-    def _is_trusted(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._trusted)
+        All lines of `X-Forwarded-For` are one list (RFC 9110, section 5.3): a proxy may add a line of its own below
+        those that the visitor made up.
+        """
+        said = request.client.host if request.client else ""
+        address = ip_address(said)
+        lines = ",".join(request.headers.getlist("x-forwarded-for"))
+        forwarded = [part.strip() for part in lines.split(",") if part.strip()]
+        while forwarded and self._is_trusted(address):
+            said = forwarded.pop()
+            address = ip_address(said)
+        if address is None:
+            return said
+        return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+
+    def _is_trusted(self, address: Address | None) -> bool:
+        return address is not None and any(address in network for network in self._trusted)
+
+
+def ip_address(text: str) -> Address | None:
+    """Return the address that a peer has, or that a proxy wrote; None for what is none.
+
+    Without its port, its brackets and the quotation marks of RFC 7239, section 6. Of IPv4 inside of IPv6, as a
+    dual-stack listener (RFC 4291, section 2.5.5.2) or a NAT64 (RFC 6052, section 2.1) hand it on, the IPv4 address.
+    """
+    found = _WITH_PORT.fullmatch(text.strip('"'))
+    try:
+        address = ipaddress.ip_address(found[1] or found[2] if found else text)
+    except ValueError:
+        return None
+    if address.version == 4:
+        return address
+    return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF) if address in _NAT64 else address.ipv4_mapped or address
+
+
+def _network(text: str) -> Network:
+    network = ipaddress.ip_network(text)
+    if network.version == 6 and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
+        return ipaddress.ip_network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+    return network
 
 
 def _parsed(name: str, limit: str | None) -> "RateLimitItem | None":

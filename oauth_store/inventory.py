@@ -94,7 +94,7 @@ async def _size(database: Database, session: AsyncSession) -> int:
         pages = (await session.execute(text("PRAGMA page_count"))).scalar_one()
         size = int(pages * (await session.execute(text("PRAGMA page_size"))).scalar_one())
         try:
-            return size + os.stat(f"{os.path.realpath(str(database.url.database))}-wal").st_size
+            return size + os.stat(f"{database.url.database}-wal").st_size
         except OSError:  # none is there
             return size
     statement = text(_TABLE_SIZE[database.url.get_backend_name()])

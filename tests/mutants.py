@@ -794,6 +794,20 @@ FAULTS = (
         ("tests/test_floods.py::test_only_trusted_proxies_are_believed",),
     ),
     Fault(
+        "Of several lines of X-Forwarded-For, the visitor's own counts",
+        "oauth_store/floods.py",
+        'request.headers.getlist("x-forwarded-for")',
+        '[request.headers.get("x-forwarded-for", "")]',
+        ("tests/test_floods.py::test_nobody_chooses_an_address",),
+    ),
+    Fault(
+        "All of IPv4 is one address on a dual-stack listener",
+        "oauth_store/floods.py",
+        "else address.ipv4_mapped or address",
+        "else address",
+        ("tests/test_floods.py::test_nobody_chooses_an_address",),
+    ),
+    Fault(
         "What came through a tunnel is let in without asking",
         "oauth_store/approval.py",
         "    if forwarded:\n",

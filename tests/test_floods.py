@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from fastmcp import FastMCP
 from starlette.requests import Request
 
-from oauth_store import ConfigurationError, RateLimits, SQLAlchemyOAuthProvider
+from oauth_store import AutoApproval, ConfigurationError, RateLimits, SQLAlchemyOAuthProvider
 from oauth_store.floods import FloodGuard
 from tests.endpoints import running
 from tests.flows import BASE_URL, REDIRECT_URI, authorization_request
@@ -17,9 +19,9 @@ from tests.flows import BASE_URL, REDIRECT_URI, authorization_request
 METADATA = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none"}
 
 
-def request_from(peer: str, forwarded: str | None = None) -> Request:
-    """A request as the server sees it."""
-    headers = [] if forwarded is None else [(b"x-forwarded-for", forwarded.encode())]
+def request_from(peer: str, *forwarded: str) -> Request:
+    """A request as the server sees it, with these lines of X-Forwarded-For."""
+    headers = [(b"x-forwarded-for", line.encode()) for line in forwarded]
     return Request({"type": "http", "client": (peer, 1), "headers": headers})
 
 
@@ -72,20 +74,70 @@ async def test_limits_may_be_switched_off() -> None:
 @pytest.mark.parametrize(
     ("peer", "forwarded", "address"),
     [
-        ("203.0.113.7", None, "203.0.113.7"),
-        ("203.0.113.7", "198.51.100.1", "203.0.113.7"),
-        ("10.0.0.1", "198.51.100.1", "198.51.100.1"),
-        ("10.0.0.1", "1.1.1.1, 198.51.100.1", "198.51.100.1"),
-        ("10.0.0.1", "1.1.1.1, 198.51.100.1, 10.0.0.2", "198.51.100.1"),
-        ("10.0.0.1", "nonsense", "nonsense"),
-        ("10.0.0.1", None, "10.0.0.1"),
-        ("2001:db8:1:2:3:4:5:6", None, "2001:db8:1:2::/64"),
+        ("203.0.113.7", (), "203.0.113.7"),
+        ("203.0.113.7", ("198.51.100.1",), "203.0.113.7"),
+        ("10.0.0.1", ("198.51.100.1",), "198.51.100.1"),
+        ("10.0.0.1", ("1.1.1.1, 198.51.100.1",), "198.51.100.1"),
+        ("10.0.0.1", ("1.1.1.1, 198.51.100.1, 10.0.0.2",), "198.51.100.1"),
+        ("10.0.0.1", ("nonsense",), "nonsense"),
+        ("10.0.0.1", (), "10.0.0.1"),
+        ("2001:db8:1:2:3:4:5:6", (), "2001:db8:1:2::/64"),
+        # several lines are one list (RFC 9110, section 5.3): HAProxy adds a line of its own
+        ("10.0.0.1", ("1.1.1.1", "198.51.100.1"), "198.51.100.1"),
+        ("10.0.0.1", ("1.1.1.1", "198.51.100.1", "10.0.0.2"), "198.51.100.1"),
+        ("10.0.0.1", ("198.51.100.1", ""), "198.51.100.1"),
+        # with a port, as Azure writes it, and in brackets
+        ("10.0.0.1", ("198.51.100.1:5678",), "198.51.100.1"),
+        ("10.0.0.1", ("198.51.100.1:5678, 10.0.0.2:443",), "198.51.100.1"),
+        ("10.0.0.1", ("[2001:db8:1:2::3]:443",), "2001:db8:1:2::/64"),
+        ("10.0.0.1", ("[2001:db8:1:2::3]",), "2001:db8:1:2::/64"),
+        ("10.0.0.1", ('"[2001:db8:1:2::3]:443"',), "2001:db8:1:2::/64"),
+        ("198.51.100.1:5678", (), "198.51.100.1"),
+        # IPv4 inside of IPv6 (RFC 4291, section 2.5.5.2; RFC 6052, section 2.1)
+        ("::ffff:203.0.113.7", (), "203.0.113.7"),
+        ("::ffff:10.0.0.1", ("198.51.100.1",), "198.51.100.1"),
+        ("10.0.0.1", ("[::ffff:198.51.100.1]:443, ::ffff:10.0.0.2",), "198.51.100.1"),
+        ("64:ff9b::203.0.113.7", (), "203.0.113.7"),
+        ("fe80::1%eth0", (), "fe80::/64"),
     ],
 )
-def test_only_trusted_proxies_are_believed(peer: str, forwarded: str | None, address: str) -> None:
+def test_only_trusted_proxies_are_believed(peer: str, forwarded: tuple[str, ...], address: str) -> None:
     """X-Forwarded-For counts from the right, as far as the proxies are known; IPv6 counts by network."""
-    guard = FloodGuard(RateLimits(), ["10.0.0.0/8"])
-    assert guard.address(request_from(peer, forwarded)) == address
+    for trusted in ("10.0.0.0/8", "::ffff:10.0.0.0/104"):
+        guard = FloodGuard(RateLimits(), [trusted])
+        assert guard.address(request_from(peer, *forwarded)) == address
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (["1.1.1.{}"], ["203.0.113.9"]),
+        ([], ["203.0.113.9:5000{}"]),
+        ([], ["::ffff:203.0.113.9"]),
+    ],
+    ids=["a-line-of-their-own", "a-port-each-time", "ipv4-inside-of-ipv6"],
+)
+async def test_nobody_chooses_an_address(tmp_path: Path, own: list[str], told: list[str]) -> None:
+    """Behind a proxy that adds a line, or a port, a visitor counts as one address, whatever lines of theirs it keeps;
+    another visitor does not count with them."""
+    async with SQLAlchemyOAuthProvider(
+        tmp_path / "oauth.db",
+        base_url="https://wiki.example.com",
+        approval=AutoApproval(),
+        rate_limits=RateLimits(registrations_per_address="2/hour"),
+        trusted_proxies=["10.0.0.1"],
+    ) as provider:
+        app = FastMCP("test", auth=provider).http_app()
+        transport = httpx2.ASGITransport(app, client=("::ffff:10.0.0.1", 50000))
+        async with httpx2.AsyncClient(transport=transport, base_url="https://wiki.example.com") as http:
+
+            async def register(*lines: str) -> int:
+                headers = [("X-Forwarded-For", line) for line in lines]
+                return (await http.post("/register", json=METADATA, headers=headers)).status_code
+
+            statuses = [await register(*(line.format(number) for line in (*own, *told))) for number in range(3)]
+            assert statuses == [201, 201, 429]
+            assert await register("::ffff:203.0.113.10") == 201
 
 
 @pytest.mark.parametrize(
