@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import unicodedata
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,11 +16,13 @@ from oauth_store.credentials import derive, same
 from oauth_store.errors import ConfigurationError
 from oauth_store.events import emit
 from oauth_store.floods import Limiter
+from oauth_store.text import nfc
 
 OWNER = "owner"
 """The subject of who signs in where there is one password and no names."""
+USER_LENGTH = 1000
 PASSWORD_LENGTH = 1000
-"""Characters that count, as many as the form takes."""
+"""Characters that count, at least as many as the form takes."""
 KNOWN_BROWSER = "oauth_store_known"
 KNOWN_BROWSER_SECONDS = 180 * 24 * 3600
 CONCURRENT_CHECKS = 2
@@ -86,8 +87,7 @@ class SignIn:
 
         Raises `SignInError`: the same, after the same time, for a wrong password and for an unknown user.
         """
-        user = normalized(form.get("username", "").strip()) if self.asks_user else OWNER
-        hashed = self._hashes.get(user) or self._nobody(user)
+        user = normalized(form.get("username", "").strip()[:USER_LENGTH]) if self.asks_user else OWNER
         browser = cookies.get(request, KNOWN_BROWSER)
         known = self.signed(user, browser)
         counted = [(PER_BROWSER, f"browser {browser}")] if known else [(IN_TOTAL, "all"), (PER_ADDRESS, address)]
@@ -98,6 +98,7 @@ class SignIn:
             raise SignInError(
                 f"Too many attempts. Wait {minutes} minute{'s' if minutes > 1 else ''}, and try again.", wait
             )
+        hashed = self._hashes.get(user) or self._nobody(user)
         loop = asyncio.get_running_loop()
         right = await loop.run_in_executor(self._threads, self._verify, hashed, form.get("password", ""))
         if not right or user not in self._hashes:
@@ -134,7 +135,7 @@ class SignIn:
 
 def normalized(password: str) -> str:
     """Return a password as it is hashed: keyboards and systems spell the same letter in different ways."""
-    return unicodedata.normalize("NFC", password)
+    return nfc(password)
 
 
 def hash_password(password: str) -> str:

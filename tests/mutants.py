@@ -787,6 +787,13 @@ FAULTS = (
         ("tests/test_sign_in.py::TestUsers::test_signing_in_between_does_not_help",),
     ),
     Fault(
+        "A long row of marks takes the square of its length",
+        "oauth_store/text.py",
+        "if marks > MARKS_IN_A_ROW:",
+        "if False:",
+        ("tests/test_sign_in.py::TestMarks::test_of_a_name_and_a_password",),
+    ),
+    Fault(
         "X-Forwarded-For is believed of everyone",
         "oauth_store/floods.py",
         "while forwarded and self._is_trusted(address):",

@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+import re
 import statistics
 import threading
 import time
+import unicodedata
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import httpx2
 import pytest
@@ -16,6 +19,7 @@ from fastmcp import FastMCP
 
 from oauth_store import ConfigurationError, PasswordApproval, SQLAlchemyOAuthProvider
 from oauth_store.sign_in import hash_password
+from oauth_store.text import MARKS_IN_A_ROW, nfc
 from tests.clocks import turned
 from tests.flows import query_of
 from tests.pages import HASH, PASSWORD, USERS, Browser, Site, site
@@ -37,6 +41,78 @@ async def guess(wiki: Site, browser: Browser, address: str, **fields: str) -> in
         f"{wiki.url}/apps", data={"password": "guess", **fields}, headers=from_address(address)
     )
     return answer.status_code
+
+
+class TestMarks:
+    """A text is brought into one form (NFC) at a cost that grows with the square of the marks in a row."""
+
+    LONG = "\u0301\u0316" * 4500
+
+    @pytest.fixture
+    def rows(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """The longest row of marks of each text that is normalized."""
+        rows: list[int] = []
+
+        def normalize(form: Literal["NFC"], text: str) -> str:
+            kinds = "".join("joiner" if one == "\u034f" else unicodedata.category(one)[0] for one in text)
+            rows.append(max(map(len, re.findall("M+", kinds)), default=0))
+            return unicodedata.normalize(form, text)
+
+        counting = SimpleNamespace(normalize=normalize, category=unicodedata.category)
+        monkeypatch.setattr("oauth_store.text.unicodedata", counting)
+        return rows
+
+    @pytest.mark.parametrize("path", ["/consent", "/apps"])
+    async def test_of_a_name_and_a_password(self, tmp_path: Path, browser: Browser, rows: list[int], path: str) -> None:
+        """Nobody's name or password puts a long row of marks together: not while it is looked at, nor at a 429."""
+        async with site(tmp_path / "oauth.db", approval={"users": USERS}) as wiki:
+            page = await browser.open(await wiki.authorize_url())
+            statuses = []
+            for _ in range(11):
+                fields = {"username": self.LONG, "password": self.LONG[:1000]}
+                if path == "/apps":
+                    answer = await browser.http.post(f"{wiki.url}/apps", data=fields)
+                else:
+                    answer = await browser.submit(page, {"answer": "allow", **fields})
+                statuses.append(answer.status_code)
+        assert statuses == [403] * 10 + [429]
+        assert len(rows) == 11 + 10  # what is over the limit costs a name, and no password
+        assert 0 < max(rows) <= MARKS_IN_A_ROW
+
+    async def test_of_an_app(self, wiki: Site, browser: Browser, rows: list[int]) -> None:
+        """Nor does the name that an app registered with, on either page."""
+        name = self.LONG[:8000]
+        await wiki.connect(client_name=name)
+        page = await browser.open(await wiki.authorize_url(client_name=name))
+        apps = await browser.sign_in(f"{wiki.url}/apps")
+        assert (page.status_code, apps.status_code) == (200, 200)
+        assert 0 < max(rows) <= MARKS_IN_A_ROW
+
+    @pytest.mark.parametrize("marks", ["\u0301\u0316", "\u0f73\u0316"])
+    def test_it_grows_with_the_length_alone(self, marks: str) -> None:
+        """Twenty times the marks take twenty times as long, not four hundred times."""
+
+        def seconds(count: int) -> float:
+            text, taken = "a" + marks * count, []
+            for _ in range(7):
+                start = time.process_time()
+                nfc(text)
+                taken.append(time.process_time() - start)
+            return min(taken)
+
+        assert seconds(20_000) < 100 * seconds(1000)
+
+    def test_every_language_is_left_as_it_is(self) -> None:
+        """A text with a few marks in a row, as all languages have, is just brought into the form."""
+        for text in ("cafe\u0301", "Vie\u0323\u0302t", "\u1112\u1161\u11ab", "हिन्दी", "a" + "\u0301\u0316" * 15):
+            assert nfc(text) == unicodedata.normalize("NFC", text)
+
+    async def test_a_password_with_a_long_row_still_lets_in(self, tmp_path: Path, browser: Browser) -> None:
+        """Whoever has such a password signs in with it, and not with one that has a mark less."""
+        password = "a" + "\u0301\u0316" * 400
+        async with site(tmp_path / "oauth.db", approval={"password_hash": hash_password(password)}) as wiki:
+            assert (await browser.sign_in(f"{wiki.url}/apps", password[:-1])).status_code == 403
+            assert (await browser.sign_in(f"{wiki.url}/apps", password)).status_code == 200
 
 
 class TestLimits:
