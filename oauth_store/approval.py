@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from fastmcp.server.auth.redirect_validation import UNSAFE_REDIRECT_URI_SCHEMES, is_loopback_host
+from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.provider import AuthorizeError
 from mcp.shared.auth import OAuthClientInformationFull
 from starlette.requests import Request
 
+from oauth_store.clients import foreign
 from oauth_store.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -143,11 +144,13 @@ def _leaves_this_machine(request: Request, redirect_uri: str) -> str | None:
         return f"it has the header {forwarded}, so it was forwarded"
     if request.scope.get("http_version") == "1.0":  # which no browser speaks, and nginx does by default
         return "it came as HTTP/1.0, as proxies send it"
-    if request.client is None or not is_loopback_host(request.client.host):
+    # a dual-stack listener writes IPv4 as ::ffff:127.0.0.1
+    if request.client is None or not is_loopback_host(request.client.host.removeprefix("::ffff:")):
         return "it came from another machine"
     if not is_loopback_host(urlsplit(f"//{request.headers.get('host', '')}").hostname):
         return "its Host header is not loopback"
     target = urlsplit(redirect_uri)
     if target.scheme in ("http", "https"):
         return None if is_loopback_host(target.hostname) else f"its redirect URI leads to {target.hostname}"
-    return "its redirect URI is not safe" if target.scheme in UNSAFE_REDIRECT_URI_SCHEMES else None
+    refused = foreign(target)
+    return f"its redirect URI is not safe: {refused}" if refused else None

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
-from fastmcp.server.auth.redirect_validation import (
-    is_loopback_host,
-    is_redirect_uri_allowed_for_application_type,
-)
+from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.provider import RegistrationError
 from mcp.shared.auth import InvalidRedirectUriError, InvalidScopeError, OAuthClientInformationFull
 from pydantic import AnyUrl, PrivateAttr
@@ -19,6 +16,35 @@ OFFLINE_ACCESS = "offline_access"
 REDIRECT_URIS = 50
 SCOPES = 100
 """What a registration may have at most."""
+
+_BROWSERS = """
+about blob brave chrome chrome-extension chrome-search chrome-untrusted data devtools edge extension file filesystem hcp
+help its jar javascript livescript mhtml mk mocha moz-extension moz-icon opera page-icon res resource safari-extension
+safari-web-extension vbscript view-source vivaldi wyciwyg
+"""  # their own pages, and what runs or shows the rest of the URI
+_WEB = """
+apt dweb feed flatpak git http https ipfs ipns itpc pcast podcast snap svn web webcal webcals ws wss
+"""  # what is fetched as the web is: a calendar, a feed, a package
+_PROTOCOLS = """
+acap afp afs amqp amqps cifs coap coaps cvs dav davs dict dns ed2k finger fish ftp ftps gemini gopher gophers iax icap
+imap imaps ipp ipps irc irc6 ircs jdbc jms ldap ldapi ldaps mms mmsh mmst mongodb mqtt mqtts mysql news nfs
+nntp nntps pop pop3 pops postgres postgresql rdp redis rediss rlogin rmi rsync rtmp rtmps rtmpt rtsp rtsps rtspu
+scp sftp sieve smb smtp smtps snews snmp spice ssh stun stuns tcp telnet tftp tn3270 turn turns udp vnc wais webdav
+webdavs whois xmlrpc.beep z39.50 z39.50r z39.50s
+"""  # they reach the host that the authority names
+_SYSTEMS = """
+android-app app-prefs app-settings applescript bitcoin callto cid content ethereum facetime facetime-audio geo ghelp im
+imessage info intent itms itms-apps itms-appss itms-services lightning magnet mailto man maps market message mid
+microsoft-edge modem monero nfc package payto pkcs11 pres prefs search search-ms service shell shortcuts sip sips skype
+sms smsto tel tg tip trash upi urlto vnd.youtube whatsapp windowsdefender wtai x-man-page x-apple.systempreferences xmpp
+"""  # a message, a call, a payment, a search, a setting
+FOREIGN_SCHEMES = frozenset(f"{_BROWSERS} {_WEB} {_PROTOCOLS} {_SYSTEMS}".split())
+"""Schemes that are no application's own (RFC 8252, section 7.1): a code that is sent there goes to another machine, or
+to what the browser or the system makes of it.
+
+No such list is complete, and no rule can take its place: IANA has registered `vscode` beside `smb`. So it has what
+browsers and systems know by themselves. Of all other links the consent page shows how they begin, with any authority.
+"""
 
 
 DESCRIPTION_LENGTH = 200
@@ -122,9 +148,9 @@ class StoredClient(OAuthClientInformationFull):
 def check_redirect_uris(client: OAuthClientInformationFull) -> None:
     """Raise `RegistrationError` unless codes may be sent to every redirect URI of a registration.
 
-    https, http on loopback, or a scheme of an application's own; for an `application_type` of web, https alone
-    (RFC 7591, section 5; RFC 8252, sections 7 and 8.3). There are at most `REDIRECT_URIS`, and `SCOPES` scopes: every
-    request of the client reads them all.
+    https, http on loopback, or a scheme of an application's own, whatever its `application_type`: anyone may claim
+    either, and Cursor, a native one, says "web" (RFC 7591, section 5; RFC 8252, sections 7 and 8.3). There are at most
+    `REDIRECT_URIS`, and `SCOPES` scopes: every request of the client reads them all.
     """
     if not client.redirect_uris:
         raise RegistrationError("invalid_redirect_uri", "redirect_uris is missing")
@@ -138,11 +164,30 @@ def check_redirect_uris(client: OAuthClientInformationFull) -> None:
             raise RegistrationError("invalid_redirect_uri", "a redirect URI has a fragment")
         if "@" in parts.netloc:
             raise RegistrationError("invalid_redirect_uri", "a redirect URI has a user")
-        if not is_redirect_uri_allowed_for_application_type(uri, client.application_type):
-            raise RegistrationError(
-                "invalid_redirect_uri",
-                "a redirect URI is neither https, nor http on loopback, nor of an application's own scheme",
-            )
+        if parts.scheme == "http" and not is_loopback_host(parts.hostname):
+            raise RegistrationError("invalid_redirect_uri", f"plain http leads to another machine; {_USE}")
+        refused = None if parts.scheme in ("http", "https") else foreign(parts)
+        if refused:
+            raise RegistrationError("invalid_redirect_uri", f"{refused}; {_USE}")
+
+
+def foreign(uri: SplitResult) -> str | None:
+    """Return why a redirect URI that is not of the web's is no link of an application's own, or None if it is one.
+
+    An application's links carry no port, no user and no second authority: they name no machine. One in its path would
+    be hidden from the consent page.
+    """
+    scheme = uri.scheme
+    if FOREIGN_SCHEMES.intersection((scheme, *scheme.split("+"))) or scheme.startswith("ms-"):
+        return f"{scheme[:40]}: is not a scheme of an app's own"
+    if "@" in uri.netloc or ":" in uri.netloc.rpartition("]")[2]:
+        return "a link of an app's own has a user or a port"
+    if uri.path.startswith("//") or "\\" in uri.path:
+        return "a link of an app's own has a second host in its path"
+    return None
+
+
+_USE = "use https, http on loopback, or a scheme that no other app has, such as com.example.app:/callback"
 
 
 def _same(one: SplitResult, other: SplitResult) -> bool:

@@ -5,13 +5,16 @@ import logging
 from typing import Any
 from urllib.parse import urlencode
 
+import httpx2
 import pytest
+from fastmcp import FastMCP
 from mcp.server.auth.provider import AuthorizeError
+from pydantic import AnyUrl
 
 from oauth_store import AutoApproval, ConfigurationError, PasswordApproval, SQLAlchemyOAuthProvider
 from oauth_store.sign_in import hash_password
 from tests.endpoints import running
-from tests.flows import authorization_params, authorization_request, query_of, registered
+from tests.flows import authorization_params, authorization_request, new_client, query_of, registered
 
 HASH = hash_password("correct horse")
 
@@ -110,6 +113,33 @@ class TestLoopbackOnly:
     async def test_what_runs_on_this_machine_gets_in(self, redirect_uri: str) -> None:
         """A local client, with a loopback or a private-use redirect URI, is approved."""
         assert "code" in await self.authorize(redirect_uri=redirect_uri)
+
+    @pytest.mark.parametrize("redirect_uri", ["ftp://evil.example/cb", "webcal:evil.example", "cursor://evil:99/cb"])
+    async def test_what_is_no_link_of_an_app_is_refused(
+        self, redirect_uri: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A client that is stored with such a redirect URI, from before they were refused, gets access_denied."""
+        async with running(approval=None) as server:
+            client = new_client(redirect_uris=[AnyUrl(redirect_uri)])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("oauth_store.registration.check_redirect_uris", lambda _: None)
+                await server.provider.register_client(client)
+            request = authorization_request(client.client_id, redirect_uri=redirect_uri)
+            answer = await server.http.get("/authorize", params=request)
+        assert "code=" not in answer.headers["location"]
+        assert query_of(answer.headers["location"])["error"] == "access_denied"
+        assert "its redirect URI" in caplog.text
+
+    async def test_ipv4_on_a_dual_stack_listener_is_this_machine(self) -> None:
+        """A peer called ::ffff:127.0.0.1 is 127.0.0.1."""
+        async with SQLAlchemyOAuthProvider(":memory:", base_url="http://127.0.0.1:8000") as provider:
+            client = await registered(provider)
+            app = FastMCP("test", auth=provider).http_app()
+            for peer, told in (("::ffff:127.0.0.1", "code"), ("::ffff:203.0.113.7", "error")):
+                transport = httpx2.ASGITransport(app, client=(peer, 50000))
+                async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http:
+                    answer = await http.get("/authorize", params=authorization_request(client.client_id))
+                    assert told in query_of(answer.headers["location"])
 
     @pytest.mark.parametrize("redirect_uri", ["https://evil.example/callback", "https://127.0.0.1.evil.example/cb"])
     async def test_a_public_redirect_uri_is_refused(self, redirect_uri: str, caplog: pytest.LogCaptureFixture) -> None:

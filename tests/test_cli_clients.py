@@ -142,8 +142,9 @@ class TestAdd:
     @pytest.mark.parametrize(
         ("redirect_uri", "complaint"),
         [
-            ("http://app.example.com/callback", "neither https, nor http on loopback"),
-            ("javascript:alert(1)", "neither https, nor http on loopback"),
+            ("http://app.example.com/callback", "plain http leads to another machine; use https"),
+            ("javascript:alert(1)", "javascript: is not a scheme of an app's own; use https"),
+            ("smb://files.example.com/callback", "smb: is not a scheme of an app's own; use https"),
             ("https://app.example.com/#x", "a redirect URI has a fragment"),
             ("https://ada@app.example.com/", "a redirect URI has a user"),
             ("not a URL", "valid URL"),

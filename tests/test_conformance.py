@@ -87,6 +87,9 @@ class TestRegistration:
         [
             ["javascript:alert(1)"],
             ["data:text/html,x"],
+            ["ftp://evil.example/callback"],
+            ["WebCal://evil.example/callback"],
+            ["view-source:https://evil.example/"],
             ["http://wiki.example.com/callback"],
             ["https://wiki.example.com/callback#fragment"],
             ["https://user@wiki.example.com/callback"],
@@ -102,10 +105,19 @@ class TestRegistration:
         assert answer.json()["error"] in ("invalid_redirect_uri", "invalid_client_metadata")
         assert answer.headers["cache-control"] == "no-store"
 
-    async def test_cursor_registers_three_at_once(self, server: Server) -> None:
-        """Custom schemes, https and loopback are accepted together."""
+    @pytest.mark.parametrize("application_type", ["native", "web", None])
+    async def test_cursor_registers_three_at_once(self, server: Server, application_type: str | None) -> None:
+        """Custom schemes, https and loopback are accepted together, whatever kind of application it says it is."""
         uris = ["cursor://anysphere.cursor-mcp/oauth/callback", "https://www.cursor.com/cb", "http://localhost:8787/cb"]
-        assert (await server.register(redirect_uris=uris))["redirect_uris"] == uris
+        more = {} if application_type is None else {"application_type": application_type}
+        assert (await server.register(redirect_uris=uris, **more))["redirect_uris"] == uris
+
+    async def test_plain_http_stays_refused_and_is_told_why(self, server: Server) -> None:
+        """A web application with plain http to a public host reads what is wrong with that, and what to do."""
+        metadata = {"redirect_uris": ["http://wiki.example.com/callback"], "application_type": "web"}
+        answer = await server.http.post("/register", json=metadata)
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_redirect_uri")
+        assert "plain http leads to another machine; use https" in answer.json()["error_description"]
 
     async def test_nobody_else_may_keep_the_answer(self, server: Server) -> None:
         """201 and 400 of /register, and all of /token and /revoke, are no-store."""

@@ -222,6 +222,7 @@ class TestChanges:
             pytest.param(changed(redirect_uris=[]), id="empty redirect URIs"),
             pytest.param(changed(redirect_uris=[REDIRECT_URI, "javascript://x/%0aalert(1)"]), id="javascript"),
             pytest.param(changed(redirect_uris=[REDIRECT_URI, "http://evil.example/callback"]), id="plain http"),
+            pytest.param(changed(redirect_uris=[REDIRECT_URI, "ftp://evil.example/callback"]), id="ftp"),
             pytest.param(changed(redirect_uris=[f"{REDIRECT_URI}#fragment"]), id="fragment"),
         ],
     )

@@ -15,7 +15,7 @@ from pydantic import AnyUrl
 from sqlalchemy import func, select, update
 
 from oauth_store import SQLAlchemyOAuthProvider
-from oauth_store.clients import OwnersClient
+from oauth_store.clients import OwnersClient, check_redirect_uris
 from oauth_store.credentials import matches
 from oauth_store.models import NEVER, Client, Code, Token
 from oauth_store.registration import store_registration
@@ -590,6 +590,58 @@ class TestStoredClient:
         else:
             with pytest.raises(Exception, match="not registered"):
                 client.validate_redirect_uri(AnyUrl(asked))
+
+
+class TestRedirectUris:
+    """Where a registration may have codes sent."""
+
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            "https://claude.ai/api/mcp/auth_callback",
+            "https://wiki.example.com:8443/callback",
+            "http://localhost:3118/callback",
+            "http://[::1]/callback",
+            "cursor://anysphere.cursor-mcp/oauth/callback",
+            "vscode://vscode.github-authentication/did-authenticate",
+            "vscode-insiders://vscode.github-authentication/did-authenticate",
+            "com.example.app:/callback",
+            "com.example.app://oauth",
+            "claude://oauth/callback",
+            "claude.ai:/callback",
+            "zed://oauth",
+            "windsurf://oauth",
+            "raycast://oauth?package_name=wiki",
+            "goose://oauth",
+            "my-app+beta:/callback",
+            "urn:ietf:wg:oauth:2.0:oob",
+        ],
+    )
+    def test_what_is_let_in(self, uri: str) -> None:
+        """https, http on loopback, and a scheme of an application's own (RFC 8252, section 7)."""
+        check_redirect_uris(new_client(redirect_uris=[AnyUrl(uri)]))
+
+    @pytest.mark.parametrize(
+        "uri",
+        [
+            *("http://wiki.example.com/cb", "ftp://evil.example/cb", "sftp://evil.example/cb", "smb://evil.example/cb"),
+            *("webcal:evil.example", "webcal://evil.example/cb", "feed:evil.example", "ws://evil.example/cb"),
+            *("ldap://evil.example/cb", "rtsp://evil.example/cb", "gopher://evil.example/cb", "ssh://evil.example/cb"),
+            *("web+x:cb", "web+mastodon://evil.example", "svn+ssh://evil.example/cb", "git+https://evil.example/cb"),
+            *("ms-msdt:/id", "ms-settings:cb", "ms-word:ofe|u|cb", "search-ms:query=x", "microsoft-edge:cb"),
+            *("javascript:alert(1)", "data:text/html,x", "file:///etc/passwd", "vbscript:x", "blob:https://x/y"),
+            *("about:blank", "view-source:https://evil.example/", "chrome://settings", "jar:https://evil.example!/x"),
+            *("chrome-extension://abc/cb", "intent://evil.example#Intent", "android-app://evil.example/cb"),
+            *("mailto:ada@evil.example", "tel:+1", "sms:+1", "sip:evil.example", "magnet:?xt=x", "itms-services://x"),
+            *("WEBCAL:evil.example", "Ms-Msdt:/id"),
+            *("cursor://evil.example:8080/cb", "cursor://ada@evil.example/cb", "cursor:////evil.example/cb"),
+            *("cursor:\\\\evil.example\\cb", "cursor:/\\evil.example/cb"),
+        ],
+    )
+    def test_what_is_not(self, uri: str) -> None:
+        """A scheme of the web's, of another protocol or of the system's leads away from the app, as a port does."""
+        with pytest.raises(RegistrationError, match="invalid_redirect_uri"):
+            check_redirect_uris(new_client(redirect_uris=[AnyUrl(uri)]))
 
 
 async def test_no_secret_is_logged(provider: SQLAlchemyOAuthProvider, caplog: pytest.LogCaptureFixture) -> None:
