@@ -175,13 +175,14 @@ def _page_url(provider: SQLAlchemyOAuthProvider, handle: str) -> str:
 
 def _ask(asked: AuthorizationRequest, signed_in: dict[str, str]) -> Response:
     target = urlsplit(asked.redirect_uri)
-    web = target.scheme in ("http", "https")  # in a link of an app's own scheme, the host says nothing
+    web = target.scheme in ("http", "https")
+    link = f"{target.scheme}:{'//' if target.netloc else ''}{target.netloc}"  # of an app's own: the host proves nothing
     name = "".join(one for one in asked.client.client_name or "" if one.isprintable())[:80]  # the client chose it
     return _html(
         200,
         title="Let this app in?",
         client=name or "nothing",
-        target=target.netloc if web else f"the app on this device that opens {target.scheme}: links",
+        target=target.netloc if web else f"an app on this device that opens links that begin with {link}",
         scopes=" ".join(asked.scopes) or "everything that this server offers to apps",
         name=signed_in["name"],
         csrf=signed_in["csrf"],

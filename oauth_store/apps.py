@@ -69,8 +69,8 @@ class AppsPage:
             response = self._to_page()
             self._cookies.delete(response, SESSION_COOKIE)
             return response
-        said = await self._revoke(user, form.get("revoke", ""))
-        return await self._list(user, csrf, said=said)
+        said, said_of = await self._revoke(user, form.get("revoke", ""))
+        return await self._list(user, csrf, said=said, said_of=said_of)
 
     async def _sign_in(self, request: Request) -> Response:
         form = await form_of(request)
@@ -105,7 +105,7 @@ class AppsPage:
             **options,
         )
 
-    async def _list(self, user: str, csrf: str, *, said: str = "") -> Response:
+    async def _list(self, user: str, csrf: str, *, said: str = "", said_of: str = "") -> Response:
         connected, total = await self._connected(user)
         return self._approval.pages.render(
             "apps.html",
@@ -115,6 +115,7 @@ class AppsPage:
             csrf=csrf,
             user=user,
             said=said,
+            said_of=said_of,
             apps=[self._described(grant) for grant in connected],
             more=total - len(connected),
         )
@@ -179,7 +180,8 @@ class AppsPage:
             )
 
     @flow_step
-    async def _revoke(self, user: str, which: str) -> str:
+    async def _revoke(self, user: str, which: str) -> tuple[str, str]:
+        """Return what to say of it, and the name of the app that this is said of."""
         subject, own, now = self._subject(user), self._provider._own_resource, int(time.time())
         name = ""
         async with self._database.write() as database:
@@ -189,7 +191,7 @@ class AppsPage:
                 try:
                     grant_id = bytes.fromhex(which)
                 except ValueError:
-                    return "Nothing was revoked."
+                    return "Nothing was revoked.", ""
                 listed, _ = await live_grants(database, subject=subject, grant_id=grant_id, resource=own)
                 chosen = [GrantName(grant.grant_id, grant.client_id) for grant in listed]
                 name = "".join(shown_name(grant.client_name) for grant in listed)
@@ -199,5 +201,5 @@ class AppsPage:
         for grant in chosen:
             emit("revoked", grant_id=grant.grant_id, client_id=grant.client_id, by=user)
         if which == "all":
-            return f"{len(chosen)} app{' has' if len(chosen) == 1 else 's have'} no access any more."
-        return f"“{name}” has no access any more." if chosen else "It was revoked already."
+            return f"{len(chosen)} app{' has' if len(chosen) == 1 else 's have'} no access any more.", ""
+        return ("has no access any more.", name) if chosen else ("It was revoked already.", "")

@@ -105,7 +105,7 @@ def _print_clients(listed: list[RegisteredClient]) -> None:
     rows = [
         [
             client.client_id,
-            shown(client.client_name or "-"),
+            shown(client.client_name or "") or "-",
             ", ".join(map(shown, client.hosts)),
             "yes" if client.confidential else "no",
             ago(client.created_at, now),
@@ -225,7 +225,8 @@ def remove(
     if json:
         print_json({"client_id": client_id, "revoked": [name.grant_id.hex() for name in ended]})
     else:
-        print(f"Removed {shown(listed[0].client_name or client_id)}, and ended {counted(len(ended), 'grant')}.")
+        called = shown(listed[0].client_name or "") or shown(client_id)
+        print(f"Removed {called}, and ended {counted(len(ended), 'grant')}.")
 
 
 async def _remove(database: Database, client_id: str) -> list[GrantName]:

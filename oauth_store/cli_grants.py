@@ -97,7 +97,7 @@ def _print_grants(listed: list[Connection]) -> None:
     rows = [
         [
             grant.grant_id.hex()[:ID_SHOWN],
-            shown(grant.client_name or grant.client_id),
+            shown(grant.client_name or "") or shown(grant.client_id),
             ", ".join(map(shown, grant.hosts)),
             " ".join(grant.scopes),
             grant.subject or "-",
@@ -240,8 +240,8 @@ def _read_secret() -> str:
 def _print_explanation(explanation: "Explanation") -> None:
     now = int(time.time())
     client = None if explanation.client_id is None else visible(explanation.client_id)
-    if explanation.client_name:
-        client = f"{shown(explanation.client_name)} ({client})"
+    if name := shown(explanation.client_name or ""):
+        client = f"{name} ({client})"
     times = {
         "Issued": explanation.created_at,
         "First used": explanation.first_used_at,

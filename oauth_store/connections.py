@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from oauth_store.models import ACCESS, REFRESH, SESSION, Client, Code, Token, codes, tokens
 from oauth_store.sqlite import LATER, SEND
-from oauth_store.urls import spellings
+from oauth_store.text import link_start
 
 BATCH = 1000
 """Grants that one statement ends at most."""
@@ -46,7 +46,7 @@ class Connection:
     client_name: str | None
     """What the client calls itself. Anyone may register under any name."""
     hosts: tuple[str, ...]
-    """Where its codes are sent: the hosts of its redirect URIs, or `scheme:` for a scheme of an application's own."""
+    """Where its codes are sent: the hosts of its redirect URIs, or how the links of an application's own begin."""
     scopes: tuple[str, ...]
     subject: str | None
     resource: str | None
@@ -107,12 +107,17 @@ def _of(
     """Whether a row is of a subject, a client, a grant, a server. To the letter: for MariaDB, 'abc ' equals 'abc'."""
     matches = true() if grant_id is None else model.grant_id == grant_id
     if resource is not None:
-        matches &= model.resource.is_(None) | model.resource.in_(spellings(resource))
+        matches &= model.resource.is_(None) | model.resource.in_(_spellings(resource))
     for column, value in ((model.subject, subject), (model.client_id, client_id)):
         if value is not None:
             literally = re.sub(r"([/%_])", r"/\1", value)
             matches &= (column == value) & column.like(literally, escape="/")
     return matches
+
+
+def _spellings(resource: str) -> tuple[str, str]:
+    bare = resource.removesuffix("/")
+    return bare, f"{bare}/"
 
 
 _last_used_at = case((Token.first_used_at > Token.created_at, Token.first_used_at), else_=Token.created_at)
@@ -228,4 +233,6 @@ def _host(redirect_uri: str) -> str:
         url = urlsplit(redirect_uri)
     except ValueError:  # what registration lets in is for pydantic to say, which reads URLs in a way of its own
         return redirect_uri
-    return url.hostname or "" if url.scheme in ("https", "http") else f"{url.scheme}:"
+    if url.scheme == "https":
+        return url.netloc.rpartition("@")[2]
+    return url.hostname or "" if url.scheme == "http" else link_start(url)  # on loopback, any port will do

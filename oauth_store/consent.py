@@ -1,5 +1,6 @@
 """The consent page: who asks, where the code goes, what for; and the owner's answer."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,23 +17,24 @@ from oauth_store.browser import Cookies, form_of, from_our_page, request_cookie
 from oauth_store.clients import OFFLINE_ACCESS
 from oauth_store.credentials import derive, same
 from oauth_store.sign_in import SignInError
-from oauth_store.text import shown, shown_name
+from oauth_store.text import link_start, shown, shown_name
 
 if TYPE_CHECKING:
     from oauth_store.password import PasswordApproval
     from oauth_store.provider import SQLAlchemyOAuthProvider
 
-KNOWN_HOSTS = {
-    "claude.ai": "Claude",
-    "claude.com": "Claude",
-    "chatgpt.com": "ChatGPT",
-    "chat.openai.com": "ChatGPT",
-    "vscode.dev": "Visual Studio Code",
-    "insiders.vscode.dev": "Visual Studio Code",
-    "www.cursor.com": "Cursor",
-    "cursor.com": "Cursor",
+KNOWN_CALLBACKS = {
+    "https://claude.ai/api/mcp/auth_callback": "Claude",
+    "https://claude.com/api/mcp/auth_callback": "Claude",
+    "https://chatgpt.com/connector_platform_oauth_redirect": "ChatGPT",
+    "https://vscode.dev/redirect": "Visual Studio Code",
+    "https://insiders.vscode.dev/redirect": "Visual Studio Code",
+    "https://www.cursor.com/agents/mcp/oauth/callback": "Cursor",
 }
-"""Where well-known clients have their codes sent: the page warns of all others."""
+"""Where well-known clients have their codes sent, to the letter: elsewhere on their hosts may stand pages of others, or
+one that leads on. The page warns of all others."""
+CHATGPT_CONNECTOR = re.compile(r"https://chatgpt\.com/connector/oauth/[\w-]+", re.ASCII)
+"""Where ChatGPT has them sent that has an id for each connector."""
 
 
 class ConsentPage:
@@ -108,7 +110,7 @@ class ConsentPage:
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        client, name = waiting.client, shown_name(waiting.client.client_name)
+        client = waiting.client
         return self._approval.pages.render(
             "consent.html",
             status_code=status_code,
@@ -116,8 +118,8 @@ class ConsentPage:
             server=self._provider.public_name,
             action=self.url(waiting.handle),
             csrf=csrf,
-            title=f"Allow “{name}”?",
-            client=name,
+            title="Allow an app?",
+            client=shown_name(client.client_name),
             document_host=document_host(client.client_id),
             target=Target.of(waiting.redirect_uri, self._approval.known_hosts),
             scopes=scopes_in_words(waiting.scopes, self._approval.scope_descriptions),
@@ -154,7 +156,9 @@ class Target:
     kind: str
     """`web`, `loopback`, or `app` for an application's own scheme."""
     host: str
+    """The host, with a port that is not the usual one; of an application's own scheme, how its links begin."""
     known_as: str | None
+    """Whose address it is, as the page says it: of a well-known callback, or of a host that the owner named."""
 
     @property
     def ending(self) -> str:
@@ -164,16 +168,19 @@ class Target:
 
     @classmethod
     def of(cls, redirect_uri: str, known_hosts: Collection[str] = ()) -> "Target":
+        """Return where a redirect URI leads. `known_hosts` are hosts, or `host:port`, that the owner knows."""
         uri = urlsplit(redirect_uri)
         host, named = uri.hostname or "", uri.netloc.rpartition("@")[2]
         if uri.scheme not in ("http", "https"):
-            return cls("app", f"{uri.scheme}:", None)
+            return cls("app", link_start(uri), None)
         if is_loopback_host(host):
             return cls("loopback", named, None)
         if uri.scheme != "https":  # registered before such were refused: anyone on the way could take the code
             return cls("web", named, None)
-        known_as = KNOWN_HOSTS.get(host) or ("an app that this server knows" if host in known_hosts else None)
-        return cls("web", named, known_as)
+        if CHATGPT_CONNECTOR.fullmatch(redirect_uri):
+            return cls("web", named, "ChatGPT")
+        known_as = "an app that this server knows" if named in known_hosts else None
+        return cls("web", named, KNOWN_CALLBACKS.get(redirect_uri, known_as))
 
 
 def document_host(client_id: str) -> str | None:

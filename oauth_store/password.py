@@ -50,7 +50,8 @@ class PasswordApproval:
             accent: The colour of the main button, as in "#1a56b0".
             templates: A directory with templates of your own; those that are not in it are ours.
             scope_descriptions: What each scope allows, in words: "It will be able to ...".
-            known_hosts: Hosts of clients that your users know, beside the well-known ones: the page does not warn.
+            known_hosts: Hosts of clients that your users know, as in "app.example.com", or "app.example.com:8443" for
+                another port than 443. The page warns of no https address there, whatever its path.
             apps_path: Where the connected apps are listed, and revoked. None is nowhere.
 
         Raises:

@@ -2,6 +2,7 @@
 
 import unicodedata
 from datetime import UTC, datetime
+from urllib.parse import SplitResult
 
 NAME_LENGTH = 80
 """Characters of a client's name that are shown: it is the client that chose them."""
@@ -9,10 +10,8 @@ LENGTH_LOOKED_AT = 10 * NAME_LENGTH
 """Characters that are looked at, since some of them may be invisible."""
 MARKS_IN_A_ROW = 30
 """Marks on one letter that are normalized together. No language has as many."""
-BLANK = "\u115f\u1160\u2800\u3164\uffa0"
+BLANK = "\u115f\u1160\u2800\u3164\uffa0\U00013441\U00013442\U0001d159"
 """Letters and symbols that look like nothing, beside what Unicode calls control characters and separators."""
-QUOTES = '"\u201e\u301d\u301e\u301f\uff02'
-"""Quotation marks, beside those that Unicode calls initial and final."""
 
 _JOINER = "\u034f"  # a mark that looks like nothing, and that no other is sorted across
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
@@ -26,10 +25,11 @@ def shown(text: str) -> str:
 
 
 def shown_name(name: str | None) -> str:
-    """Return what a client calls itself, to stand in quotation marks: it cannot end them and go on in our words."""
-    name = (name or "")[:LENGTH_LOOKED_AT]
-    plain = ("'" if one in QUOTES or unicodedata.category(one) in ("Pi", "Pf") else one for one in name)
-    return shown("".join(plain)) or "an app without a name"
+    """Return what a client calls itself, to stand in a box of its own.
+
+    Never put it between quotation marks: too many characters look as if they ended them, to go on in our words.
+    """
+    return shown(name or "") or "an app without a name"
 
 
 def nfc(text: str) -> str:
@@ -53,15 +53,25 @@ def nfc(text: str) -> str:
 def visible(text: str) -> str:
     """Return a text on one line, without control characters, whatever its length.
 
-    At most two marks on a letter: more of them would reach into the lines above and below.
+    At most two marks on a letter: more of them would reach into the lines above and below. None without a letter: they
+    would sit on what stands before the text, or look like nothing.
     """
-    spaced, marks = [], 0
+    spaced, marks = [], 2
     for one in nfc(text):
         kind = unicodedata.category(one)[0]
+        if kind in "CZ" or one in BLANK:
+            spaced.append(" ")
+            marks = 2
+            continue
         marks = marks + 1 if kind == "M" else 0
         if marks <= 2:
-            spaced.append(" " if kind in "CZ" or one in BLANK else one)
+            spaced.append(one)
     return " ".join("".join(spaced).split())
+
+
+def link_start(link: SplitResult) -> str:
+    """Return how a link of an application's own begins: with its scheme, and with what stands in a host's place."""
+    return f"{link.scheme}://{link.netloc}" if link.netloc else f"{link.scheme}:"
 
 
 def iso(seconds: int | None) -> str | None:

@@ -37,12 +37,6 @@ def is_for(resource: str | None, own: str | None) -> bool:
     return resource is None or own is None or same_resource(resource, own)
 
 
-def spellings(resource: str) -> tuple[str, str]:
-    """Return the two ways in which a row may have a resource: with a slash at its end, and without."""
-    bare = resource.removesuffix("/")
-    return bare, f"{bare}/"
-
-
 def _normalized(resource: str) -> str:
     try:
         url = urlsplit(str(_http_url.validate_python(resource)))

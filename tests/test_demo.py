@@ -20,7 +20,7 @@ def test_the_demo_authorizes_once_on_a_database_and_twice_in_memory(tmp_path: Pa
         "refused",
         "code",
     ]
-    assert "the page asks: Allow “demo” to use 127.0.0.1:" in persistent
+    assert "the page asks: Allow demo to use 127.0.0.1:" in persistent
     assert persistent.count("POST /token (refresh_token)         200") == 1
     assert persistent.count("tool answered") == 3
     assert in_memory.count("GET /authorize (PKCE S256)          302") == 2

@@ -136,7 +136,7 @@ class TestFlow:
         async with wiki():
             url = await request_url(client_name=name, redirect_uris=["https://evil.example/cb"], scope="read write")
             question = await browser.sign_in(await browser.open(url), "ada")
-        assert "<bdi>&lt;script&gt;alert(1)&lt;/script&gt;Evil</bdi>" in question.text
+        assert '<bdi class="name">&lt;script&gt;alert(1)&lt;/script&gt;Evil</bdi>' in question.text
         assert "<strong>evil.example</strong>" in question.text
         assert "read write" in question.text
         assert "ada@example.com (subject ada)" in question.text
@@ -144,14 +144,13 @@ class TestFlow:
         assert question.headers["cache-control"] == "no-store"
         assert question.headers["referrer-policy"] == "no-referrer"
 
-    async def test_the_host_in_a_link_of_an_apps_own_scheme_is_not_shown(self, wiki: Wiki, browser: Browser) -> None:
-        """A scheme of an application's own cannot pose as a web address."""
+    async def test_a_link_of_an_apps_own_is_shown_as_one(self, wiki: Wiki, browser: Browser) -> None:
+        """A scheme of an application's own cannot pose as a web address, nor hide what stands for its host."""
         async with wiki():
             url = await request_url(redirect_uris=["evil://claude.ai/callback"])
             question = await browser.sign_in(await browser.open(url), "ada")
         assert is_question(question)
-        assert "claude.ai" not in question.text
-        assert "opens evil: links" in question.text
+        assert "opens links that begin with evil://claude.ai</strong>" in question.text
 
     async def test_the_owner_may_deny(self, wiki: Wiki, browser: Browser) -> None:
         """Deny tells the client so, with its state; and the request is over."""

@@ -1,5 +1,6 @@
 """The pages: kept apart from the rest of the web, and what a client chose is text on them."""
 
+import html
 import re
 import subprocess
 import sys
@@ -17,6 +18,15 @@ from oauth_store.text import shown, shown_name
 from tests.flows import query_of
 from tests.pages import PASSWORD, Browser, Site, csrf_of, handle_of, site
 
+DEFAULT_IGNORABLE = [
+    range(first, last + 1)
+    for first, last in (
+        *((0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F)),
+        *((0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF)),
+        *((0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)),
+    )
+]
+"""As DerivedCoreProperties.txt of Unicode 15 has them."""
 SECURITY_HEADERS = {
     "x-frame-options": "DENY",
     "x-content-type-options": "nosniff",
@@ -98,7 +108,7 @@ class TestWhatIsShown:
         )
         assert page.status_code == 200
         assert not re.search(r"<(script|img|b)\b", page.text)
-        assert page.text.count("&lt;script&gt;") == 2  # in the title and in the heading
+        assert page.text.count("&lt;script&gt;") == 1
         assert "&lt;img/src=x/onerror=alert(1)&gt;" in page.text
 
     @pytest.mark.parametrize(
@@ -110,8 +120,9 @@ class TestWhatIsShown:
             ("Cla\u202ed\u2066u\u200fe", "Cla d u e"),
             ("one\r\ntwo\tthree\u2028four", "one two three four"),
             ("x" * 81, f"{'x' * 79}…"),
-            ("Claude” (verified) “", "Claude' (verified) '"),
-            ('a "b" «c» „d‟', "a 'b' 'c' 'd'"),
+            ("Claude” (verified) “", "Claude” (verified) “"),
+            ("\u0301\u0316", "an app without a name"),
+            (" \u0301Claude", "Claude"),
             ("Z\u0301\u0302\u0303\u0304\u0305algo", "Ź\u0302\u0303algo"),
             ("\x00\x1b[31mred", "[31mred"),
             ("日本語のアプリ", "日本語のアプリ"),
@@ -121,6 +132,28 @@ class TestWhatIsShown:
         """A name is short, on one line, and neither invisible nor able to turn, cover or end what is around it."""
         assert shown_name(name) == displayed
 
+    @pytest.mark.parametrize("ending", ['"', "”", "❞", "″", "ʺ", "״", "ˮ", "˝", "</bdi>", "』", "''"])
+    async def test_a_name_stands_in_a_box(self, wiki: Site, browser: Browser, ending: str) -> None:
+        """No character of a name ends what it stands in: that is a box, in the heading and in the list of apps, and
+        nowhere else does the page say it."""
+        name = f"Claude{ending} is verified. {ending}"
+        await wiki.connect(client_name=name)
+        page = await browser.open(await wiki.authorize_url(client_name=name))
+        apps = await browser.sign_in(f"{wiki.url}/apps")
+        grant = re.search('name="revoke" value="([0-9a-f]+)"', apps.text)
+        assert grant is not None
+        revoked = await browser.http.post(f"{wiki.url}/apps", data={"csrf": csrf_of(apps), "revoke": grant[1]})
+        for shown_page in (page, apps, revoked):
+            boxes = re.findall(r'<bdi class="name">(.*?)</bdi>', shown_page.text)
+            assert [html.unescape(box) for box in boxes] == [name]
+            assert shown_page.text.count("is verified.") == 1
+
+    @pytest.mark.parametrize("ignorable", DEFAULT_IGNORABLE)
+    def test_a_name_that_looks_like_nothing(self, ignorable: range) -> None:
+        """A name of characters alone that are not displayed (Unicode's Default_Ignorable_Code_Point) is none."""
+        assert shown_name("".join(map(chr, ignorable))[:80]) == "an app without a name"
+        assert shown_name(chr(ignorable[0]) * 3) == "an app without a name"
+
     def test_a_huge_text_is_cut_before_it_is_looked_at(self) -> None:
         """What cannot be shown anyway costs nothing."""
         assert shown("\u200b" * 1_000_000 + "end") == ""
@@ -129,21 +162,41 @@ class TestWhatIsShown:
         ("redirect_uri", "target"),
         [
             ("https://claude.ai/api/mcp/auth_callback", ("web", "claude.ai", "Claude", "")),
-            ("https://claude.ai:8443/cb", ("web", "claude.ai:8443", "Claude", "")),
+            ("https://claude.com/api/mcp/auth_callback", ("web", "claude.com", "Claude", "")),
+            ("https://chatgpt.com/connector_platform_oauth_redirect", ("web", "chatgpt.com", "ChatGPT", "")),
+            ("https://chatgpt.com/connector/oauth/FLLrQdlez6Uf", ("web", "chatgpt.com", "ChatGPT", "")),
+            ("https://vscode.dev/redirect", ("web", "vscode.dev", "Visual Studio Code", "")),
+            ("https://insiders.vscode.dev/redirect", ("web", "insiders.vscode.dev", "Visual Studio Code", "")),
+            ("https://www.cursor.com/agents/mcp/oauth/callback", ("web", "www.cursor.com", "Cursor", "")),
+            ("https://claude.ai/any/path?to=https://evil.example", ("web", "claude.ai", None, "")),
+            ("https://claude.ai/api/mcp/auth_callback?to=https://evil.example", ("web", "claude.ai", None, "")),
+            ("https://claude.ai/api/mcp/auth_callback/", ("web", "claude.ai", None, "")),
+            ("https://claude.ai:8443/api/mcp/auth_callback", ("web", "claude.ai:8443", None, "")),
+            ("https://chatgpt.com:8443/x", ("web", "chatgpt.com:8443", None, "")),
+            ("https://chatgpt.com/connector/oauth/", ("web", "chatgpt.com", None, "")),
+            ("https://chatgpt.com/connector/oauth/x/../../evil", ("web", "chatgpt.com", None, "")),
+            ("https://chatgpt.com/connector/oauth/x?to=https://evil.example", ("web", "chatgpt.com", None, "")),
+            ("https://chatgpt.com/connector/oauth/x%2f..%2fevil", ("web", "chatgpt.com", None, "")),
             ("http://claude.ai/cb", ("web", "claude.ai", None, "")),
             ("https://evil.example/claude.ai", ("web", "evil.example", None, "")),
             ("https://claude.ai.evil.example/cb", ("web", "claude.ai.evil.example", None, "ai.evil.example")),
             ("https://claude-ai.example/cb", ("web", "claude-ai.example", None, "")),
             ("https://wiki.example/cb", ("web", "wiki.example", "an app that this server knows", "")),
+            ("https://wiki.example:443/cb", ("web", "wiki.example", "an app that this server knows", "")),
+            ("https://wiki.example:8443/cb", ("web", "wiki.example:8443", None, "")),
+            ("http://wiki.example/cb", ("web", "wiki.example", None, "")),
             ("https://\u0441laude.ai/cb", ("web", "xn--laude-0ye.ai", None, "")),
-            ("https://claude。ai/cb", ("web", "claude.ai", "Claude", "")),
+            ("https://claude。ai/api/mcp/auth_callback", ("web", "claude.ai", "Claude", "")),
             ("https://localhost.evil.example/cb", ("web", "localhost.evil.example", None, "")),
             ("https://127.0.0.1.evil.example/cb", ("web", "127.0.0.1.evil.example", None, "1.evil.example")),
             ("https://claude.ai@evil.example/cb", ("web", "evil.example", None, "")),
             ("http://127.0.0.1:9000/cb", ("loopback", "127.0.0.1:9000", None, "")),
             ("http://localhost/cb", ("loopback", "localhost", None, "")),
             ("http://[::1]:9000/cb", ("loopback", "[::1]:9000", None, "")),
-            ("cursor://claude.ai/cb", ("app", "cursor:", None, "")),
+            ("cursor://anysphere.cursor-mcp/oauth/callback", ("app", "cursor://anysphere.cursor-mcp", None, "")),
+            ("ftp://evil.example/cb", ("app", "ftp://evil.example", None, "")),
+            ("evil://cl\u0430ude.ai/cb", ("app", "evil://cl%D0%B0ude.ai", None, "")),
+            ("claude.ai:/api/mcp/auth_callback", ("app", "claude.ai:", None, "")),
             ("com.example.app:/claude.ai", ("app", "com.example.app:", None, "")),
         ],
     )
@@ -151,6 +204,23 @@ class TestWhatIsShown:
         """Where a code goes is the host that a browser would go to, in letters that cannot be mistaken."""
         found = Target.of(str(AnyUrl(redirect_uri)), known_hosts={"wiki.example"})
         assert (found.kind, found.host, found.known_as, found.ending) == target
+
+    @pytest.mark.parametrize(
+        ("redirect_uri", "start"),
+        [
+            ("cursor://anysphere.cursor-mcp/oauth/callback", "cursor://anysphere.cursor-mcp"),
+            ("claude.ai:/cb", "claude.ai:"),
+        ],
+    )
+    async def test_a_link_of_an_apps_own(self, wiki: Site, browser: Browser, redirect_uri: str, start: str) -> None:
+        """Both pages say how such links begin, and the one that asks that nobody knows which app opens them."""
+        page = await browser.open(await wiki.authorize_url(redirect_uris=[AnyUrl(redirect_uri)]))
+        assert f'links that begin with <strong class="host">{start}</strong>' in page.text
+        assert "An app on this device is asking. Which one cannot be checked." in page.text
+        assert "The address of" not in page.text
+        await wiki.connect(redirect_uris=[AnyUrl(redirect_uri), AnyUrl("https://app.example:8443/cb")])
+        apps = await browser.sign_in(f"{wiki.url}/apps")
+        assert f"<dd>{start}, app.example:8443</dd>" in apps.text
 
     @pytest.mark.parametrize(
         ("seconds", "words"),

@@ -173,24 +173,24 @@ class TestLinks:
     @pytest.mark.parametrize(
         ("name", "heading"),
         [
-            ("<script>alert(1)</script>", "“<script>alert(1)</script>”"),
-            ("Claude” is verified. “", "“Claude' is verified. '”"),
-            ("\u202eeduaLC\u202c\u200b\u2066", "“eduaLC”"),
-            ("שלום", "“שלום”"),
-            ("C\u0336\u0336\u0336\u0336\u0336laude", "“C\u0336\u0336laude”"),
-            ("\u3164\u2800\u200b", "“an app without a name”"),
-            ("Claude\n\n\nVerified", "“Claude Verified”"),
+            ("<script>alert(1)</script>", "<script>alert(1)</script>"),
+            ("Claude” is verified. “", "Claude” is verified. “"),
+            ("\u202eeduaLC\u202c\u200b\u2066", "eduaLC"),
+            ("שלום", "שלום"),
+            ("C\u0336\u0336\u0336\u0336\u0336laude", "C\u0336\u0336laude"),
+            ("\u3164\u2800\u200b", "an app without a name"),
+            ("Claude\n\n\nVerified", "Claude Verified"),
         ],
     )
     async def test_a_name_that_lies(self, wiki: Site, page: Page, name: str, heading: str) -> None:
-        """A name is text, in quotation marks, with nothing that is invisible or turns the line around."""
+        """A name is text, in a box, with nothing that is invisible or turns the line around."""
         alerts: list[str] = []
         page.on("dialog", lambda dialog: alerts.append(dialog.message))
         await page.goto(await wiki.authorize_url(client_name=name))
         server = wiki.url.removeprefix("http://")
         await expect(page.get_by_role("heading", level=1)).to_have_text(f"Allow {heading} to use {server}?")
         await expect(page.get_by_text("Nobody has checked it.")).to_be_visible()
-        assert await page.locator("h1 bdi").count() == 1
+        assert await page.locator("h1 bdi.name").count() == 1
         assert alerts == []
 
 

@@ -62,7 +62,7 @@ class TestClient:
         """The owner sees who asks, types the password, allows: the client calls its tool."""
         async with connecting(wiki, page) as call:
             await expect(page.get_by_role("heading", level=1)).to_have_text(
-                f"Allow “Claude” to use {wiki.url.removeprefix('http://')}?"
+                f"Allow Claude to use {wiki.url.removeprefix('http://')}?"
             )
             await expect(page.get_by_text("An app on this computer is asking.")).to_be_visible()
             await allow(page)
@@ -164,7 +164,7 @@ class TestReload:
         other = await page.context.new_page()
         await page.goto(first)
         await other.goto(second)
-        await expect(page.get_by_role("heading", level=1)).to_contain_text("“First”")
+        await expect(page.get_by_role("heading", level=1)).to_contain_text("First")
         await allow(page)
         await page.wait_for_url(f"{app[0]}?*")
         await press(other, "Deny")
