@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,7 +37,10 @@ class NoStoreMiddleware:
 
 
 class OutageMiddleware:
-    """Answers 503 while the database is away (RFC 9110, section 15.6.4): to try again is right, to sign in is not."""
+    """Answers 503 while the database is away (RFC 9110, section 15.6.4): to try again is right, to sign in is not.
+
+    A client that hung up before it had sent all of its request gets nothing, and leaves no traceback in the log.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -52,6 +55,8 @@ class OutageMiddleware:
 
         try:
             await self.app(scope, receive, watch)
+        except ClientDisconnect:
+            return
         except OAuthStoreError:
             if started or scope["type"] != "http":
                 raise

@@ -296,8 +296,8 @@ async def test_the_whole_way_over_http_tells_no_secret(make_provider: Provider, 
         ("sign_in_failed", {"address": "127.0.0.1", "reason": "wrong"}),
         ("approval_granted", {**grant, "subject": "owner"}),
         ("tokens_issued", {**grant, "subject": "owner"}),
-        ("tokens_refreshed", {**grant, "subject": "owner"}),
-        ("refresh_replayed", {**grant, "subject": "owner"}),
+        ("tokens_refreshed", {**grant, "subject": "owner", "address": "127.0.0.1"}),
+        ("refresh_replayed", {**grant, "subject": "owner", "address": "127.0.0.1"}),
         ("revoked", {**grant, "by": "owner"}),
     ]
     secrets |= {"code": code, "csrf": csrf, "page": query_of(page).popitem()[1], "challenge": challenge, **session}
@@ -353,7 +353,8 @@ class TestAfterTheCommit:
                 await other.execute(text("SELECT * FROM oauth_codes FOR UPDATE"))
                 await other.rollback()
                 assert await replay == "invalid_grant"
-                assert states == ["40P01"], "it was not the step that the deadlock cost its transaction"
+                # where it was quick to try again, it was in the way of the other transaction once more
+                assert set(states) == {"40P01"}, "it was not the step that the deadlock cost its transaction"
         assert [name for name, _ in telemetry.logged()].count("code_replayed") == 1
         assert telemetry.counted()["code_replayed"] == 1
         await administrator.close()

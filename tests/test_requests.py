@@ -1,5 +1,6 @@
 """What clients send that is odd but right, and what is wrong, at /register, /authorize, /token, /revoke and /mcp."""
 
+import asyncio
 import base64
 import hashlib
 from typing import Any
@@ -225,6 +226,24 @@ class TestToken:
                     assert ((await server.mcp(newest["access_token"])).status_code != 401) is lives
             answer = await server.http.post("/token", data=form | {"refresh_token": newest["refresh_token"]})
         assert (answer.status_code, answer.json()["error"]) == (401, "invalid_grant")
+
+
+@pytest.mark.parametrize("path", ["/register", "/authorize", "/token", "/revoke"])
+async def test_who_hangs_up_early_leaves_no_traceback(
+    server: Server, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request that ends before its body is nobody's error: anyone could fill the log so."""
+    kind = "application/json" if path == "/register" else "application/x-www-form-urlencoded"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 100\r\n\r\n"
+    for _ in range(3):
+        _, writer = await asyncio.open_connection("127.0.0.1", server.http.base_url.port)
+        writer.write(head.encode() + b"{")
+        await writer.drain()
+        assert (await server.http.get("/.well-known/oauth-authorization-server")).status_code == 200
+        writer.close()
+        await writer.wait_closed()
+    assert (await server.http.post(path)).status_code < 500
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 class TestProbe:

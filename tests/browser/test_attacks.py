@@ -247,10 +247,19 @@ class TestLoopback:
         """A client on this machine gets its code."""
         assert "code" in await self.authorize(page, "127.0.0.1", "http://127.0.0.1:9000/callback")
 
-    @pytest.mark.parametrize(
-        ("host", "redirect_uri"),
-        [("127.0.0.1", "https://evil.example/callback"), ("tunnel.example", "http://127.0.0.1:9000/callback")],
-    )
-    async def test_the_world(self, page: Page, host: str, redirect_uri: str) -> None:
-        """A page that registers its own address, and a tunnel or a rebound name that leads here, get access_denied."""
-        assert (await self.authorize(page, host, redirect_uri))["error"] == "access_denied"
+    async def test_the_world(self, page: Page) -> None:
+        """A tunnel or a rebound name that leads here gets access_denied."""
+        answer = await self.authorize(page, "tunnel.example", "http://127.0.0.1:9000/callback")
+        assert answer["error"] == "access_denied"
+
+    async def test_a_page_of_the_world(self, page: Page) -> None:
+        """A page that registers its own address gets nothing: the browser stays here, and says why."""
+        port = free_port()
+        async with SQLAlchemyOAuthProvider(":memory:", base_url=f"http://127.0.0.1:{port}") as provider:
+            mcp: FastMCP[None] = FastMCP("test", auth=provider)
+            async with serving(mcp.http_app(stateless_http=True), port) as url:
+                redirect_uri = AnyUrl("https://evil.example/callback")
+                await page.goto(await Site(url, provider).authorize_url(redirect_uris=[redirect_uri]))
+                assert page.url.startswith(url)
+                await expect(page.get_by_role("heading", level=1)).to_have_text("This request cannot be answered")
+                await expect(page.get_by_text("lets in clients on its own machine only")).to_be_visible()
