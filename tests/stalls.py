@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 
 from oauth_store import PasswordApproval, SQLAlchemyOAuthProvider
 from tests.chaos import NO_LIMITS
-from tests.pages import HASH
+from tests.pages import USERS
 
 
 def serve_and_tick(pipe: Connection, database: str, port: int) -> None:
@@ -32,7 +32,7 @@ async def _serve_and_tick(pipe: Connection, database: str, port: int) -> None:
     provider = SQLAlchemyOAuthProvider(
         database,
         base_url=f"http://127.0.0.1:{port}",
-        approval=PasswordApproval(password_hash=HASH),
+        approval=PasswordApproval(users=USERS),
         rate_limits=NO_LIMITS,
     )
     longest = 0.0
