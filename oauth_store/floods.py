@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store.errors import ConfigurationError
@@ -25,12 +25,22 @@ _WITH_PORT = re.compile(r"\[([^]]+)\](?::\d+)?|([\d.]+):\d+")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
+class OverLimitError(Exception):
+    """What was asked for is over a limit."""
+
+    def __init__(self, retry_after: int) -> None:
+        """`retry_after` is in seconds."""
+        super().__init__("too many requests")
+        self.retry_after = retry_after
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimits:
     """How many registrations and authorization requests a process accepts, as in "60/minute". `None` is no limit.
 
     They are generous: the users of one client often share an address. What is over a limit gets 429 with Retry-After.
-    A registration that nobody approves is kept for 30 days, so `registrations` bounds what a flood can leave behind.
+    A registration that nobody approves is kept for 30 days, so `registrations` bounds what a flood can leave behind. A
+    client that is described by a metadata document counts as one when it is stored.
     """
 
     registrations_per_address: str | None = "60/hour"
@@ -116,6 +126,15 @@ class FloodGuard:
         total, per_address = self._limits[path]
         return (total, path), (per_address, f"{path} {self.address(request)}")
 
+    def count_document(self, request: Request) -> None:
+        """Count the row of a client that is described by a document: it is kept as long as a registration.
+
+        Raises `OverLimitError` if there are too many.
+        """
+        seconds = self.retry_after("/register", request)
+        if seconds is not None:
+            raise OverLimitError(seconds)
+
     def address(self, request: Request) -> str:
         """Return who sent a request: the peer, or what trusted proxies say of it. Of IPv6, the /64 network.
 
@@ -171,6 +190,15 @@ def _parsed(name: str, limit: str | None) -> "RateLimitItem | None":
         raise ConfigurationError(f'rate_limits: {name} is {limit!r}; expected one such as "60/minute"') from error
 
 
+def too_many(seconds: int) -> Response:
+    """Return the answer to what is over a limit until so many seconds have passed (RFC 6585, section 4)."""
+    return JSONResponse(
+        {"error": "temporarily_unavailable", "error_description": f"too many requests; try again in {seconds} s"},
+        status_code=429,
+        headers={"Retry-After": str(seconds)},
+    )
+
+
 class FloodMiddleware:
     """Answers 429 to what is over a limit (RFC 6585, section 4)."""
 
@@ -194,9 +222,4 @@ class FloodMiddleware:
 
             await self.app(scope, receive, watch)
             return
-        response = JSONResponse(
-            {"error": "temporarily_unavailable", "error_description": f"too many requests; try again in {seconds} s"},
-            status_code=429,
-            headers={"Retry-After": str(seconds)},
-        )
-        await response(scope, receive, send)
+        await too_many(seconds)(scope, receive, send)
