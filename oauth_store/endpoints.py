@@ -24,8 +24,9 @@ from starlette.types import ASGIApp
 from oauth_store.approval import AutoApproval, current_request
 from oauth_store.browser import REQUEST_COOKIE_SECONDS, Cookies, request_cookie
 from oauth_store.clients import OFFLINE_ACCESS, SCOPES, StoredClient
+from oauth_store.documents import DocumentError, DocumentUnavailableError
 from oauth_store.errors import OAuthStoreError
-from oauth_store.floods import FloodMiddleware
+from oauth_store.floods import FloodMiddleware, OverLimitError, too_many
 from oauth_store.middleware import NoStoreMiddleware, OutageMiddleware, ProblemPages
 from oauth_store.models import CLIENT_ID_LENGTH
 from oauth_store.pages import wants_page
@@ -130,7 +131,7 @@ def _metadata(provider: "SQLAlchemyOAuthProvider") -> OAuthMetadata:
     if metadata.revocation_endpoint is not None:
         metadata.revocation_endpoint_auth_methods_supported = metadata.token_endpoint_auth_methods_supported
     metadata.scopes_supported = metadata.scopes_supported or provider.required_scopes or None
-    metadata.client_id_metadata_document_supported = True
+    metadata.client_id_metadata_document_supported = provider.takes_documents or None
     metadata.authorization_response_iss_parameter_supported = True  # RFC 9207
     return metadata
 
@@ -159,6 +160,10 @@ class _AuthorizeEndpoint:
                 issuer_url=self._provider.issuer_url,
             ).handle(request)
         except _Outage as outage:
+            if isinstance(outage.error, OverLimitError):
+                return too_many(outage.error.retry_after)
+            if isinstance(outage.error, DocumentError):
+                return self._no_document(request, urlsplit(attempt.client_id).netloc, outage.error)
             raise outage.error from None
         except _NoClientIdError:
             attempt.unknown_client = True
@@ -194,6 +199,26 @@ class _AuthorizeEndpoint:
             raise ParameterError(f"redirect_uri has more than {REDIRECT_URI_LENGTH} characters")
         return fields
 
+    def _no_document(self, request: Request, host: str, error: DocumentError) -> Response:
+        """Say what is wrong with a client's metadata document, or that it cannot be had: 400, or 503 (RFC 9110)."""
+        if isinstance(error, DocumentUnavailableError):
+            status, code, headers = 503, "temporarily_unavailable", {"Retry-After": str(error.retry_after)}
+            description = f"the client's metadata document could not be fetched from {host}"
+            title = "This app's description could not be fetched"
+            text = f"The app is described at {host}, and this server cannot read it there now. "
+            advice = f"Wait {error.retry_after} seconds, then go back to your app, and connect again."
+            detail = "If that does not help, tell the server's owner: apps can do without (metadata_documents=False)."
+        else:
+            status, code, headers = 400, "invalid_request", {}
+            description = f"the client's metadata document at {host} cannot be used: {error}"
+            title = "This app's description cannot be used"
+            text = f"The app is described by a document at {host}, and something is wrong with it. "
+            advice = "Tell the app's maker what it is."
+            detail = f"The document: {error}."
+        if wants_page(request):
+            return self._provider.message_page(title, text + advice, detail, status, headers)
+        return JSONResponse({"error": code, "error_description": description}, status, headers)
+
 
 def _refused(description: str, error: str = "invalid_request") -> Response:
     return JSONResponse({"error": error, "error_description": description}, status_code=400)
@@ -202,7 +227,7 @@ def _refused(description: str, error: str = "invalid_request") -> Response:
 class _Outage(BaseException):
     """Carries an error past a handler that logs a traceback for every `Exception`, and redirects `server_error`."""
 
-    def __init__(self, error: OAuthStoreError) -> None:
+    def __init__(self, error: OAuthStoreError | DocumentError | OverLimitError) -> None:
         self.error = error
 
 
@@ -218,6 +243,7 @@ class _Attempt:
         self._client: StoredClient | None = None
         self._decided = False
         self.unknown_client = False
+        self.client_id = ""
 
     def leads_away(self, url: str) -> bool:
         """Tell whether an error would send the browser to an address off this machine that no owner ever approved.
@@ -232,6 +258,7 @@ class _Attempt:
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
         if len(client_id) > CLIENT_ID_LENGTH or not client_id.isprintable():
             raise _NoClientIdError
+        self.client_id = client_id
         client = await self._watched(self._provider.find_client(client_id))
         self._client, self.unknown_client = client, client is None
         return client
@@ -244,5 +271,5 @@ class _Attempt:
     async def _watched(self, step: Awaitable[T]) -> T:
         try:
             return await step
-        except OAuthStoreError as error:
+        except (OAuthStoreError, DocumentError, OverLimitError) as error:
             raise _Outage(error) from None

@@ -47,7 +47,7 @@ from oauth_store.clients import OFFLINE_ACCESS, ServerScopes, StoredClient, is_o
 from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id, seal
 from oauth_store.database import Database, flow_step
-from oauth_store.documents import InvalidDocumentError, MetadataDocuments
+from oauth_store.documents import DocumentUnavailableError, InvalidDocumentError, MetadataDocuments
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
 from oauth_store.events import emit, emit_after_commit
 from oauth_store.floods import FloodGuard, RateLimits
@@ -95,6 +95,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         refresh_grace_seconds: int = 120,
         rate_limits: RateLimits | None = None,
         trusted_proxies: Sequence[str] = (),
+        metadata_documents: bool = True,
     ) -> None:
         """Check the settings. The database is opened at first use, and may not exist before.
 
@@ -113,6 +114,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                 at most the access token's lifetime. 0 never answers twice.
             rate_limits: How many registrations and authorization requests are accepted. None is generous.
             trusted_proxies: Addresses or networks whose X-Forwarded-For is believed, where uvicorn does not see to it.
+            metadata_documents: Whether clients may be named by the URL of their metadata document, which this server
+                then fetches. False where it cannot: clients register then. Those already stored go on.
 
         Raises:
             ConfigurationError: If a setting is missing, contradictory or not usable.
@@ -144,7 +147,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         )
         self._database = Database(database, schema.prepare)
         self._purger = Purger(self._database)
-        self._documents = MetadataDocuments()
+        self._documents = MetadataDocuments() if metadata_documents else None
         self._flood_guard = FloodGuard(rate_limits or RateLimits(), trusted_proxies)
         urls = [str(url) for url in (self.base_url, self.resource_base_url, self.issuer_url) if url is not None]
         self._approval = approval if approval is not None else default_approval(urls)
@@ -217,26 +220,35 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         self._purger.nudge()
 
     async def find_client(self, client_id: str) -> StoredClient | None:
-        """Return the client of an authorization request, or None.
+        """Return the client of an authorization request, or None if it is unknown.
 
         A client whose client_id is the URL of a metadata document is looked up there, and stored: /token and /revoke
         ask the database alone, so that nobody can make this server fetch there, and a refresh works while the
         document's host is away.
+
+        Raises `InvalidDocumentError`; `DocumentUnavailableError` where there is no stored client to go on with; and
+        `OverLimitError` where there are too many new ones.
         """
         stored = await self.get_client(client_id)
-        if len(client_id) > CLIENT_ID_LENGTH or not self._documents.names(client_id):
+        documents = self._documents
+        if documents is None or len(client_id) > CLIENT_ID_LENGTH or not documents.names(client_id):
             return stored
+        request = current_request.get()
         try:
-            described = await self._documents.fetch(client_id)
+            described = await documents.fetch(client_id, "" if request is None else self.address_of(request))
         except InvalidDocumentError as error:
             logger.warning("client metadata document %s is not usable: %s", client_id, error)
             if stored is not None and stored.redirect_uris:
                 await self._withdraw(stored)
-            return None
-        if described is None:
+            raise
+        except DocumentUnavailableError:
+            if stored is None or not stored.redirect_uris:
+                raise
             return stored
         if described.scope is not None:  # the document is for other servers too
             described.scope = " ".join(filter(self._is_valid, described.scope.split())) or None
+        if stored is None and request is not None:
+            self._flood_guard.count_document(request)
         if stored is None or stored.model_dump() != described.model_dump():
             await self.register_client(described)
         return await self.get_client(client_id)
@@ -652,6 +664,11 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         return pages.message(
             title, *filter(None, (text, detail)), server=self.public_name, status_code=status_code, headers=headers
         )
+
+    @property
+    def takes_documents(self) -> bool:
+        """Whether clients may be named by the URL of their metadata document."""
+        return self._documents is not None
 
     @property
     def expiry_seconds(self) -> tuple[int, int]:

@@ -39,7 +39,8 @@ class DocumentHost:
 
     def __init__(self, certificate: Path, addresses: dict[str, list[str]], public: set[str]) -> None:
         self.port = free_port()
-        self.client_id = f"https://{HOSTNAME}:{self.port}/client.json"
+        self.name = f"{HOSTNAME}:{self.port}"
+        self.client_id = f"https://{self.name}/client.json"
         self.addresses = addresses
         self.public = public
         self.requests: list[Request] = []

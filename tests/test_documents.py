@@ -1,13 +1,19 @@
 """Client ID metadata documents, as /authorize takes them."""
 
+import asyncio
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import httpcore2
 import httpx2
 import pytest
+from fastmcp.server.auth import ssrf
 
+from oauth_store import RateLimits, documents
 from tests.clients.apps import ANSWER, KINDS, Outcome, make_app
 from tests.clocks import turned
 from tests.documents import HOSTNAME, REVALIDATE, Answer, DocumentHost
@@ -16,10 +22,16 @@ from tests.flows import REDIRECT_URI, authorization_request, query_of, registrat
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")
 
+RESOLVE = ssrf.resolve_hostname
 
-async def authorize(server: Server, client_id: str, redirect_uri: str = REDIRECT_URI) -> httpx2.Response:
+
+async def authorize(
+    server: Server, client_id: str, redirect_uri: str = REDIRECT_URI, **headers: str
+) -> httpx2.Response:
     """The answer to an authorization request."""
-    return await server.http.get("/authorize", params=authorization_request(client_id, redirect_uri=redirect_uri))
+    request = authorization_request(client_id, redirect_uri=redirect_uri)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await server.http.get("/authorize", params=request, headers=named)
 
 
 async def refresh(server: Server, client_id: str, tokens: dict[str, Any]) -> httpx2.Response:
@@ -29,12 +41,21 @@ async def refresh(server: Server, client_id: str, tokens: dict[str, Any]) -> htt
 
 
 def is_code(answer: httpx2.Response) -> bool:
-    """Tell whether a client was let in, or refused without a redirect."""
+    """Tell whether a client was let in, or refused for good without a redirect."""
     if answer.status_code == 302:
         return "code" in query_of(answer.headers["location"])
     assert answer.status_code == 400, answer.text
     assert "location" not in answer.headers
     return False
+
+
+def is_away(answer: httpx2.Response) -> bool:
+    """Tell whether an answer asks to come back when the document can be had."""
+    if answer.status_code != 503:
+        return False
+    assert 0 < int(answer.headers["retry-after"]) <= 60
+    assert "location" not in answer.headers
+    return True
 
 
 class TestFlow:
@@ -150,9 +171,11 @@ class TestHostAway:
             assert is_code(await authorize(server, host.client_id))
         async with running(database) as server:
             assert is_code(await authorize(server, host.client_id))
+        async with running(database) as server:
             await host.start()
             host.answer = Answer(b"", 503)
             assert is_code(await authorize(server, host.client_id))
+        async with running(database) as server:
             host.addresses.clear()
             assert is_code(await authorize(server, host.client_id))
             assert len(host.requests) == 2
@@ -163,7 +186,7 @@ class TestHostAway:
         host.describe(redirect_uris=[])
         assert not is_code(await authorize(server, host.client_id))
         await host.stop()
-        assert not is_code(await authorize(server, host.client_id))
+        assert is_away(await authorize(server, host.client_id))
         assert (await refresh(server, host.client_id, tokens)).status_code == 200
 
     async def test_a_document_takes_away_only_its_own(self, server: Server, host: DocumentHost) -> None:
@@ -174,11 +197,42 @@ class TestHostAway:
         assert not is_code(await authorize(server, host.client_id))
         assert is_code(await authorize(server, client_id))
 
-    async def test_a_client_that_was_never_here_is_refused(self, server: Server, host: DocumentHost) -> None:
-        """Without a document and without a row there is nothing to go by; later it works."""
+    async def test_a_client_that_was_never_here_comes_back_later(self, server: Server, host: DocumentHost) -> None:
+        """Without a document and without a row there is nothing to go by; a minute later it works."""
         await host.stop()
-        assert not is_code(await authorize(server, host.client_id))
+        assert is_away(await authorize(server, host.client_id))
         await host.start()
+        with turned(61):
+            assert is_code(await authorize(server, host.client_id))
+
+    @pytest.mark.parametrize("status", [301, 403, 429, 500, 503])
+    async def test_an_answer_without_a_document(self, server: Server, host: DocumentHost, status: int) -> None:
+        """A host that refuses, redirects or fails is asked once a minute, and the client is not called unknown."""
+        host.answer = Answer(b"", status)
+        for _ in range(3):
+            answer = await authorize(server, host.client_id)
+            assert is_away(answer)
+            assert answer.json() == {
+                "error": "temporarily_unavailable",
+                "error_description": f"the client's metadata document could not be fetched from {host.name}",
+            }
+        assert len(host.requests) == 1
+
+    async def test_people_are_told(self, server: Server, host: DocumentHost) -> None:
+        """A browser gets a page that says what could not be read, and from where."""
+        await host.stop()
+        answer = await authorize(server, host.client_id, accept="text/html")
+        assert is_away(answer)
+        assert "description could not be fetched" in answer.text
+        assert host.name in answer.text
+        assert "not registered" not in answer.text
+
+    async def test_another_document_of_the_host_is_asked_for(self, server: Server, host: DocumentHost) -> None:
+        """One URL that answers nothing of use does not keep out the others of its host."""
+        good = host.answer
+        host.answer = Answer(b"", 403)
+        assert is_away(await authorize(server, host.client_id.replace("client.json", "other.json")))
+        host.answer = good
         assert is_code(await authorize(server, host.client_id))
 
 
@@ -220,10 +274,15 @@ class TestChanges:
             pytest.param(changed(token_endpoint_auth_method="private_key_jwt"), id="private_key_jwt"),
             pytest.param(changed(redirect_uris=None), id="no redirect URIs"),
             pytest.param(changed(redirect_uris=[]), id="empty redirect URIs"),
-            pytest.param(changed(redirect_uris=[REDIRECT_URI, "javascript://x/%0aalert(1)"]), id="javascript"),
-            pytest.param(changed(redirect_uris=[REDIRECT_URI, "http://evil.example/callback"]), id="plain http"),
-            pytest.param(changed(redirect_uris=[REDIRECT_URI, "ftp://evil.example/callback"]), id="ftp"),
+            pytest.param(changed(redirect_uris=REDIRECT_URI), id="no list of redirect URIs"),
+            pytest.param(changed(redirect_uris=[1, None, {}, "", "x", "http://["]), id="no URLs"),
+            pytest.param(changed(redirect_uris=["javascript://x/%0aalert(1)"]), id="javascript"),
+            pytest.param(changed(redirect_uris=["http://evil.example/callback"]), id="plain http"),
+            pytest.param(changed(redirect_uris=["http://evil.example:*/callback"]), id="plain http, any port"),
+            pytest.param(changed(redirect_uris=["ftp://evil.example/callback"]), id="ftp"),
             pytest.param(changed(redirect_uris=[f"{REDIRECT_URI}#fragment"]), id="fragment"),
+            pytest.param(changed(redirect_uris=[f"{REDIRECT_URI}/{i}" for i in range(51)]), id="many redirect URIs"),
+            pytest.param(changed(client_uri="no URL"), id="no URL of the client"),
         ],
     )
     async def test_an_invalid_document_lets_nobody_in(
@@ -243,6 +302,278 @@ class TestChanges:
 
         host.answer = good
         assert is_code(await authorize(server, host.client_id))
+
+    @pytest.mark.parametrize(
+        ("spoil", "reason"),
+        [
+            (answered(b"{"), "it is not JSON"),
+            (answered(b"[]"), "it is not a JSON object"),
+            (answered(b"", 404), "its host says that there is none (HTTP 404)"),
+            (changed(client_name="x" * 6000), "it is larger than 5120 bytes"),
+            (changed(client_id="https://client.example/other.json"), "its client_id is not the URL that it is at"),
+            (
+                changed(token_endpoint_auth_method="private_key_jwt"),
+                "it does not offer the token_endpoint_auth_method none, and no other is served for documents",
+            ),
+            (changed(redirect_uris=None), "it has no redirect_uris"),
+            (
+                changed(redirect_uris=["https://user@client.example/"]),
+                "none of its redirect_uris can be used: a redirect URI has a user",
+            ),
+            (changed(client_uri="no URL"), "its client_uri cannot be read"),
+        ],
+    )
+    async def test_what_is_wrong_is_said(
+        self, server: Server, host: DocumentHost, spoil: Callable[[DocumentHost], None], reason: str
+    ) -> None:
+        """The answer names the document's mistake: to programs as an error, to people on a page."""
+        spoil(host)
+        answer = await authorize(server, host.client_id)
+        assert answer.json() == {
+            "error": "invalid_request",
+            "error_description": f"the client's metadata document at {host.name} cannot be used: {reason}",
+        }
+        page = await authorize(server, host.client_id, accept="text/html")
+        assert page.status_code == 400
+        assert reason in page.text
+        assert "not registered" not in page.text
+
+
+class TestLeniency:
+    """What a document may have that this server does not need."""
+
+    async def test_chatgpt_comes_in_without_its_key(self, server: Server, host: DocumentHost) -> None:
+        """A preference for private_key_jwt is none where `none` is listed: the client is a public one."""
+        host.describe(
+            client_name="ChatGPT",
+            client_uri="https://chatgpt.com/",
+            token_endpoint_auth_method="private_key_jwt",
+            token_endpoint_auth_methods_supported=["none", "private_key_jwt"],
+            token_endpoint_auth_signing_alg="RS256",
+            jwks_uri="https://chatgpt.com/oauth/jwks.json",
+            response_types=["code"],
+        )
+        tokens = await server.tokens(host.client_id)
+        stored = await server.provider.get_client(host.client_id)
+        assert stored is not None
+        assert (stored.client_name, stored.token_endpoint_auth_method) == ("ChatGPT", "none")
+        assert (await refresh(server, host.client_id, tokens)).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("method", "methods"),
+        [(None, ["private_key_jwt"]), ("private_key_jwt", ["private_key_jwt"]), ("private_key_jwt", "none")],
+    )
+    async def test_a_client_that_wants_its_key(
+        self, server: Server, host: DocumentHost, method: str | None, methods: Any
+    ) -> None:
+        """Without `none`, in a list, nobody comes in."""
+        host.describe(token_endpoint_auth_method=method, token_endpoint_auth_methods_supported=methods)
+        assert not is_code(await authorize(server, host.client_id))
+
+    async def test_bad_redirect_uris_are_left_out(self, server: Server, host: DocumentHost) -> None:
+        """The good ones beside them count, and the bad ones are not stored."""
+        bad = ["javascript://x/%0aalert(1)", "http://evil.example/callback", "https://[", f"{REDIRECT_URI}#x", 1]
+        host.describe(redirect_uris=[*bad, REDIRECT_URI, REDIRECT_URI])
+        assert is_code(await authorize(server, host.client_id))
+        assert not is_code(await authorize(server, host.client_id, "http://evil.example/callback"))
+        stored = await server.provider.get_client(host.client_id)
+        assert stored is not None
+        assert [str(uri) for uri in stored.redirect_uris or []] == [REDIRECT_URI]
+
+    @pytest.mark.parametrize("loopback", ["localhost", "127.0.0.1", "[::1]"])
+    async def test_any_port_by_a_star(self, server: Server, host: DocumentHost, loopback: str) -> None:
+        """`http://localhost:*/callback`, as FastMCP's own tool writes it, is good for any port, and no other host."""
+        host.describe(redirect_uris=[f"http://{loopback}:*/callback"])
+        assert is_code(await authorize(server, host.client_id, f"http://{loopback}:54321/callback"))
+        assert not is_code(await authorize(server, host.client_id, f"http://{loopback}:54321/other"))
+        assert not is_code(await authorize(server, host.client_id, "http://evil.example:54321/callback"))
+
+    async def test_empty_fields_are_absent(self, server: Server, host: DocumentHost) -> None:
+        """An empty text, list or object says nothing."""
+        empty: dict[str, Any] = dict.fromkeys(["client_uri", "logo_uri", "tos_uri", "scope", "client_name"], "")
+        host.describe(**empty, policy_uri={}, contacts=[], response_types=[], token_endpoint_auth_methods_supported=[])
+        assert (await server.tokens(host.client_id))["access_token"]
+
+    async def test_a_secret_in_a_document_is_none(self, server: Server, host: DocumentHost) -> None:
+        """What anyone can read proves nothing: the client stays a public one."""
+        host.describe(client_secret="not-a-secret", client_secret_expires_at=0)
+        assert (await server.tokens(host.client_id))["access_token"]
+
+
+class Names:
+    """A name server of the tests: it does not answer for hosts in `.hang` until it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answering = threading.Event()
+        self._getaddrinfo = socket.getaddrinfo
+
+    def getaddrinfo(self, host: Any, *rest: Any, **more: Any) -> Any:
+        """What `socket.getaddrinfo` does."""
+        if not str(host).endswith(".hang"):
+            return self._getaddrinfo(host, *rest, **more)
+        self.asked.append(host)
+        self.answering.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    async def asked_for(self, count: int) -> None:
+        """Wait until so many names are being looked up."""
+        while len(self.asked) < count:  # noqa: ASYNC110 (they are looked up in threads)
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def names(host: DocumentHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
+    """Names that are looked up as FastMCP looks them up, but for the host's."""
+    names = Names()
+    of_the_host = ssrf.resolve_hostname
+
+    async def resolve_hostname(hostname: str, port: int = 443) -> list[str]:
+        return await (RESOLVE if hostname.endswith(".hang") else of_the_host)(hostname, port)
+
+    monkeypatch.setattr(ssrf, "resolve_hostname", resolve_hostname)
+    monkeypatch.setattr(socket, "getaddrinfo", names.getaddrinfo)
+    yield names
+    names.answering.set()
+
+
+class TestBounds:
+    """What documents cost a server at most."""
+
+    async def test_hosts_that_hang_hold_up_nobody(
+        self, host: DocumentHost, names: Names, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of 40 requests for hosts whose name server is silent four wait; the loop's executor is free for others."""
+        monkeypatch.setattr(documents, "FETCH_SECONDS", 60)
+        async with running(trusted_proxies=["127.0.0.1"]) as server:
+            assert is_code(await authorize(server, host.client_id))
+            hung = [
+                asyncio.create_task(authorize(server, f"https://{i}.hang/client.json", x_forwarded_for=f"192.0.2.{i}"))
+                for i in range(40)
+            ]
+            await names.asked_for(4)
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 5) == "free"
+            for answer in islice(asyncio.as_completed(hung), 36):
+                assert is_away(await answer)
+            waiting = [task for task in hung if not task.done()]
+            assert len(waiting) == 4
+            assert is_code(await authorize(server, host.client_id, x_forwarded_for="198.51.100.1"))
+            names.answering.set()
+            assert all(is_away(answer) for answer in await asyncio.gather(*waiting))
+            assert is_away(await authorize(server, "https://0.hang/other.json"))
+            other = host.client_id.replace("client.json", "other.json")
+            host.describe(client_id=other)
+            assert is_code(await authorize(server, other, x_forwarded_for="198.51.100.1"))
+
+    async def test_one_address_fetches_one_document_at_a_time(self, host: DocumentHost, names: Names) -> None:
+        """A second one for the same address is put off, for another address it is fetched."""
+        async with running(trusted_proxies=["127.0.0.1"]) as server:
+            hung = asyncio.create_task(authorize(server, "https://a.hang/client.json", x_forwarded_for="192.0.2.1"))
+            await names.asked_for(1)
+            assert is_away(await authorize(server, host.client_id, x_forwarded_for="192.0.2.1"))
+            assert host.requests == []
+            assert is_code(await authorize(server, host.client_id, x_forwarded_for="192.0.2.2"))
+            names.answering.set()
+            assert is_away(await hung)
+
+    async def test_requests_for_one_document_share_its_fetch(self, server: Server, host: DocumentHost) -> None:
+        """Many users of one client at the same moment are one request to its host."""
+        host.describe(cache={"cache-control": "max-age=60"})
+        answers = await asyncio.gather(*(authorize(server, host.client_id) for _ in range(8)))
+        assert all(is_code(answer) for answer in answers)
+        assert len(host.requests) == 1
+
+    async def test_a_fetch_is_given_up_and_remembered(
+        self, server: Server, names: Names, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After ten seconds, here a tenth of one, a request is answered; the next one at once, for a minute."""
+        monkeypatch.setattr(documents, "FETCH_SECONDS", 0.1)
+        assert is_away(await authorize(server, "https://a.hang/client.json"))
+        monkeypatch.setattr(documents, "FETCH_SECONDS", 60)
+        assert is_away(await asyncio.wait_for(authorize(server, "https://a.hang/client.json"), 5))
+        assert names.asked == ["a.hang"]
+
+    async def test_a_name_without_an_address_is_remembered(
+        self, server: Server, host: DocumentHost, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """For all documents of its host, and for a minute."""
+        host.addresses.clear()
+        assert is_away(await authorize(server, host.client_id))
+        host.addresses[HOSTNAME] = ["127.0.0.1"]
+        assert is_away(await authorize(server, host.client_id.replace("client.json", "other.json")))
+        assert host.requests == []
+        with turned(61):
+            assert is_code(await authorize(server, host.client_id))
+
+    async def test_certificates_are_not_read_on_the_servers_loop(
+        self, server: Server, host: DocumentHost, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An HTTP client reads the system's certificates, for 30 ms: never in the thread that serves."""
+        threads = []
+        make = httpcore2.default_ssl_context
+
+        def default_ssl_context(*settings: Any, **more: Any) -> Any:
+            threads.append(threading.current_thread())
+            return make(*settings, **more)
+
+        monkeypatch.setattr(httpcore2, "default_ssl_context", default_ssl_context)
+        assert is_code(await authorize(server, host.client_id))
+        assert threads
+        assert threading.current_thread() not in threads
+
+    async def test_new_documents_count_as_registrations(self, host: DocumentHost) -> None:
+        """Whoever serves many documents leaves as many rows as whoever registers; clients that are known come in."""
+        urls = [host.client_id.replace("client.json", f"{i}.json") for i in range(3)]
+        limits = RateLimits(registrations_per_address="3/hour")
+        async with running(rate_limits=limits, trusted_proxies=["127.0.0.1"]) as server:
+            await server.register()
+            for url in urls[:2]:
+                host.describe(client_id=url)
+                assert is_code(await authorize(server, url))
+            host.describe(client_id=urls[2])
+            answer = await authorize(server, urls[2])
+            assert answer.status_code == 429
+            assert 0 < int(answer.headers["retry-after"]) <= 3600
+            assert await server.provider.get_client(urls[2]) is None
+            assert "Too many requests" in (await authorize(server, urls[2], accept="text/html")).text
+            assert is_code(await authorize(server, urls[2], x_forwarded_for="192.0.2.1"))
+            host.describe(client_id=urls[0], client_name="Changed")
+            assert is_code(await authorize(server, urls[0]))
+
+
+class TestWithoutDocuments:
+    """`metadata_documents=False`, for a server that cannot reach the hosts of documents."""
+
+    async def test_they_are_neither_offered_nor_fetched(self, host: DocumentHost) -> None:
+        """The metadata name no documents, and the URL of one is an unknown client."""
+        async with running(metadata_documents=False) as server:
+            metadata = (await server.http.get("/.well-known/oauth-authorization-server")).json()
+            assert "client_id_metadata_document_supported" not in metadata
+            assert "registration_endpoint" in metadata
+            assert not is_code(await authorize(server, host.client_id))
+            assert "not registered" in (await authorize(server, host.client_id, accept="text/html")).text
+            assert host.requests == []
+
+    @pytest.mark.parametrize("kind", KINDS)
+    async def test_real_clients_register(self, host: DocumentHost, kind: str, tmp_path: Path) -> None:
+        """A client that has a document registers where documents are not offered."""
+        async with running(metadata_documents=False) as server:
+            app = make_app(kind, str(server.http.base_url.join("/mcp")), "none", tmp_path, host.client_id)
+            called = await app.call()
+            assert (called.answer, called.authorizations) == (ANSWER, 1)
+            assert any("/register" in line for line in called.requests)
+            assert host.requests == []
+
+    async def test_clients_that_are_stored_go_on(self, host: DocumentHost, tmp_path: Path) -> None:
+        """A client that came with a document before is let in as it is stored, and refreshes."""
+        database = str(tmp_path / "oauth.db")
+        async with running(database) as server:
+            tokens = await server.tokens(host.client_id)
+            resource = str(server.http.base_url)
+        async with running(database, metadata_documents=False, base_url=resource) as server:
+            assert is_code(await authorize(server, host.client_id))
+            assert (await refresh(server, host.client_id, tokens)).status_code == 200
+            assert len(host.requests) == 1
 
 
 def only_checks_names(host: str, *_: Any) -> list[Any]:
@@ -283,14 +614,14 @@ class TestSSRF:
         """A name that leads to an address which is not public is refused, and nothing is sent there."""
         host.public.clear()
         host.addresses[HOSTNAME] = addresses
-        assert not is_code(await authorize(server, host.client_id))
+        assert is_away(await authorize(server, host.client_id))
         assert host.requests == []
 
     async def test_a_redirect_is_not_followed(self, server: Server, host: DocumentHost) -> None:
         """A host cannot send this server elsewhere."""
         elsewhere = host.client_id.replace("client.json", "elsewhere.json")
         host.answer = Answer(b"", 302, {"location": elsewhere})
-        assert not is_code(await authorize(server, host.client_id))
+        assert is_away(await authorize(server, host.client_id))
         assert len(host.requests) == 1
 
     @pytest.mark.parametrize(
