@@ -70,8 +70,9 @@ def doctor(
 ) -> None:
     """Look for what keeps clients out, or soon will, and say what to do. Exits with 1 if there is a problem.
 
-    Nothing is changed, registered or authorized. With --url, the server is asked what a client asks before it signs in,
-    and no other host is asked. If neither --database nor MCP_OAUTH_DB names a database, it is the server alone.
+    Nothing is changed, registered or authorized. With --url, the server is asked what a client asks before it signs in.
+    No other host is asked but claude.ai, for Claude's description of itself. If neither --database nor MCP_OAUTH_DB
+    names a database, it is the server alone.
     """
     from oauth_store.doctor import examine  # brings FastMCP, which the other commands do without
 

@@ -50,7 +50,9 @@ def _registration(server: dict[str, Any], check: str) -> Iterator[Finding]:
     registration = bool(server.get("registration_endpoint"))
     if not documents:
         yield warning(
-            check, "no client_id_metadata_document_supported: Claude registers anew at every connection", _OURS
+            check,
+            "no client_id_metadata_document_supported: Claude registers anew at every connection",
+            f"with metadata_documents=False that is as it should be. Else: {_OURS}",
         )
     if not registration and not documents:
         yield problem(

@@ -1,6 +1,7 @@
 """What a client sees of a server: the doctor asks what a client would ask before it signs in, and nothing after.
 
-It registers nothing, authorizes nothing, and asks no other host than the one of the URL.
+It registers nothing, authorizes nothing, and asks no other host than the one of the URL; but claude.ai for Claude's own
+description, where the server is to take that and is not on loopback.
 """
 
 import json
@@ -13,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 
 from oauth_store.doctor_database import clock
+from oauth_store.doctor_documents import examine_documents
 from oauth_store.doctor_http import Answer, Asker, Unreachable, origin, parameter
 from oauth_store.doctor_metadata import examine_metadata
 from oauth_store.findings import Finding, ok, problem, warning
@@ -84,6 +86,9 @@ class Examination:
             return
         yield from examine_metadata(server)
         yield from self._endpoints(server)
+        documents = server.get("client_id_metadata_document_supported") is True
+        if documents and not is_loopback_host(self._parsed.hostname):  # Claude.ai does not come to loopback
+            yield examine_documents()
 
     def _metadata(self, check: str, url: str) -> Found:
         """Yield what is to be said of the metadata at a URL, and return it."""

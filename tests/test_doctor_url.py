@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastmcp import FastMCP
+from fastmcp.server.auth import ssrf
 from fastmcp.server.auth.providers.in_memory import InMemoryOAuthProvider
 from mcp.server.auth.settings import ClientRegistrationOptions
 from starlette.applications import Starlette
@@ -26,7 +27,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
+from oauth_store import AutoApproval, SQLAlchemyOAuthProvider, doctor_url
 from oauth_store.doctor_url import examine_url
 from oauth_store.findings import Finding
 from tests.commands import run
@@ -513,6 +514,30 @@ async def test_registration_that_is_switched_off(behind: Behind) -> None:
     findings = await behind.look(client_registration_options=ClientRegistrationOptions(enabled=False))
     assert fresh(findings, "problem") == {}
     assert "no registration_endpoint" in fresh(findings, "warning")["server metadata"]
+
+
+async def test_documents_that_cannot_be_fetched(behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes documents, on a machine that cannot fetch Claude's: a warning that names the way out."""
+    asked = []
+
+    async def resolve_hostname(hostname: str, _port: int) -> list[str]:
+        asked.append(hostname)
+        raise ssrf.SSRFError("DNS resolution failed")
+
+    monkeypatch.setattr(ssrf, "resolve_hostname", resolve_hostname)
+    assert "client documents" not in fresh(await behind.look(), "warning")
+    assert asked == []  # Claude.ai does not come to loopback
+
+    monkeypatch.setattr(doctor_url, "is_loopback_host", lambda _host: False)
+    findings = {finding.check: finding for finding in await behind.look()}
+    assert "cannot be had from this machine: DNS" in findings["client documents"].found
+    assert "metadata_documents=False" in str(findings["client documents"].advice)
+    assert asked == ["claude.ai"]
+
+    findings = {finding.check: finding for finding in await behind.look(metadata_documents=False)}
+    assert "client documents" not in findings
+    assert "metadata_documents=False" in str(findings["server metadata"].advice)
+    assert asked == ["claude.ai"]
 
 
 async def test_an_outage_of_the_database_is_none_of_the_proxy(behind: Behind) -> None:
