@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import re
 import threading
 import time
@@ -21,8 +20,6 @@ from mcp.shared.auth import OAuthClientInformationFull
 from pydantic import ValidationError
 
 from oauth_store.clients import check_redirect_uris
-
-logger = logging.getLogger("oauth_store")
 
 DOCUMENT_BYTES = 5 * 1024
 """The size of the largest document that is read, as the specification recommends."""
@@ -135,7 +132,7 @@ class MetadataDocuments:
         try:
             client = await asyncio.wait_for(asyncio.wrap_future(fetch.client), FETCH_SECONDS)
         except TimeoutError:
-            raise self._failed(client_id, client_id, f"no answer after {FETCH_SECONDS:g} s") from None
+            raise self._failed(client_id, f"no answer after {FETCH_SECONDS:g} s") from None
         return client.model_copy()
 
     def _check_failures(self, client_id: str) -> None:
@@ -144,8 +141,7 @@ class MetadataDocuments:
             if seconds > 0:
                 raise DocumentUnavailableError("it could not be had a moment ago", max(1, round(seconds)))
 
-    def _failed(self, client_id: str, key: str, reason: object) -> DocumentUnavailableError:
-        logger.warning("client metadata document %s cannot be retrieved: %s", client_id, reason)
+    def _failed(self, key: str, reason: object) -> DocumentUnavailableError:
         _remember(self._failures, key, time.time() + FAILURE_SECONDS, KEPT_FAILURES)
         return DocumentUnavailableError(str(reason), FAILURE_SECONDS)
 
@@ -156,7 +152,11 @@ class MetadataDocuments:
         fetch = _Fetch(address, Future())
         fetch.client.set_running_or_notify_cancel()  # a request that waits no longer must not end it for the others
         self._under_way[client_id] = fetch
-        threading.Thread(target=self._run, args=(client_id, kept, fetch), daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(client_id, kept, fetch), daemon=True).start()
+        except RuntimeError as error:  # the system has no more threads
+            self._under_way.pop(client_id)
+            raise DocumentUnavailableError(str(error), BUSY_SECONDS) from error
         return fetch
 
     def _run(self, client_id: str, kept: _Kept | None, fetch: _Fetch) -> None:
@@ -189,18 +189,18 @@ class MetadataDocuments:
                 allowed_status_codes={200, 304} if validators else {200},
             )
         except SSRFError as error:  # no name, or an address that is not public: nothing was asked
-            raise self._failed(client_id, urlsplit(client_id).netloc, error) from error
+            raise self._failed(urlsplit(client_id).netloc, error) from error
         except SSRFFetchError as error:
             gone = _GONE.match(str(error))
             if gone:
                 raise InvalidDocumentError(f"its host says that there is none (HTTP {gone[1]})") from error
             if str(error).startswith(_TOO_LARGE):
                 raise InvalidDocumentError(f"it is larger than {DOCUMENT_BYTES} bytes") from error
-            raise self._failed(client_id, client_id, error) from error
+            raise self._failed(client_id, error) from error
         except (ValueError, httpx2.InvalidURL) as error:  # a port or a name that cannot be
             raise InvalidDocumentError("its URL cannot be read") from error
         except OSError as error:  # of the certificates
-            raise self._failed(client_id, client_id, error) from error
+            raise self._failed(client_id, error) from error
         now = time.time()
         lifetime = _lifetime(response.headers, now)
         if kept is not None and response.status_code == 304:

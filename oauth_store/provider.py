@@ -241,7 +241,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             if stored is not None and stored.redirect_uris:
                 await self._withdraw(stored)
             raise
-        except DocumentUnavailableError:
+        except DocumentUnavailableError as error:
+            logger.warning("client metadata document %s cannot be retrieved: %s", client_id, error)
             if stored is None or not stored.redirect_uris:
                 raise
             return stored

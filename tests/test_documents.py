@@ -14,6 +14,7 @@ import pytest
 from fastmcp.server.auth import ssrf
 
 from oauth_store import RateLimits, documents
+from oauth_store.doctor_documents import examine_documents
 from tests.clients.apps import ANSWER, KINDS, Outcome, make_app
 from tests.clocks import turned
 from tests.documents import HOSTNAME, REVALIDATE, Answer, DocumentHost
@@ -539,6 +540,24 @@ class TestBounds:
             assert is_code(await authorize(server, urls[2], x_forwarded_for="192.0.2.1"))
             host.describe(client_id=urls[0], client_name="Changed")
             assert is_code(await authorize(server, urls[0]))
+
+
+class TestDoctor:
+    """`oauth-store doctor`, which fetches a document as the server does."""
+
+    async def test_a_document_that_can_be_had(self, host: DocumentHost) -> None:
+        """Says so."""
+        finding = await asyncio.to_thread(examine_documents, host.client_id)
+        assert (finding.level, finding.advice) == ("ok", None)
+        assert len(host.requests) == 1
+
+    async def test_a_document_that_cannot(self, host: DocumentHost) -> None:
+        """Says what happened, and what to do: here a host that wants no programs."""
+        host.answer = Answer(b"", 403)
+        finding = await asyncio.to_thread(examine_documents, host.client_id)
+        assert finding.level == "warning"
+        assert "from this machine: HTTP 403" in finding.found
+        assert "metadata_documents=False" in str(finding.advice)
 
 
 class TestWithoutDocuments:
