@@ -73,33 +73,23 @@ def _unavailable() -> Response:
 
 
 class ChallengeMiddleware:
-    """Asks for a token whatever the method: 401 with the challenge, where the MCP route has only 405 to say.
+    """Lets FastMCP ask for a token whatever the method: its route looks at the method first, and answers 405.
 
-    Clients probe with GET or HEAD, and learn from the challenge where to sign in (RFC 9728, section 5.1).
+    Clients probe with GET or HEAD, and learn from the challenge where to sign in (RFC 9728, section 5.1). Without a
+    token no request gets beyond that route.
     """
 
-    def __init__(self, app: ASGIApp, challenge: Callable[[str], ASGIApp | None]) -> None:
+    def __init__(self, app: ASGIApp, is_protected: Callable[[str], bool]) -> None:
         self.app = app
-        self._challenge = challenge
+        self._is_protected = is_protected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        challenge = None
-        if scope["type"] == "http" and not isinstance(scope.get("user"), AuthenticatedUser):
-            challenge = self._challenge(scope["path"].removeprefix(scope.get("root_path", "")))
-        if challenge is None:
-            await self.app(scope, receive, send)
-            return
-        refused = False
-
-        async def watch(message: Message) -> None:
-            nonlocal refused
-            refused = refused or (message["type"] == "http.response.start" and message["status"] == 405)
-            if not refused:
-                await send(message)
-
-        await self.app(scope, receive, watch)
-        if refused:
-            await challenge(scope, receive, send)
+        is_probe = scope["type"] == "http" and scope["method"] not in ("POST", "OPTIONS")
+        if is_probe and not isinstance(scope.get("user"), AuthenticatedUser):
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if self._is_protected(path):
+                scope = {**scope, "method": "POST"}
+        await self.app(scope, receive, send)
 
 
 class ProblemPages:

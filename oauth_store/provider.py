@@ -10,7 +10,6 @@ from typing import Any, Self
 
 from fastmcp.server import auth as fastmcp_auth
 from fastmcp.server.auth import AccessToken, OAuthProvider
-from fastmcp.server.auth.middleware import RequireAuthMiddleware
 from fastmcp.server.auth.redirect_validation import build_client_redirect
 from mcp.server.auth.provider import (
     AuthorizationCode,
@@ -20,7 +19,6 @@ from mcp.server.auth.provider import (
     RegistrationError,
     TokenError,
 )
-from mcp.server.auth.routes import build_resource_metadata_url
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
 from mcp.shared.auth import InvalidScopeError, OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl, AnyUrl
@@ -32,7 +30,6 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from oauth_store import authorizations, endpoints, grants, schema
 from oauth_store.approval import (
@@ -685,16 +682,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         return [
             Middleware(OutageMiddleware),
             *super().get_middleware(),
-            Middleware(ChallengeMiddleware, challenge=self._challenge),
+            Middleware(ChallengeMiddleware, is_protected=lambda path: path == self._mcp_path),
         ]
-
-    def _challenge(self, path: str) -> ASGIApp | None:
-        """Return what asks for a token at a path, or None where nobody needs one."""
-        if path != self._mcp_path or self._resource_url is None:
-            return None
-        return RequireAuthMiddleware(
-            None, self.required_scopes, build_resource_metadata_url(self._resource_url), self.challenge_scopes
-        )
 
 
 def _anyone(_client: StoredClient | None) -> None:
