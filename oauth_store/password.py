@@ -13,7 +13,7 @@ from oauth_store.apps import AppsPage
 from oauth_store.consent import ConsentPage
 from oauth_store.errors import ConfigurationError
 from oauth_store.pages import DEFAULT_ACCENT, Pages
-from oauth_store.sign_in import OWNER, SignIn, normalized
+from oauth_store.sign_in import OWNER, USER_LENGTH, SignIn, normalized
 
 if TYPE_CHECKING:
     from oauth_store.provider import SQLAlchemyOAuthProvider
@@ -74,6 +74,8 @@ class PasswordApproval:
         for user in users or ():
             if not user or user != user.strip() or not user.isprintable():
                 raise ConfigurationError(f"users has the name {user!r}; expected printable text")
+            if len(user) > USER_LENGTH:
+                raise ConfigurationError(f"users has the name {user[:20]!r}..., longer than {USER_LENGTH} characters")
         named = {normalized(user): (f"users[{user!r}]", hashed) for user, hashed in (users or {}).items()}
         self.sign_in = SignIn(named or {OWNER: (source, str(password_hash))}, asks_user=users is not None)
         self.pages = Pages(name=name, logo_url=logo_url, accent=accent, templates=templates)

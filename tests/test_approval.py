@@ -74,6 +74,7 @@ class TestPassword:
             ({"users": {"ada": "correct horse"}}, r"users\['ada'\] is no argon2 hash"),
             ({"users": {}}, "users is empty"),
             ({"users": {" ada": HASH}}, "users has the name ' ada'"),
+            ({"users": {"a" * 1001: HASH}}, "longer than 1000 characters"),
             ({"password_hash": HASH, "users": {"ada": HASH}}, "pass one of them"),
             ({"password_hash": HASH, "accent": "blue"}, "accent is 'blue'"),
             ({"password_hash": HASH, "logo_url": "javascript:alert(1)"}, "logo_url is"),
