@@ -63,6 +63,18 @@ class ServerScopes:
     """All that there are; None where the server does not list them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a server knows of a client beside its registration."""
+
+    secret_hash: bytes | None = None
+    scopes: ServerScopes = ServerScopes()
+    limited: bool = False
+    """Whether the scopes that it registered are all that it may have, as of a client that the owner added by hand."""
+    approved: bool = False
+    """Whether the owner has approved a grant of it."""
+
+
 class OwnersClient(OAuthClientInformationFull):
     """A client that the owner of the server has added by hand: its scopes are all that it may have."""
 
@@ -77,38 +89,22 @@ def is_owners(metadata: str) -> bool:
 class StoredClient(OAuthClientInformationFull):
     """A row of `oauth_clients`. Its secret is known as a hash alone, and never leaves the process."""
 
-    _secret_hash: bytes | None = PrivateAttr(default=None)
-    _scopes: ServerScopes = PrivateAttr(default_factory=lambda: ServerScopes())
-    _limited: bool = PrivateAttr(default=False)
-    _approved: bool = PrivateAttr(default=False)
+    _standing: Standing = PrivateAttr(default_factory=Standing)  # a default would be copied each time
 
     @classmethod
-    def load(
-        cls,
-        metadata: str,
-        *,
-        secret_hash: bytes | None,
-        scopes: ServerScopes,
-        limited: bool = False,
-        approved: bool = False,
-    ) -> "StoredClient":
-        """Return the client of a stored row, at a server with these scopes.
-
-        The scopes that a client registers are what it asks for first. Only of one that the owner has added by hand,
-        which is `limited`, are they all that it may have. It is `approved` once the owner has approved a grant of it.
-        """
+    def load(cls, metadata: str, standing: Standing) -> "StoredClient":
+        """Return the client of a stored row."""
         client = cls.model_validate_json(metadata)
-        client._secret_hash, client._scopes = secret_hash, scopes
-        client._limited, client._approved = limited, approved
+        client._standing = standing
         return client
 
     @property
-    def was_approved(self) -> bool:
-        return self._approved
+    def secret_hash(self) -> bytes | None:
+        return self._standing.secret_hash
 
     @property
-    def secret_hash(self) -> bytes | None:
-        return self._secret_hash
+    def was_approved(self) -> bool:
+        return self._standing.approved
 
     def validate_scope(self, requested_scope: str | None) -> list[str] | None:
         """Return the scopes to grant (RFC 6749, section 3.3): what was asked for, less what this client cannot have.
@@ -119,8 +115,8 @@ class StoredClient(OAuthClientInformationFull):
         every request. Raises `InvalidScopeError` where scopes were asked for, and none of them can be granted.
         """
         own = dict.fromkeys((self.scope or "").split())
-        required, usual = self._scopes.required, self._scopes.usual
-        listed = own if self._limited and own else self._scopes.valid
+        required, usual = self._standing.scopes.required, self._standing.scopes.usual
+        listed = own if self._standing.limited and own else self._standing.scopes.valid
         known = dict.fromkeys([*required, *(listed if listed is not None else [*own, *usual])])
         asked = dict.fromkeys((requested_scope or "").split())
         wanted = [scope for scope in asked if scope != OFFLINE_ACCESS]

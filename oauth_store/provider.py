@@ -40,7 +40,7 @@ from oauth_store.approval import (
     default_approval,
 )
 from oauth_store.browser import Cookies, request_cookie
-from oauth_store.clients import OFFLINE_ACCESS, ServerScopes, StoredClient, is_owners
+from oauth_store.clients import OFFLINE_ACCESS, ServerScopes, Standing, StoredClient, is_owners
 from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id, seal
 from oauth_store.database import Database, flow_step
@@ -186,10 +186,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         limited = row.last_used_at == NEVER or is_owners(row.client_metadata)
         return self._client(row, limited=limited, approved=row.last_used_at is not None)
 
-    def _client(self, row: Row[Any], **standing: bool) -> StoredClient:
-        return StoredClient.load(
-            row.client_metadata, secret_hash=row.client_secret_hash, scopes=self._scopes, **standing
-        )
+    def _client(self, row: Row[Any], *, limited: bool = False, approved: bool = False) -> StoredClient:
+        standing = Standing(row.client_secret_hash, self._scopes, limited, approved)
+        return StoredClient.load(row.client_metadata, standing)
 
     def _presented(
         self, session: Session, which: Select[Any], client_id: str, secret: str, now: int
@@ -277,7 +276,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         if not re.fullmatch(CODE_CHALLENGE, params.code_challenge):
             raise AuthorizeError("invalid_request", "code_challenge is not one of S256: 43 characters of base64url")
         if not isinstance(client, StoredClient):
-            client = StoredClient.load(client.model_dump_json(), secret_hash=None, scopes=self._scopes)
+            client = StoredClient.load(client.model_dump_json(), Standing(scopes=self._scopes))
         try:
             scopes = client.validate_scope(" ".join(params.scopes or ())) or []
         except InvalidScopeError as error:

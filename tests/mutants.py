@@ -223,8 +223,8 @@ FAULTS = (
     Fault(
         "The scopes that the owner set by hand are no limit",
         "oauth_store/clients.py",
-        "listed = own if self._limited and own else self._scopes.valid",
-        "listed = self._scopes.valid",
+        "listed = own if self._standing.limited and own else self._standing.scopes.valid",
+        "listed = self._standing.scopes.valid",
         ("tests/test_provider.py::TestStoredClient::test_a_registration_is_no_ceiling",),
     ),
     Fault(

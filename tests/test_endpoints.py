@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from oauth_store.clients import ServerScopes, StoredClient
+from oauth_store.clients import Standing, StoredClient
 from tests.endpoints import Server, basic, running
 from tests.flows import REDIRECT_URI, authorization_request, new_client, pkce, token_request
 
@@ -268,7 +268,7 @@ class TestSmallCosts:
         """Of a registration from before there was a bound, many scopes that are asked for cost no second."""
         scopes = " ".join(map(str, range(7_700)))
         metadata = new_client(scope=scopes).model_dump_json()
-        client = StoredClient.load(metadata, secret_hash=None, scopes=ServerScopes(), limited=True)
+        client = StoredClient.load(metadata, Standing(limited=True))
         started = time.process_time()
         assert client.validate_scope(" ".join(f"unknown-{number}" for number in range(29_000)) + " 7") == ["7"]
         assert time.process_time() - started < 0.5
