@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,14 @@ def registrations(journal: Path) -> set[str]:
     answered = {entry["number"] for entry in entries if "answer" in entry}
     steps = [entry for entry in entries if entry.get("step") == "register" and entry["number"] in answered]
     return {json.loads(entry["client"])["client_id"] for entry in steps}
+
+
+def await_registration(journal: Path, known: int, seconds: float = 60) -> None:
+    """Wait until more clients are acknowledged than are known. Raises if that takes longer: the server stands still."""
+    deadline = time.monotonic() + seconds
+    while len(registrations(journal)) <= known:
+        assert time.monotonic() < deadline, "the server stands still"
+        time.sleep(0.05)
 
 
 def check_whole(path: str) -> None:
