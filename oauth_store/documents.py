@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+from fastmcp.server.auth.cimd import CIMDFetcher
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 from fastmcp.server.auth.ssrf import SSRFError, SSRFFetchError, ssrf_safe_fetch_response
 from mcp.server.auth.provider import RegistrationError
@@ -98,6 +99,7 @@ class MetadataDocuments:
     """
 
     def __init__(self) -> None:
+        self._fetcher = CIMDFetcher()  # what it says of a URL is what a fetch says of it
         self._kept: dict[str, _Kept] = {}
         self._failures: dict[str, float] = {}
         """By client_id, or by host where that has no address to ask: until when not to ask again."""
@@ -109,15 +111,10 @@ class MetadataDocuments:
         In ASCII, as URLs are (RFC 3986, section 2): the consent page shows its host, and letters of other scripts look
         like ours.
         """
-        if not re.fullmatch(r"[!-~]+", client_id) or "#" in client_id:
+        if not self._fetcher.is_cimd_client_id(client_id) or not re.fullmatch(r"[!-~]+", client_id) or "#" in client_id:
             return False
-        try:
-            url = urlsplit(client_id)
-        except ValueError:
-            return False
-        if url.scheme != "https" or not url.netloc or "@" in url.netloc or url.path in ("", "/"):
-            return False
-        return not {".", ".."} & set(url.path.split("/"))
+        url = urlsplit(client_id)
+        return "@" not in url.netloc and not {".", ".."} & set(url.path.split("/"))
 
     async def fetch(self, client_id: str, address: str) -> OAuthClientInformationFull:
         """Return the client that a document describes. `address` is who asks for it: one fetch each at a time.

@@ -669,6 +669,12 @@ class TestSSRF:
         assert not is_code(await authorize(server, client_id))
         assert host.requests == []
 
+    async def test_a_url_that_is_none_says_nothing_of_its_host(self, server: Server, host: DocumentHost) -> None:
+        """FastMCP takes what follows a semicolon for no path: that is asked of nobody, and no failure of the host."""
+        assert not is_code(await authorize(server, f"https://{host.name}/;client.json"))
+        assert host.requests == []
+        assert is_code(await authorize(server, host.client_id))
+
     @pytest.mark.parametrize(
         "url",
         [
