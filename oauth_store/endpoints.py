@@ -17,10 +17,11 @@ from mcp.shared.inbound import MCP_PROTOCOL_VERSION_HEADER
 from pydantic import AnyHttpUrl
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route, request_response
 from starlette.types import ASGIApp
 
+from oauth_store.answers import error_answer
 from oauth_store.approval import AutoApproval, current_request
 from oauth_store.browser import REQUEST_COOKIE_SECONDS, Cookies, request_cookie
 from oauth_store.clients import OFFLINE_ACCESS, SCOPES, StoredClient
@@ -49,8 +50,7 @@ _METADATA_PATH = "/.well-known/oauth-authorization-server"
 
 def replace_routes(provider: "SQLAlchemyOAuthProvider", routes: list[Route]) -> list[Route]:
     """Return `routes` with our own in the place of those that need to change."""
-    options = provider.client_registration_options or ClientRegistrationOptions()
-    registrations = RegistrationHandler(provider, _registration_options(provider, options))
+    registrations = RegistrationHandler(provider, _registration_options(provider))
     registration = RegistrationEndpoint(registrations.handle, provider._is_valid)
     replacements: dict[str, tuple[Callable[[Request], Awaitable[Response]], bool]] = {
         _METADATA_PATH: (MetadataHandler(_metadata(provider)).handle, True),
@@ -110,10 +110,9 @@ def _route(
     return Route(route.path, endpoint=app, methods=methods)
 
 
-def _registration_options(
-    provider: "SQLAlchemyOAuthProvider", options: ClientRegistrationOptions
-) -> ClientRegistrationOptions:
+def _registration_options(provider: "SQLAlchemyOAuthProvider") -> ClientRegistrationOptions:
     """Clients that name no scope get the server's; `offline_access` may always be named."""
+    options = provider._registration_options
     valid = None if options.valid_scopes is None else [*options.valid_scopes, OFFLINE_ACCESS]
     return options.model_copy(update={"default_scopes": provider._server_scopes or None, "valid_scopes": valid})
 
@@ -123,7 +122,7 @@ def _metadata(provider: "SQLAlchemyOAuthProvider") -> OAuthMetadata:
     metadata = build_metadata(
         cast(AnyHttpUrl, provider.base_url),  # neither of the two is ever None here
         provider.service_documentation_url,
-        provider.client_registration_options or ClientRegistrationOptions(),
+        provider._registration_options,
         provider.revocation_options or RevocationOptions(),
     )
     metadata.issuer = cast(AnyHttpUrl, provider.issuer_url)
@@ -148,7 +147,7 @@ class _AuthorizeEndpoint:
         try:
             fields = await self._fields(request)
         except ParameterError as error:
-            return _refused(str(error))
+            return error_answer(400, "invalid_request", str(error))
         # The form of a POST is read as the query of a GET is (OpenID Connect Core, section 3.1.2.1).
         request = Request({**request.scope, "method": "GET", "query_string": urlencode(fields).encode()})
         token = current_request.set(request)
@@ -167,7 +166,8 @@ class _AuthorizeEndpoint:
             raise outage.error from None
         except _NoClientIdError:
             attempt.unknown_client = True
-            response = _refused(f"client_id is longer than {CLIENT_ID_LENGTH} characters, or cannot be printed")
+            description = f"client_id is longer than {CLIENT_ID_LENGTH} characters, or cannot be printed"
+            response = error_answer(400, "invalid_request", description)
         finally:
             current_request.reset(token)
         if response.status_code == 400 and attempt.unknown_client and wants_page(request):
@@ -181,7 +181,7 @@ class _AuthorizeEndpoint:
             )
         if response.status_code == 302 and attempt.leads_away(response.headers["location"]):
             answer = dict(parse_qsl(urlsplit(response.headers["location"]).query))
-            return _refused(answer.get("error_description") or answer["error"], answer["error"])
+            return error_answer(400, answer["error"], answer.get("error_description") or answer["error"])
         started: tuple[str, str] | None = getattr(request.state, "started", None)
         if started is not None and not isinstance(self._provider._approval, AutoApproval):
             handle, browser = started
@@ -217,11 +217,7 @@ class _AuthorizeEndpoint:
             detail = f"The document: {error}."
         if wants_page(request):
             return self._provider.message_page(title, text + advice, detail, status, headers)
-        return JSONResponse({"error": code, "error_description": description}, status, headers)
-
-
-def _refused(description: str, error: str = "invalid_request") -> Response:
-    return JSONResponse({"error": error, "error_description": description}, status_code=400)
+        return error_answer(status, code, description, headers)
 
 
 class _Outage(BaseException):

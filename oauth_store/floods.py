@@ -10,9 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from oauth_store.answers import error_answer
 from oauth_store.errors import ConfigurationError
 
 if TYPE_CHECKING:  # importing it takes 20 milliseconds of a start, and who serves no routes needs none of it
@@ -192,11 +193,8 @@ def _parsed(name: str, limit: str | None) -> "RateLimitItem | None":
 
 def too_many(seconds: int) -> Response:
     """Return the answer to what is over a limit until so many seconds have passed (RFC 6585, section 4)."""
-    return JSONResponse(
-        {"error": "temporarily_unavailable", "error_description": f"too many requests; try again in {seconds} s"},
-        status_code=429,
-        headers={"Retry-After": str(seconds)},
-    )
+    description = f"too many requests; try again in {seconds} s"
+    return error_answer(429, "temporarily_unavailable", description, {"Retry-After": str(seconds)})
 
 
 class FloodMiddleware:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from oauth_store.answers import error_answer
 from oauth_store.errors import OAuthStoreError
 from oauth_store.pages import wants_page
 from oauth_store.text import shown
@@ -65,11 +66,9 @@ class OutageMiddleware:
 
 def _unavailable() -> Response:
     # what exactly is wrong stands in the log, for the operator
-    return JSONResponse(
-        {"error": "temporarily_unavailable", "error_description": "the authorization server's database is away"},
-        status_code=503,
-        headers={**NO_STORE, "Retry-After": str(RETRY_AFTER_SECONDS)},
-    )
+    description = "the authorization server's database is away"
+    headers = {**NO_STORE, "Retry-After": str(RETRY_AFTER_SECONDS)}
+    return error_answer(503, "temporarily_unavailable", description, headers)
 
 
 class ChallengeMiddleware:

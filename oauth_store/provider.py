@@ -617,18 +617,22 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         return is_for(resource, self._own_resource)
 
     @property
+    def _registration_options(self) -> ClientRegistrationOptions:
+        return self.client_registration_options or ClientRegistrationOptions()
+
+    @property
     def _server_scopes(self) -> list[str]:
-        options = self.client_registration_options or ClientRegistrationOptions()
+        options = self._registration_options
         return options.default_scopes or options.valid_scopes or self.required_scopes
 
     @property
     def _scopes(self) -> ServerScopes:
-        valid = (self.client_registration_options or ClientRegistrationOptions()).valid_scopes
+        valid = self._registration_options.valid_scopes
         every = None if valid is None else dict.fromkeys([*valid, *self._server_scopes])
         return ServerScopes(self._server_scopes, self.required_scopes, every)
 
     def _is_valid(self, scope: str) -> bool:
-        valid = (self.client_registration_options or ClientRegistrationOptions()).valid_scopes
+        valid = self._registration_options.valid_scopes
         return valid is None or scope in valid or scope == OFFLINE_ACCESS
 
     @property

@@ -6,8 +6,11 @@ from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from oauth_store.answers import error_answer
+from oauth_store.parameters import media_type
 
 LIST_LENGTH = 100
 """Entries of any list of a registration."""
@@ -61,8 +64,7 @@ class JsonMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type == "application/json" and headers.get("sec-fetch-mode") != "no-cors":
+        if media_type(headers) == "application/json" and headers.get("sec-fetch-mode") != "no-cors":
             await self.app(scope, receive, send)
         else:
             refused = _refused("a registration is JSON: send it with Content-Type: application/json")
@@ -70,7 +72,7 @@ class JsonMiddleware:
 
 
 def _refused(description: str) -> Response:
-    return JSONResponse({"error": "invalid_client_metadata", "error_description": description}, status_code=400)
+    return error_answer(400, "invalid_client_metadata", description)
 
 
 def _shortened(response: Response) -> Response:
@@ -78,7 +80,7 @@ def _shortened(response: Response) -> Response:
     description = str(answer.get("error_description") or "")
     if len(description) <= DESCRIPTION_LENGTH:
         return response
-    return JSONResponse({**answer, "error_description": f"{description[: DESCRIPTION_LENGTH - 1]}…"}, status_code=400)
+    return error_answer(400, answer["error"], f"{description[: DESCRIPTION_LENGTH - 1]}…")
 
 
 def _with_body(request: Request, body: bytes) -> Request:

@@ -15,11 +15,12 @@ from mcp.server.auth.provider import AuthorizationCode, TokenError
 from mcp.shared.auth import OAuthToken
 from pydantic import AnyUrl, ValidationError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from oauth_store.answers import error_answer
 from oauth_store.clients import OFFLINE_ACCESS, StoredClient
 from oauth_store.credentials import matches
-from oauth_store.parameters import ParameterError, single
+from oauth_store.parameters import ParameterError, media_type, single
 from oauth_store.urls import same_resource
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class TokenEndpoint:
         except TokenError as error:
             # MCP wants 401 for a token that is dead, and FastMCP answers a dead grant so; clients look at the code
             status = 401 if error.error in ("invalid_grant", "invalid_client") else 400
-            return _error(status, error.error, error.error_description)
+            return error_answer(status, error.error, error.error_description)
         return PydanticJSONResponse(tokens)
 
     async def _tokens(self, client_id: str, secret: str | None, fields: dict[str, str], address: str) -> OAuthToken:
@@ -114,13 +115,12 @@ class RevokeEndpoint:
         except AuthenticationError as error:
             return _invalid_client(request, error)
         except TokenError as error:
-            return _error(400, error.error, error.error_description)
+            return error_answer(400, error.error, error.error_description)
         presented = form.get("token")
         if not isinstance(presented, str) or not presented:
-            return _error(400, "invalid_request", "token is missing")
-        await self._provider._revoke_token(
-            str(client.client_id), presented
-        )  # of either kind, whatever token_type_hint says
+            return error_answer(400, "invalid_request", "token is missing")
+        # A token of either kind is looked up, whatever token_type_hint says (section 2.1)
+        await self._provider._revoke_token(str(client.client_id), presented)
         return Response(status_code=200)
 
 
@@ -128,9 +128,9 @@ async def _credentials(request: Request) -> tuple[str, str | None]:
     """Return the client_id and the secret of a request to /token or /revoke (RFC 6749, section 2.3.1).
 
     A secret is taken from the Authorization header or from the body, whichever the client uses. Raises
-    `AuthenticationError`.
+    `AuthenticationError`, or `TokenError` where the body is no form.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in FORMS:
+    if media_type(request.headers) not in FORMS:
         raise TokenError("invalid_request", f"the body is no form: send it with Content-Type: {FORMS[0]}")
     form = await request.form()
     id_in_header, secret_in_header = _basic_credentials(request.headers.get("authorization", ""))
@@ -200,7 +200,7 @@ def _required(fields: dict[str, str], name: str) -> str:
 
 
 def _invalid_client(request: Request, error: AuthenticationError) -> Response:
-    response = _error(401, "invalid_client", error.message)
+    response = error_answer(401, "invalid_client", error.message)
     _challenge(request, response)
     return response
 
@@ -208,7 +208,3 @@ def _invalid_client(request: Request, error: AuthenticationError) -> Response:
 def _challenge(request: Request, response: Response) -> None:
     if "authorization" in request.headers:  # RFC 6749, section 5.2
         response.headers["WWW-Authenticate"] = 'Basic realm="token"'
-
-
-def _error(status_code: int, error: str, description: str | None) -> Response:
-    return JSONResponse({"error": error, "error_description": description}, status_code=status_code)
