@@ -21,6 +21,11 @@ class Server:
         self.http = http
         self.provider = provider
 
+    @property
+    def resource(self) -> str:
+        """The URL of the MCP endpoint."""
+        return str(self.http.base_url.join("/mcp"))
+
     async def register(self, **metadata: Any) -> dict[str, Any]:
         """Register a client, and return the answer."""
         values = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none", "client_name": "Test"}

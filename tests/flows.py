@@ -60,8 +60,13 @@ def registration_options(*scopes: str) -> ClientRegistrationOptions:
 def pkce() -> tuple[str, str]:
     """A code verifier and its S256 challenge (RFC 7636)."""
     verifier = secrets.token_urlsafe(32)
+    return verifier, challenge_of(verifier)
+
+
+def challenge_of(verifier: str) -> str:
+    """The S256 challenge of a code verifier."""
     digest = hashlib.sha256(verifier.encode()).digest()
-    return verifier, base64.urlsafe_b64encode(digest).decode().rstrip("=")
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 def authorization_request(client_id: str, **params: str) -> dict[str, str]:

@@ -7,19 +7,16 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
-from typing import Any
 
-import uvicorn
-from fastmcp import FastMCP
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from oauth_store import PasswordApproval, SQLAlchemyOAuthProvider
 from tests.chaos import NO_LIMITS
+from tests.deployments import wiki
 from tests.pages import USERS
+from tests.serving import serving
 
 
 def serve_and_tick(pipe: Connection, database: str, port: int) -> None:
@@ -35,33 +32,8 @@ async def _serve_and_tick(pipe: Connection, database: str, port: int) -> None:
         approval=PasswordApproval(users=USERS),
         rate_limits=NO_LIMITS,
     )
+    mcp = wiki(provider)
     longest = 0.0
-
-    async def tick() -> None:
-        nonlocal longest
-        last = time.thread_time()
-        while True:
-            await asyncio.sleep(0.001)
-            now = time.thread_time()
-            longest = max(longest, now - last)
-            last = now
-
-    @asynccontextmanager
-    async def lifespan(_server: FastMCP) -> AsyncIterator[None]:
-        ticker = asyncio.create_task(tick())
-        async with provider:
-            await provider.check_schema()
-            gc.collect()
-            gc.freeze()  # a full collection of all that FastMCP imports takes 130 ms, whatever a server is asked for
-            pipe.send("serves")
-            yield
-        ticker.cancel()
-
-    mcp: FastMCP[Any] = FastMCP("stalls", auth=provider, lifespan=lifespan)
-
-    @mcp.tool
-    def read_page(title: str) -> str:
-        return f"{title}: for authorized clients only"
 
     @mcp.custom_route("/longest", methods=["GET"])
     async def state(_request: Request) -> JSONResponse:
@@ -69,5 +41,14 @@ async def _serve_and_tick(pipe: Connection, database: str, port: int) -> None:
         seconds, longest = longest, 0.0
         return JSONResponse(seconds)
 
-    app = mcp.http_app(stateless_http=True, json_response=True)
-    await uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False)).serve()
+    async with provider, serving(mcp.http_app(stateless_http=True, json_response=True), port):
+        await provider.check_schema()
+        gc.collect()
+        gc.freeze()  # a full collection of all that FastMCP imports takes 130 ms, whatever a server is asked for
+        pipe.send("serves")
+        last = time.thread_time()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.thread_time()
+            longest = max(longest, now - last)
+            last = now

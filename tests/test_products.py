@@ -1,7 +1,5 @@
 """The requests of agent products, replayed as they were recorded: see tests/products.py."""
 
-import base64
-import hashlib
 from typing import Any
 
 import httpx2
@@ -11,7 +9,7 @@ from tests.clients.apps import ANSWER
 from tests.deployments import discover
 from tests.documents import DocumentHost
 from tests.endpoints import Server, running
-from tests.flows import query_of
+from tests.flows import challenge_of, query_of
 from tests.products import PRODUCTS, Product, fresh, sent
 from tests.serving import free_port
 
@@ -32,7 +30,7 @@ class Replay:
         self.product = product
         self.server = server
         self.metadata = metadata
-        self.url = str(server.http.base_url.join("/mcp"))
+        self.url = server.resource
         self.scope = scope
         self.callback = product.callback_at(free_port())
         self.client: dict[str, Any] = {}
@@ -61,11 +59,10 @@ class Replay:
     async def authorize(self) -> None:
         """Take the owner through the authorization, and exchange the code."""
         state, verifier = fresh(self.product.state_length), fresh(self.product.verifier_length)
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
         values = {
             "response_type": "code",
             "client_id": self.client["client_id"],
-            "code_challenge": challenge,
+            "code_challenge": challenge_of(verifier),
             "code_challenge_method": "S256",
             "redirect_uri": self.callback,
             "state": state,

@@ -1,8 +1,6 @@
 """What clients send that is odd but right, and what is wrong, at /register, /authorize, /token, /revoke and /mcp."""
 
 import asyncio
-import base64
-import hashlib
 from typing import Any
 
 import pytest
@@ -10,7 +8,7 @@ import pytest
 from oauth_store import RateLimits
 from tests.clocks import turned
 from tests.endpoints import Server
-from tests.flows import REDIRECT_URI, authorization_request, query_of, registration_options, token_request
+from tests.flows import REDIRECT_URI, authorization_request, challenge_of, query_of, registration_options, token_request
 
 PUBLIC: dict[str, Any] = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none"}
 EVIL = "https://evil.example/callback"
@@ -103,8 +101,10 @@ class TestAuthorization:
 
     async def test_one_of_several_resources_will_do(self, server: Server) -> None:
         """RFC 8707, section 2: the server's own is among them, wherever it stands; else it is another's request."""
-        own = f"{server.http.base_url}/mcp".replace("//mcp", "/mcp")
-        for pairs in ([("resource", own)], [("resource", own), ("resource", "https://other.example")]):
+        for pairs in (
+            [("resource", server.resource)],
+            [("resource", server.resource), ("resource", "https://other.example")],
+        ):
             answer = await self.ask(server, *pairs, resource="https://another.example")
             assert "code" in query_of(answer.headers["location"])
         answer = await self.ask(server, ("resource", "https://other.example"), resource="https://another.example")
@@ -167,12 +167,11 @@ class TestToken:
         """Equal ones are one, and one of several that is ours will do."""
         client = await server.register()
         code, verifier = await server.code(client["client_id"])
-        own = f"{server.http.base_url}/mcp".replace("//mcp", "/mcp")
         form: dict[str, Any] = token_request(code, verifier, client_id=client["client_id"])
-        answer = await server.http.post("/token", data=form | {"resource": [own, own]})
+        answer = await server.http.post("/token", data=form | {"resource": [server.resource, server.resource]})
         assert answer.status_code == 200, answer.text
         form = {"grant_type": "refresh_token", "refresh_token": answer.json()["refresh_token"]}
-        form |= {"client_id": client["client_id"], "resource": ["https://other.example", own]}
+        form |= {"client_id": client["client_id"], "resource": ["https://other.example", server.resource]}
         answer = await server.http.post("/token", data=form)
         assert answer.status_code == 200, answer.text
 
@@ -180,9 +179,7 @@ class TestToken:
     async def test_a_verifier_is_long_enough(self, server: Server, verifier: str) -> None:
         """43 to 128 unreserved characters (RFC 7636, section 4.1), though the challenge is its own."""
         client = await server.register()
-        digest = hashlib.sha256(verifier.encode()).digest()
-        challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
-        request = authorization_request(client["client_id"], code_challenge=challenge)
+        request = authorization_request(client["client_id"], code_challenge=challenge_of(verifier))
         code = query_of((await server.http.get("/authorize", params=request)).headers["location"])["code"]
         answer = await server.http.post("/token", data=token_request(code, verifier, client_id=client["client_id"]))
         assert (answer.status_code, answer.json()["error"]) == (401, "invalid_grant")
