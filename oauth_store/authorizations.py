@@ -6,9 +6,10 @@ from mcp.server.auth.provider import AuthorizeError
 from sqlalchemy import Row, Select, Update, bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
+from oauth_store.clients import owners
 from oauth_store.credentials import hash_secret
 from oauth_store.grants import lookup, update_one
-from oauth_store.models import clients, codes
+from oauth_store.models import NEVER, clients, codes
 from oauth_store.sqlite import FIRST, LATER, LATER_IF_CHANGED, SEND
 from oauth_store.urls import is_for
 
@@ -19,7 +20,7 @@ _is_pending = (
     codes.c.expires_at > bindparam("b_now"),
 )
 _pending: Select[Any] = (
-    select(*codes.c, clients.c.client_id.label("registered_id"))
+    select(*codes.c, clients.c.client_id.label("registered_id"), clients.c.client_metadata, clients.c.last_used_at)
     .select_from(codes.outerjoin(clients, clients.c.client_id == codes.c.client_id))
     .where(*_is_pending)
     .execution_options(**{SEND: FIRST})
@@ -39,6 +40,12 @@ _deny = (
     update(codes)
     .where(*_is_pending)
     .values(consumed_at=bindparam("b_now"))
+    .execution_options(**{SEND: LATER_IF_CHANGED})
+)
+_mark_owners = (
+    update(clients)
+    .where(clients.c.client_id == bindparam("b_client_id"))
+    .values(client_metadata=bindparam("b_metadata"))
     .execution_options(**{SEND: LATER_IF_CHANGED})
 )
 _stamp_client = (
@@ -76,6 +83,8 @@ def approve(
     row = _answer(session, _approve, handle, own_resource, now, **values)
     if row.registered_id is None:
         raise AuthorizeError("unauthorized_client", "the client is not registered")
+    if row.last_used_at == NEVER:  # one that the owner added before registrations said so
+        update_one(session, _mark_owners, b_client_id=row.client_id, b_metadata=owners(row.client_metadata))
     update_one(session, _stamp_client, b_client_id=row.client_id, b_now=now)
     return row
 

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from oauth_store.credentials import hash_secret
+from oauth_store.parameters import FORM, media_type
 
 
 def request_cookie(handle: str) -> str:
@@ -50,11 +51,8 @@ class Cookies:
 
 
 async def form_of(request: Request) -> dict[str, str]:
-    """Return the fields of a form of ours, which browsers send urlencoded; of anything else, none.
-
-    The other encoding takes a charset from the sender, and so yields text that cannot be encoded again.
-    """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+    """Return the fields of a form of ours, which browsers send urlencoded; of anything else, none."""
+    if media_type(request.headers) != FORM:
         return {}
     return {name: str(value) for name, value in (await request.form()).items()}
 

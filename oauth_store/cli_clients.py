@@ -146,7 +146,8 @@ def add(
     """Register a client called NAME by hand, for an app that cannot register itself.
 
     Its secret is shown this once: the database has a hash of it. The client is never purged. What is checked is what
-    the server checks of a registration, but for the scopes, which only the server knows: it grants those that it has.
+    the server checks of a registration, but for the scopes, which only the server knows. The client gets no other
+    scopes than these, and of these only those that the server has.
     """
     from mcp.server.auth.provider import RegistrationError
     from pydantic import ValidationError

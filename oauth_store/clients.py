@@ -1,10 +1,11 @@
 """A registered client, as the handlers see it: what it may ask for, and where its codes may be sent."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.provider import RegistrationError
@@ -18,25 +19,27 @@ SCOPES = 100
 """What a registration may have at most."""
 
 _BROWSERS = """
-about blob brave chrome chrome-extension chrome-search chrome-untrusted data devtools edge extension file filesystem hcp
-help its jar javascript livescript mhtml mk mocha moz-extension moz-icon opera page-icon res resource safari-extension
-safari-web-extension vbscript view-source vivaldi wyciwyg
+about blob brave chrome chrome-distiller chrome-extension chrome-search chrome-untrusted data devtools edge extension
+file filesystem firefox firefox-focus googlechrome googlechrome-x-callback googlechromes hcp help its jar javascript
+livescript mhtml mk mocha moz-extension moz-icon opera page-icon res resource safari-extension safari-web-extension
+vbscript view-source vivaldi wyciwyg
 """  # their own pages, and what runs or shows the rest of the URI
 _WEB = """
-apt dweb feed flatpak git http https ipfs ipns itpc pcast podcast snap svn web webcal webcals ws wss
+apt dweb feed flatpak git http https ipfs ipns itpc jnlp jnlps pcast podcast snap svn web webcal webcals ws wss
 """  # what is fetched as the web is: a calendar, a feed, a package
 _PROTOCOLS = """
-acap afp afs amqp amqps cifs coap coaps cvs dav davs dict dns ed2k finger fish ftp ftps gemini gopher gophers iax icap
-imap imaps ipp ipps irc irc6 ircs jdbc jms ldap ldapi ldaps mms mmsh mmst mongodb mqtt mqtts mysql news nfs
-nntp nntps pop pop3 pops postgres postgresql rdp redis rediss rlogin rmi rsync rtmp rtmps rtmpt rtsp rtsps rtspu
-scp sftp sieve smb smtp smtps snews snmp spice ssh stun stuns tcp telnet tftp tn3270 turn turns udp vnc wais webdav
-webdavs whois xmlrpc.beep z39.50 z39.50r z39.50s
+acap afp afpovertcp afs amqp amqps cifs cifs2 coap coaps cvs dav davs dict dns ed2k finger fish ftp ftps gemini gopher
+gophers iax icap imap imaps ipp ipps irc irc6 ircs jdbc jms ldap ldapi ldaps mms mmsh mmst mongodb mqtt mqtts mysql news
+nfs nfs4 nntp nntps pop pop3 pops postgres postgresql rdp redis rediss rlogin rmi rsync rtmp rtmps rtmpt rtsp rtsps
+rtspu scp sftp sieve smb smtp smtps snews snmp spice ssh ssh2 stun stuns tcp telnet tftp tn3270 turn turns udp vnc wais
+webdav webdavs whois xmlrpc.beep z39.50 z39.50r z39.50s
 """  # they reach the host that the authority names
 _SYSTEMS = """
 android-app app-prefs app-settings applescript bitcoin callto cid content ethereum facetime facetime-audio geo ghelp im
 imessage info intent itms itms-apps itms-appss itms-services lightning magnet mailto man maps market message mid
-microsoft-edge modem monero nfc package payto pkcs11 pres prefs search search-ms service shell shortcuts sip sips skype
-sms smsto tel tg tip trash upi urlto vnd.youtube whatsapp windowsdefender wtai x-man-page x-apple.systempreferences xmpp
+microsoft-edge modem monero nfc onenote package payto pkcs11 pres prefs search search-ms service shell shortcuts sip
+sips skype sms smsto steam tel tg tip trash upi urlto vnd.youtube whatsapp windowsdefender wtai x-man-page
+x-apple.systempreferences xmpp
 """  # a message, a call, a payment, a search, a setting
 FOREIGN_SCHEMES = frozenset(f"{_BROWSERS} {_WEB} {_PROTOCOLS} {_SYSTEMS}".split())
 """Schemes that are no application's own (RFC 8252, section 7.1): a code that is sent there goes to another machine, or
@@ -86,6 +89,11 @@ def is_owners(metadata: str) -> bool:
     return "added_by_owner" in metadata and json.loads(metadata).get("added_by_owner") is True
 
 
+def owners(metadata: str) -> str:
+    """Return a stored registration as that of an `OwnersClient`."""
+    return json.dumps(json.loads(metadata) | {"added_by_owner": True})
+
+
 class StoredClient(OAuthClientInformationFull):
     """A row of `oauth_clients`. Its secret is known as a hash alone, and never leaves the process."""
 
@@ -110,20 +118,24 @@ class StoredClient(OAuthClientInformationFull):
         """Return the scopes to grant (RFC 6749, section 3.3): what was asked for, less what this client cannot have.
 
         It can have what the server has: the valid scopes, or, where the server does not list them, its usual ones and
-        those that the client registered. A request that names none, or `offline_access` alone, gets what the client
-        registered, else the usual ones. The required ones are always among them: a token without them is refused by
-        every request. Raises `InvalidScopeError` where scopes were asked for, and none of them can be granted.
+        those that the client registered; of these, a client that the owner added by hand can have those that the owner
+        named. A request that names none, or `offline_access` alone, gets what the client registered, else the usual
+        ones. The required ones are always among them: a token without them is refused by every request. Raises
+        `InvalidScopeError` where scopes were asked for, and none of them can be granted.
         """
         own = dict.fromkeys((self.scope or "").split())
         required, usual = self._standing.scopes.required, self._standing.scopes.usual
-        listed = own if self._standing.limited and own else self._standing.scopes.valid
-        known = dict.fromkeys([*required, *(listed if listed is not None else [*own, *usual])])
+        valid = self._standing.scopes.valid
+        listed = dict.fromkeys([*own, *usual]) if valid is None else valid
+        if self._standing.limited and own:
+            listed = {scope: None for scope in own if scope in listed}
+        known = {**dict.fromkeys(required), **listed}
         asked = dict.fromkeys((requested_scope or "").split())
         wanted = [scope for scope in asked if scope != OFFLINE_ACCESS]
         granted = [scope for scope in wanted if scope in known]
         if wanted and not granted:
             raise InvalidScopeError(f"this server has no scope {' '.join(wanted)}"[:DESCRIPTION_LENGTH])
-        granted = granted or [scope for scope in own if scope in known] or list(usual)
+        granted = granted or [s for s in own if s in known] or [s for s in usual if s in known]
         granted = [scope for scope in dict.fromkeys([*granted, *required]) if scope != OFFLINE_ACCESS]
         return [*granted, OFFLINE_ACCESS] if OFFLINE_ACCESS in asked else granted
 
@@ -171,15 +183,19 @@ def foreign(uri: SplitResult) -> str | None:
     """Return why a redirect URI that is not of the web's is no link of an application's own, or None if it is one.
 
     An application's links carry no port, no user and no second authority: they name no machine. One in its path would
-    be hidden from the consent page.
+    be hidden from the consent page. Browsers and helpers open the web by a scheme that names it, `opera-https` say, or
+    by a link with a URL in it.
     """
     scheme = uri.scheme
-    if FOREIGN_SCHEMES.intersection((scheme, *scheme.split("+"))) or scheme.startswith("ms-"):
+    web = {"http", "https"}.intersection(re.split(r"[+-]", scheme))
+    if web or FOREIGN_SCHEMES.intersection((scheme, *scheme.split("+"))) or scheme.startswith("ms-"):
         return f"{scheme[:40]}: is not a scheme of an app's own"
     if "@" in uri.netloc or ":" in uri.netloc.rpartition("]")[2]:
         return "a link of an app's own has a user or a port"
     if uri.path.startswith("//") or "\\" in uri.path:
         return "a link of an app's own has a second host in its path"
+    if "://" in unquote(f"{uri.path}?{uri.query}"):
+        return "a link of an app's own has a URL in it"
     return None
 
 

@@ -30,8 +30,10 @@ CONNECT_SECONDS = 4.0
 """How long one address of a host is waited for, before the next one is tried."""
 FETCHES = 4
 """How many documents a provider fetches at the same time."""
+TURN_SECONDS = 10.0
+"""How long a request waits for its turn where as many fetches are under way as there may be."""
 BUSY_SECONDS = 5
-"""After which to try again where as many fetches are under way as there may be."""
+"""After which to try again where its turn did not come."""
 FAILURE_SECONDS = 60
 """For how long a document that could not be had is not asked for again."""
 DEFAULT_LIFETIME_SECONDS, LONGEST_LIFETIME_SECONDS = 3600, 24 * 3600
@@ -40,6 +42,7 @@ KEPT_DOCUMENTS, KEPT_FAILURES = 100, 1000
 
 _GONE = re.compile(r"HTTP (404|410) ")
 _TOO_LARGE = "Response too large"
+_NO_ADDRESS = "DNS resolution"
 _FIELDS = (
     "client_name",
     "client_uri",
@@ -89,6 +92,8 @@ class _Fetch:
 
     address: str
     client: Future[OAuthClientInformationFull]
+    end: Future[None]
+    """Done, without a result or an error, when its turn is over."""
 
 
 class MetadataDocuments:
@@ -125,7 +130,10 @@ class MetadataDocuments:
         if kept is not None and time.time() < kept.fresh_until:
             return kept.client.model_copy()
         self._check_failures(client_id)
-        fetch = self._under_way.get(client_id) or self._start(client_id, kept, address)
+        try:
+            fetch = await asyncio.wait_for(self._turn(client_id, kept, address), TURN_SECONDS)
+        except TimeoutError:
+            raise DocumentUnavailableError("too many documents are being fetched", BUSY_SECONDS) from None
         try:
             client = await asyncio.wait_for(asyncio.wrap_future(fetch.client), FETCH_SECONDS)
         except TimeoutError:
@@ -142,12 +150,21 @@ class MetadataDocuments:
         _remember(self._failures, key, time.time() + FAILURE_SECONDS, KEPT_FAILURES)
         return DocumentUnavailableError(str(reason), FAILURE_SECONDS)
 
+    async def _turn(self, client_id: str, kept: _Kept | None, address: str) -> _Fetch:
+        """Return the fetch of a document that is under way, or start one as soon as there is room for it."""
+        while (fetch := self._under_way.get(client_id)) is None:
+            under_way = list(self._under_way.values())  # threads take theirs out
+            in_the_way = [fetch for fetch in under_way if fetch.address == address]
+            if not in_the_way and len(under_way) < FETCHES:
+                return self._start(client_id, kept, address)
+            ends = [asyncio.wrap_future(fetch.end) for fetch in in_the_way or under_way]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        return fetch
+
     def _start(self, client_id: str, kept: _Kept | None, address: str) -> _Fetch:
-        under_way = list(self._under_way.values())  # threads take theirs out
-        if len(under_way) >= FETCHES or any(fetch.address == address for fetch in under_way):
-            raise DocumentUnavailableError("too many documents are being fetched", BUSY_SECONDS)
-        fetch = _Fetch(address, Future())
-        fetch.client.set_running_or_notify_cancel()  # a request that waits no longer must not end it for the others
+        fetch = _Fetch(address, Future(), Future())
+        for future in (fetch.client, fetch.end):  # a request that waits no longer must not end it for the others
+            future.set_running_or_notify_cancel()
         self._under_way[client_id] = fetch
         try:
             threading.Thread(target=self._run, args=(client_id, kept, fetch), daemon=True).start()
@@ -159,19 +176,24 @@ class MetadataDocuments:
     def _run(self, client_id: str, kept: _Kept | None, fetch: _Fetch) -> None:
         """Fetch a document in a thread. The fetch is under way until its last name lookup has come back."""
         try:
-            retrieved = asyncio.run(self._retrieve(client_id, kept))
+            client = self._client(client_id, kept)
         except BaseException as error:  # it is raised where it is waited for
             self._under_way.pop(client_id)
             fetch.client.set_exception(error)
-            return
+        else:
+            self._under_way.pop(client_id)
+            fetch.client.set_result(client)
+        fetch.end.set_result(None)
+
+    def _client(self, client_id: str, kept: _Kept | None) -> OAuthClientInformationFull:
+        retrieved = asyncio.run(self._retrieve(client_id, kept))
         for key in (client_id, urlsplit(client_id).netloc):
             self._failures.pop(key, None)
         if retrieved.lifetime < 0:
             self._kept.pop(client_id, None)
         else:
             _remember(self._kept, client_id, retrieved, KEPT_DOCUMENTS)
-        self._under_way.pop(client_id)
-        fetch.client.set_result(retrieved.client)
+        return retrieved.client
 
     async def _retrieve(self, client_id: str, kept: _Kept | None) -> _Kept:
         validators = {} if kept is None else kept.validators
@@ -185,8 +207,9 @@ class MetadataDocuments:
                 request_headers=validators,
                 allowed_status_codes={200, 304} if validators else {200},
             )
-        except SSRFError as error:  # no name, or an address that is not public: nothing was asked
-            raise self._failed(urlsplit(client_id).netloc, error) from error
+        except SSRFError as error:  # nothing was asked; a name without an address has none for any document
+            no_address = str(error).startswith(_NO_ADDRESS)
+            raise self._failed(urlsplit(client_id).netloc if no_address else client_id, error) from error
         except SSRFFetchError as error:
             gone = _GONE.match(str(error))
             if gone:
@@ -216,6 +239,7 @@ def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
     """
     try:
         document = json.loads(content)
+        json.dumps(document, ensure_ascii=False).encode()  # or it could not be stored: JSON has halves of characters
     except (ValueError, RecursionError) as error:
         raise InvalidDocumentError("it is not JSON") from error
     if not isinstance(document, dict):

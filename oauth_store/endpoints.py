@@ -31,7 +31,7 @@ from oauth_store.floods import FloodMiddleware, OverLimitError, too_many
 from oauth_store.middleware import NoStoreMiddleware, OutageMiddleware, ProblemPages
 from oauth_store.models import CLIENT_ID_LENGTH
 from oauth_store.pages import wants_page
-from oauth_store.parameters import ParameterError, single
+from oauth_store.parameters import FORM, ParameterError, media_type, single
 from oauth_store.registration_endpoint import JsonMiddleware, RegistrationEndpoint
 from oauth_store.token_endpoints import RevokeEndpoint, TokenEndpoint
 
@@ -81,12 +81,11 @@ def _route(
     provider: "SQLAlchemyOAuthProvider", route: Route, handler: Callable[[Request], Awaitable[Response]], cors: bool
 ) -> Route:
     async def handle(request: Request) -> Response:
-        try:
-            if request.method == "POST" and route.path != "/register":
-                await request.form()  # what cannot be read is a 400 here; the SDK's handler would fall over it
-            return await handler(request)
-        finally:
-            await request.close()  # of uploaded files, which nobody wants
+        if request.method == "POST" and route.path != "/register":
+            if media_type(request.headers) != FORM:
+                return error_answer(400, "invalid_request", f"the body is no form: send it with Content-Type: {FORM}")
+            await request.form()  # what cannot be read is a 400 here; the SDK's handler would fall over it
+        return await handler(request)
 
     methods = sorted((route.methods or set()) - {"HEAD"})
     app: ASGIApp = OutageMiddleware(request_response(handle))
@@ -242,14 +241,18 @@ class _Attempt:
         self.client_id = ""
 
     def leads_away(self, url: str) -> bool:
-        """Tell whether an error would send the browser to an address off this machine that no owner ever approved.
+        """Tell whether an error would send the browser off this machine, to where no owner ever let a client in.
 
-        Anyone may register one: this server is not to be the link that leads there (RFC 9700, section 4.11.2).
+        Anyone may register any address: this server is not to be the link that leads there (RFC 9700, section 4.11.2).
+        Which of its addresses a client was let in with is not kept, so one with several origins gets no such redirect.
         """
-        if self._decided or self._client is None or self._client.was_approved:
+        if self._decided or self._client is None:
             return False
         target = urlsplit(url)
-        return target.scheme in ("http", "https") and not is_loopback_host(target.hostname)
+        if target.scheme == "http" and is_loopback_host(target.hostname):
+            return False
+        origins = {urlsplit(str(uri))[:2] for uri in self._client.redirect_uris or ()}
+        return not self._client.was_approved or len(origins) > 1
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
         if len(client_id) > CLIENT_ID_LENGTH or not client_id.isprintable():

@@ -6,6 +6,9 @@ from starlette.datastructures import Headers
 
 from oauth_store.urls import same_resource
 
+FORM = "application/x-www-form-urlencoded"
+"""The one encoding of forms. The other takes a charset from the sender, and so yields text that cannot be encoded."""
+
 
 class ParameterError(Exception):
     """A request cannot be read; the message says why, and quotes nothing."""
@@ -17,7 +20,7 @@ def media_type(headers: Headers) -> str:
 
 
 def single(pairs: Iterable[tuple[str, object]], own_resource: str | None) -> dict[str, str]:
-    """Return the value of each parameter. Uploaded files are none.
+    """Return the value of each parameter.
 
     A parameter that is repeated with the same value is one. Of several resources (RFC 8707, section 2) this server's
     own will do, else the first. Raises `ParameterError` for any other that has two values.

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from oauth_store.answers import error_answer
 from oauth_store.clients import OFFLINE_ACCESS, StoredClient
 from oauth_store.credentials import matches
-from oauth_store.parameters import ParameterError, media_type, single
+from oauth_store.parameters import ParameterError, single
 from oauth_store.urls import same_resource
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 CODE_VERIFIER = r"[A-Za-z0-9._~-]{43,128}"
 """RFC 7636, section 4.1."""
-FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 Admit = Callable[[StoredClient | None], None]
 
 
@@ -114,8 +113,6 @@ class RevokeEndpoint:
             client = _authenticated(await self._provider.get_client(client_id), secret)
         except AuthenticationError as error:
             return _invalid_client(request, error)
-        except TokenError as error:
-            return error_answer(400, error.error, error.error_description)
         presented = form.get("token")
         if not isinstance(presented, str) or not presented:
             return error_answer(400, "invalid_request", "token is missing")
@@ -128,10 +125,8 @@ async def _credentials(request: Request) -> tuple[str, str | None]:
     """Return the client_id and the secret of a request to /token or /revoke (RFC 6749, section 2.3.1).
 
     A secret is taken from the Authorization header or from the body, whichever the client uses. Raises
-    `AuthenticationError`, or `TokenError` where the body is no form.
+    `AuthenticationError`.
     """
-    if media_type(request.headers) not in FORMS:
-        raise TokenError("invalid_request", f"the body is no form: send it with Content-Type: {FORMS[0]}")
     form = await request.form()
     id_in_header, secret_in_header = _basic_credentials(request.headers.get("authorization", ""))
     id_in_body, secret_in_body = form.get("client_id"), form.get("client_secret")

@@ -309,6 +309,7 @@ class TestChanges:
         [
             (answered(b"{"), "it is not JSON"),
             (answered(b"[]"), "it is not a JSON object"),
+            (changed(client_name="half a character: \ud800"), "it is not JSON"),
             (answered(b"", 404), "its host says that there is none (HTTP 404)"),
             (changed(client_name="x" * 6000), "it is larger than 5120 bytes"),
             (changed(client_id="https://client.example/other.json"), "its client_id is not the URL that it is at"),
@@ -446,6 +447,7 @@ class TestBounds:
     ) -> None:
         """Of 40 requests for hosts whose name server is silent four wait; the loop's executor is free for others."""
         monkeypatch.setattr(documents, "FETCH_SECONDS", 60)
+        monkeypatch.setattr(documents, "TURN_SECONDS", 0.5)
         async with running(trusted_proxies=["127.0.0.1"]) as server:
             assert is_code(await authorize(server, host.client_id))
             hung = [
@@ -466,8 +468,11 @@ class TestBounds:
             host.describe(client_id=other)
             assert is_code(await authorize(server, other, x_forwarded_for="198.51.100.1"))
 
-    async def test_one_address_fetches_one_document_at_a_time(self, host: DocumentHost, names: Names) -> None:
-        """A second one for the same address is put off, for another address it is fetched."""
+    async def test_one_address_fetches_one_document_at_a_time(
+        self, host: DocumentHost, names: Names, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A second one for the same address waits, and is put off in the end; for another address it is fetched."""
+        monkeypatch.setattr(documents, "TURN_SECONDS", 0.2)
         async with running(trusted_proxies=["127.0.0.1"]) as server:
             hung = asyncio.create_task(authorize(server, "https://a.hang/client.json", x_forwarded_for="192.0.2.1"))
             await names.asked_for(1)
@@ -476,6 +481,19 @@ class TestBounds:
             assert is_code(await authorize(server, host.client_id, x_forwarded_for="192.0.2.2"))
             names.answering.set()
             assert is_away(await hung)
+
+    async def test_the_second_one_of_an_address_gets_its_turn(
+        self, server: Server, host: DocumentHost, names: Names
+    ) -> None:
+        """Behind a proxy that is not declared all users have one address: they wait for each other, a while."""
+        slow = asyncio.create_task(authorize(server, "https://a.hang/client.json"))
+        await names.asked_for(1)
+        next_one = asyncio.create_task(authorize(server, host.client_id))
+        await asyncio.sleep(0.2)
+        assert not next_one.done()
+        names.answering.set()
+        assert is_away(await slow)
+        assert is_code(await next_one)
 
     async def test_requests_for_one_document_share_its_fetch(self, server: Server, host: DocumentHost) -> None:
         """Many users of one client at the same moment are one request to its host."""
@@ -631,10 +649,15 @@ class TestSSRF:
         self, server: Server, host: DocumentHost, addresses: list[str]
     ) -> None:
         """A name that leads to an address which is not public is refused, and nothing is sent there."""
+        host.addresses[HOSTNAME], good = addresses, host.addresses[HOSTNAME]
         host.public.clear()
-        host.addresses[HOSTNAME] = addresses
         assert is_away(await authorize(server, host.client_id))
         assert host.requests == []
+        host.addresses[HOSTNAME] = good
+        host.public.update(good)
+        other = host.client_id.replace("client.json", "other.json")
+        host.describe(client_id=other)
+        assert is_code(await authorize(server, other)), "one document's trouble is not that of all"
 
     async def test_a_redirect_is_not_followed(self, server: Server, host: DocumentHost) -> None:
         """A host cannot send this server elsewhere."""

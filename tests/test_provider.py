@@ -10,7 +10,7 @@ from fastmcp.server.auth import OAuthProvider
 from fastmcp.server.auth.providers.in_memory import InMemoryOAuthProvider
 from mcp.server.auth.provider import AuthorizeError, RegistrationError, TokenError
 from mcp.server.auth.settings import ClientRegistrationOptions
-from mcp.shared.auth import InvalidScopeError
+from mcp.shared.auth import InvalidScopeError, OAuthClientInformationFull
 from pydantic import AnyUrl
 from sqlalchemy import func, select, update
 
@@ -552,13 +552,34 @@ class TestStoredClient:
         assert client.validate_scope("read write") == ["read", "write"]
         assert client.validate_scope("write unknown") == ["write", "read"]
         assert client.validate_scope(None) == ["read"]
-        added = OwnersClient.model_validate(new_client(scope="read").model_dump())
+
+    @pytest.mark.parametrize("kind", [OwnersClient, OAuthClientInformationFull], ids=["marked", "not yet marked"])
+    async def test_the_owners_list_is_one(
+        self, make_provider: Provider, kind: type[OAuthClientInformationFull]
+    ) -> None:
+        """A client that the owner added has the scopes that the owner named, before and after its first approval."""
+        options = registration_options("read", "write")
+        provider = make_provider(client_registration_options=options, required_scopes=["read"])
+        added = kind.model_validate(new_client(scope="read").model_dump())
         await store_registration(provider._database, added, last_used_at=NEVER)
-        for _ in range(2):  # before and after its first approval, which is stamped over the mark of older releases
+        for _ in range(2):
             client = await provider.get_client(added.client_id)
             assert client is not None
             assert client.validate_scope("read write") == ["read"]
             await authorize(provider, client)
+
+    async def test_the_owner_cannot_name_what_does_not_exist(self, make_provider: Provider) -> None:
+        """Of the owner's list, a client has those scopes that the server has, and no others in their place."""
+        options = registration_options("read", "write")
+        provider = make_provider(client_registration_options=options, required_scopes=["read"])
+        for scope, granted in (("write admin", ["write", "read"]), ("admin", ["read"])):
+            added = OwnersClient.model_validate(new_client(scope=scope).model_dump())
+            await store_registration(provider._database, added, last_used_at=NEVER)
+            client = await provider.get_client(added.client_id)
+            assert client is not None
+            assert client.validate_scope(None) == granted
+            with pytest.raises(InvalidScopeError, match="no scope admin"):
+                client.validate_scope("admin")
 
     @pytest.mark.parametrize(
         ("registered_uri", "asked", "accepted"),
@@ -636,6 +657,15 @@ class TestRedirectUris:
             *("WEBCAL:evil.example", "Ms-Msdt:/id"),
             *("cursor://evil.example:8080/cb", "cursor://ada@evil.example/cb", "cursor:////evil.example/cb"),
             *("cursor:\\\\evil.example\\cb", "cursor:/\\evil.example/cb"),
+            *("googlechrome://evil.example/cb", "googlechromes://evil.example/cb", "x-safari-https://evil.example/cb"),
+            *("touch-https://evil.example", "opera-https://evil.example", "firefox://open-url?x", "firefox-focus://x"),
+            *("googlechrome-x-callback://x-callback-url/open/", "steam://openurl/x", "jnlp:x", "jnlps:x", "onenote:x"),
+            *("ssh2://evil.example", "nfs4://evil.example", "cifs2://evil.example", "afpovertcp://evil.example"),
+            *(
+                "zed://open?url=https://evil.example",
+                "zed://open/https:%2F%2Fevil.example",
+                "zed:open?url=http%3a%2f/x",
+            ),
         ],
     )
     def test_what_is_not(self, uri: str) -> None:

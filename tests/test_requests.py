@@ -19,6 +19,13 @@ def with_settings(**settings: Any) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("server", [settings], indirect=True, ids=["server"])
 
 
+def mistaken(client_id: str, redirect_uri: str, params: dict[str, str]) -> dict[str, str]:
+    """An authorization request with these mistakes, or one that lacks almost everything."""
+    if not params:
+        return {"client_id": client_id, "redirect_uri": redirect_uri}
+    return authorization_request(client_id, redirect_uri=redirect_uri) | params
+
+
 class TestRegistration:
     """Dynamic client registration (RFC 7591)."""
 
@@ -141,15 +148,32 @@ class TestAuthorization:
     async def test_no_error_leads_where_nobody_was_let_in(self, server: Server, params: dict[str, str]) -> None:
         """RFC 9700, section 4.11.2: it is a page, until the owner has approved a request of that client once."""
         client = await server.register(redirect_uris=[EVIL], scope="read")
-        request = authorization_request(client["client_id"], redirect_uri=EVIL) | params
-        if not params:
-            request = {"client_id": client["client_id"], "redirect_uri": EVIL}
+        request = mistaken(client["client_id"], EVIL, params)
         answer = await server.http.get("/authorize", params=request, headers={"accept": "text/html"})
         assert (answer.status_code, "location" in answer.headers) == (400, False)
         assert "This request cannot be answered" in answer.text
         await server.code(client["client_id"], redirect_uri=EVIL)
         answer = await server.http.get("/authorize", params=request)
         assert answer.headers["location"].startswith(f"{EVIL}?error=")
+
+    @pytest.mark.parametrize("params", [{}, {"response_type": "token"}, {"scope": "nonsense"}])
+    @pytest.mark.parametrize("approved", [REDIRECT_URI, "https://good.example/callback"])
+    async def test_an_approval_of_one_address_is_none_of_another(
+        self, server: Server, params: dict[str, str], approved: str
+    ) -> None:
+        """A client that was let in at one origin may have registered another one, to which no error is sent."""
+        client = await server.register(redirect_uris=[approved, EVIL], scope="read")
+        await server.code(client["client_id"], redirect_uri=approved)
+        answer = await server.http.get("/authorize", params=mistaken(client["client_id"], EVIL, params))
+        assert (answer.status_code, "location" in answer.headers) == (400, False)
+
+    async def test_no_error_opens_an_app(self, server: Server) -> None:
+        """A link of an app's own leads off this server as a web address does; loopback is this machine."""
+        app = "com.example.app:/callback"
+        client = await server.register(redirect_uris=[app, REDIRECT_URI], scope="read")
+        for uri, leads in ((app, False), (REDIRECT_URI, True)):
+            answer = await server.http.get("/authorize", params=mistaken(client["client_id"], uri, {}))
+            assert ("location" in answer.headers) == leads
 
 
 class TestToken:
@@ -162,6 +186,15 @@ class TestToken:
             answer = await server.http.post(path, json={"client_id": client["client_id"], "grant_type": "x"})
             assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
             assert "application/x-www-form-urlencoded" in answer.json()["error_description"]
+
+    @pytest.mark.parametrize("charset", ["unicode_escape", "undefined", "utf-7"])
+    @pytest.mark.parametrize("path", ["/authorize", "/token", "/revoke"])
+    async def test_a_form_has_no_charset_of_its_own(self, server: Server, path: str, charset: str) -> None:
+        """The other encoding of forms names one, and yields what cannot be stored: it is none of ours."""
+        body = b'--x\r\nContent-Disposition: form-data; name="client_id"\r\n\r\n\\ud800\r\n--x--\r\n'
+        kind = f"multipart/form-data; boundary=x; charset={charset}"
+        answer = await server.http.post(path, content=body, headers={"content-type": kind})
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
 
     async def test_the_same_resource_twice_is_one(self, server: Server) -> None:
         """Equal ones are one, and one of several that is ours will do."""
