@@ -29,16 +29,14 @@ demo: $(VENV)/installed
 serve: $(VENV)/installed
 	@$(BIN)/python -m examples.serve
 
-# As many processes as there are cores; then, alone, what measures time, from the files that have such tests
-ALONE = -m alone $$(grep -rl pytest.mark.alone tests --include='test_*.py')
+# As many processes as there are cores. What measures how long something takes counts processor time.
+PARALLEL = --numprocesses logical --dist worksteal
 test: $(VENV)/installed-dev
-	$(BIN)/pytest --numprocesses logical --dist worksteal -m "not alone"
-	$(BIN)/pytest $(ALONE)
+	$(BIN)/pytest $(PARALLEL)
 
 coverage: $(VENV)/installed-dev
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses logical --dist worksteal -m "not alone"
-	$(BIN)/coverage run -m pytest $(ALONE)
+	$(BIN)/coverage run -m pytest $(PARALLEL)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

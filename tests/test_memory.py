@@ -318,7 +318,6 @@ class TestCounter:
                         assert memory.version() not in seen | {before}
                         seen.add(memory.version())
 
-    @pytest.mark.alone
     def test_it_never_waits(self, path: str) -> None:
         """While another process holds the file exclusively, the counter is not known, at once."""
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -339,7 +338,7 @@ class TestCounter:
             holder.stdout.readline()
             started = time.perf_counter()
             assert memory.version() is None
-            assert time.perf_counter() - started < 1
+            assert time.perf_counter() - started < 3  # SQLite's own would wait for five seconds
             holder.communicate()
             assert memory.version() is not None
 

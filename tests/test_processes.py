@@ -91,7 +91,6 @@ async def nothing_of_a_revoked_grant_lives(
             assert await rows_of(provider, live) == [], "a successor outlived the revocation"
 
 
-@pytest.mark.alone
 async def test_refreshes_do_not_hold_up_the_loop(database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """64 tasks that do nothing but refresh, in one process, leave a 1 ms ticker its turns."""
     with Child(refresh_with_tasks, database_url, SECONDS / 2, 64) as child:

@@ -193,7 +193,6 @@ ATTACKS: list[Callable[[Target], Awaitable[None]]] = [
 ]
 
 
-@pytest.mark.alone
 async def test_no_request_holds_up_a_connected_client(target: Target, capsys: pytest.CaptureFixture[str]) -> None:
     """While all of this is sent, the loop is never held up for long, nor does the process grow."""
 
