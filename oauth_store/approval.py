@@ -147,7 +147,11 @@ def _leaves_this_machine(request: Request, redirect_uri: str) -> str | None:
     # a dual-stack listener writes IPv4 as ::ffff:127.0.0.1
     if request.client is None or not is_loopback_host(request.client.host.removeprefix("::ffff:")):
         return "it came from another machine"
-    if not is_loopback_host(urlsplit(f"//{request.headers.get('host', '')}").hostname):
+    try:
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:
+        return "its Host header cannot be read"
+    if not is_loopback_host(host):
         return "its Host header is not loopback"
     target = urlsplit(redirect_uri)
     if target.scheme in ("http", "https"):

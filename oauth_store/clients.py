@@ -19,27 +19,28 @@ SCOPES = 100
 """What a registration may have at most."""
 
 _BROWSERS = """
-about blob brave chrome chrome-distiller chrome-extension chrome-search chrome-untrusted data devtools edge extension
-file filesystem firefox firefox-focus googlechrome googlechrome-x-callback googlechromes hcp help its jar javascript
-livescript mhtml mk mocha moz-extension moz-icon opera page-icon res resource safari-extension safari-web-extension
-vbscript view-source vivaldi wyciwyg
+about blob brave chrome chrome-distiller chrome-extension chrome-search chrome-untrusted data ddgquicklink devtools edge
+extension file filesystem firefox firefox-focus googlechrome googlechrome-x-callback googlechromes hcp help its jar
+javascript livescript mhtml mk mocha moz-extension moz-icon opera page-icon puffin res resource safari-extension
+safari-web-extension ucbrowser vbscript view-source vivaldi wyciwyg yandexbrowser yandexbrowser-open-url
 """  # their own pages, and what runs or shows the rest of the URI
 _WEB = """
-apt dweb feed flatpak git http https ipfs ipns itpc jnlp jnlps pcast podcast snap svn web webcal webcals ws wss
+apt cabal dat did doi dweb ext feed flatpak git gs http https hyper ipfs ipns itpc jnlp jnlps pcast podcast s3 snap ssb
+svn vlc web webcal webcals ws wss
 """  # what is fetched as the web is: a calendar, a feed, a package
 _PROTOCOLS = """
-acap afp afpovertcp afs amqp amqps cifs cifs2 coap coaps cvs dav davs dict dns ed2k finger fish ftp ftps gemini gopher
-gophers iax icap imap imaps ipp ipps irc irc6 ircs jdbc jms ldap ldapi ldaps mms mmsh mmst mongodb mqtt mqtts mysql news
-nfs nfs4 nntp nntps pop pop3 pops postgres postgresql rdp redis rediss rlogin rmi rsync rtmp rtmps rtmpt rtsp rtsps
-rtspu scp sftp sieve smb smtp smtps snews snmp spice ssh ssh2 stun stuns tcp telnet tftp tn3270 turn turns udp vnc wais
-webdav webdavs whois xmlrpc.beep z39.50 z39.50r z39.50s
+acap afp afpovertcp afs amqp amqps cifs cifs2 coap coaps cvs dav davs dict dns ed2k eppc finger fish ftp ftpes ftps
+gemini gopher gophers iax icap imap imaps ipp ipps irc irc6 ircs jdbc jms ldap ldapi ldaps mms mmsh mmst mongodb mqtt
+mqtts mysql news nfs nfs4 nntp nntps pop pop3 pops postgres postgresql rdp redis rediss rlogin rmi rsync rtmp rtmps
+rtmpt rtsp rtsps rtspu scp sftp sftp3 sieve smb smb2 smtp smtps snews snmp spice ssh ssh2 stun stuns tcp telnet tftp
+tn3270 turn turns udp vnc wais webdav webdavs whois xmlrpc.beep z39.50 z39.50r z39.50s
 """  # they reach the host that the authority names
 _SYSTEMS = """
 android-app app-prefs app-settings applescript bitcoin callto cid content ethereum facetime facetime-audio geo ghelp im
-imessage info intent itms itms-apps itms-appss itms-services lightning magnet mailto man maps market message mid
-microsoft-edge modem monero nfc onenote package payto pkcs11 pres prefs search search-ms service shell shortcuts sip
-sips skype sms smsto steam tel tg tip trash upi urlto vnd.youtube whatsapp windowsdefender wtai x-man-page
-x-apple.systempreferences xmpp
+imessage info intent itms itms-apps itms-appss itms-services itmss lightning macappstore macappstores magnet mailto man
+maps market matrix message microsoft-edge mid modem monero nfc onenote openpgp4fpr package payto pkcs11 prefs pres
+search search-ms service shell shortcuts sip sips skype sms smsto steam tel telprompt tg tip trash upi urlto urn
+vnd.youtube whatsapp windowsdefender wtai x-apple.systempreferences x-man-page xmpp
 """  # a message, a call, a payment, a search, a setting
 FOREIGN_SCHEMES = frozenset(f"{_BROWSERS} {_WEB} {_PROTOCOLS} {_SYSTEMS}".split())
 """Schemes that are no application's own (RFC 8252, section 7.1): a code that is sent there goes to another machine, or
@@ -74,8 +75,6 @@ class Standing:
     scopes: ServerScopes = ServerScopes()
     limited: bool = False
     """Whether the scopes that it registered are all that it may have, as of a client that the owner added by hand."""
-    approved: bool = False
-    """Whether the owner has approved a grant of it."""
 
 
 class OwnersClient(OAuthClientInformationFull):
@@ -110,10 +109,6 @@ class StoredClient(OAuthClientInformationFull):
     def secret_hash(self) -> bytes | None:
         return self._standing.secret_hash
 
-    @property
-    def was_approved(self) -> bool:
-        return self._standing.approved
-
     def validate_scope(self, requested_scope: str | None) -> list[str] | None:
         """Return the scopes to grant (RFC 6749, section 3.3): what was asked for, less what this client cannot have.
 
@@ -121,7 +116,7 @@ class StoredClient(OAuthClientInformationFull):
         those that the client registered; of these, a client that the owner added by hand can have those that the owner
         named. A request that names none, or `offline_access` alone, gets what the client registered, else the usual
         ones. The required ones are always among them: a token without them is refused by every request. Raises
-        `InvalidScopeError` where scopes were asked for, and none of them can be granted.
+        `InvalidScopeError` where scopes were asked for or named by the owner, and none of them can be granted.
         """
         own = dict.fromkeys((self.scope or "").split())
         required, usual = self._standing.scopes.required, self._standing.scopes.usual
@@ -129,6 +124,8 @@ class StoredClient(OAuthClientInformationFull):
         listed = dict.fromkeys([*own, *usual]) if valid is None else valid
         if self._standing.limited and own:
             listed = {scope: None for scope in own if scope in listed}
+            if not listed:
+                raise InvalidScopeError("this server has none of the scopes that its owner named for this client")
         known = {**dict.fromkeys(required), **listed}
         asked = dict.fromkeys((requested_scope or "").split())
         wanted = [scope for scope in asked if scope != OFFLINE_ACCESS]
@@ -153,6 +150,11 @@ class StoredClient(OAuthClientInformationFull):
         raise InvalidRedirectUriError("redirect_uri is not registered for this client")
 
 
+def is_scope(text: str) -> bool:
+    """Tell whether a word can be a scope (RFC 6749, section 3.3)."""
+    return re.fullmatch(r"[!#-\[\]-~]+", text) is not None
+
+
 def check_redirect_uris(client: OAuthClientInformationFull) -> None:
     """Raise `RegistrationError` unless codes may be sent to every redirect URI of a registration.
 
@@ -164,8 +166,11 @@ def check_redirect_uris(client: OAuthClientInformationFull) -> None:
         raise RegistrationError("invalid_redirect_uri", "redirect_uris is missing")
     if len(client.redirect_uris) > REDIRECT_URIS:
         raise RegistrationError("invalid_redirect_uri", f"there are more than {REDIRECT_URIS} redirect URIs")
-    if len((client.scope or "").split()) > SCOPES:
+    scopes = (client.scope or "").split()
+    if len(scopes) > SCOPES:
         raise RegistrationError("invalid_client_metadata", f"there are more than {SCOPES} scopes")
+    if not all(map(is_scope, scopes)):
+        raise RegistrationError("invalid_client_metadata", "scope has a character that no scope may have")
     for uri in client.redirect_uris:
         parts = urlsplit(str(uri))
         if parts.fragment or str(uri).endswith("#"):
@@ -194,7 +199,7 @@ def foreign(uri: SplitResult) -> str | None:
         return "a link of an app's own has a user or a port"
     if uri.path.startswith("//") or "\\" in uri.path:
         return "a link of an app's own has a second host in its path"
-    if "://" in unquote(f"{uri.path}?{uri.query}"):
+    if re.search(r"[/\\]{2}", unquote(f"{uri.path}?{uri.query}")):
         return "a link of an app's own has a URL in it"
     return None
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -32,6 +33,8 @@ FETCHES = 4
 """How many documents a provider fetches at the same time."""
 TURN_SECONDS = 10.0
 """How long a request waits for its turn where as many fetches are under way as there may be."""
+WAITING = 50
+"""How many requests wait for their turn at most."""
 BUSY_SECONDS = 5
 """After which to try again where its turn did not come."""
 FAILURE_SECONDS = 60
@@ -92,8 +95,6 @@ class _Fetch:
 
     address: str
     client: Future[OAuthClientInformationFull]
-    end: Future[None]
-    """Done, without a result or an error, when its turn is over."""
 
 
 class MetadataDocuments:
@@ -109,6 +110,8 @@ class MetadataDocuments:
         self._failures: dict[str, float] = {}
         """By client_id, or by host where that has no address to ask: until when not to ask again."""
         self._under_way: dict[str, _Fetch] = {}
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        """For the end of a fetch, any one."""
 
     def names(self, client_id: str) -> bool:
         """Tell whether a client_id is the URL of a document: https, with a path, without fragment, user or dots.
@@ -126,16 +129,14 @@ class MetadataDocuments:
 
         Raises `InvalidDocumentError`, or `DocumentUnavailableError` where the document cannot be had now.
         """
-        kept = self._kept.get(client_id)
-        if kept is not None and time.time() < kept.fresh_until:
-            return kept.client.model_copy()
-        self._check_failures(client_id)
         try:
-            fetch = await asyncio.wait_for(self._turn(client_id, kept, address), TURN_SECONDS)
+            known = await asyncio.wait_for(self._known_or_under_way(client_id, address), TURN_SECONDS)
         except TimeoutError:
             raise DocumentUnavailableError("too many documents are being fetched", BUSY_SECONDS) from None
+        if not isinstance(known, _Fetch):
+            return known.model_copy()
         try:
-            client = await asyncio.wait_for(asyncio.wrap_future(fetch.client), FETCH_SECONDS)
+            client = await asyncio.wait_for(asyncio.wrap_future(known.client), FETCH_SECONDS)
         except TimeoutError:
             raise self._failed(client_id, f"no answer after {FETCH_SECONDS:g} s") from None
         return client.model_copy()
@@ -150,21 +151,32 @@ class MetadataDocuments:
         _remember(self._failures, key, time.time() + FAILURE_SECONDS, KEPT_FAILURES)
         return DocumentUnavailableError(str(reason), FAILURE_SECONDS)
 
-    async def _turn(self, client_id: str, kept: _Kept | None, address: str) -> _Fetch:
-        """Return the fetch of a document that is under way, or start one as soon as there is room for it."""
-        while (fetch := self._under_way.get(client_id)) is None:
-            under_way = list(self._under_way.values())  # threads take theirs out
-            in_the_way = [fetch for fetch in under_way if fetch.address == address]
-            if not in_the_way and len(under_way) < FETCHES:
-                return self._start(client_id, kept, address)
-            ends = [asyncio.wrap_future(fetch.end) for fetch in in_the_way or under_way]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        return fetch
+    async def _known_or_under_way(self, client_id: str, address: str) -> OAuthClientInformationFull | _Fetch:
+        """Return a client that is kept; or the fetch that is under way, or one that is started when there is room."""
+        loop = asyncio.get_running_loop()
+        while True:
+            waiter = loop, loop.create_future()
+            self._waiting.append(waiter)  # before the look: threads end while it is taken
+            try:
+                kept = self._kept.get(client_id)
+                if kept is not None and time.time() < kept.fresh_until:
+                    return kept.client
+                self._check_failures(client_id)
+                under_way = dict(self._under_way)
+                if client_id in under_way:
+                    return under_way[client_id]
+                of_address = [fetch for fetch in under_way.values() if fetch.address == address]
+                if not of_address and len(under_way) < FETCHES:
+                    return self._start(client_id, kept, address)
+                if len(self._waiting) > WAITING:
+                    raise DocumentUnavailableError("too many documents are being fetched", BUSY_SECONDS)
+                await waiter[1]
+            finally:
+                self._waiting.remove(waiter)
 
     def _start(self, client_id: str, kept: _Kept | None, address: str) -> _Fetch:
-        fetch = _Fetch(address, Future(), Future())
-        for future in (fetch.client, fetch.end):  # a request that waits no longer must not end it for the others
-            future.set_running_or_notify_cancel()
+        fetch = _Fetch(address, Future())
+        fetch.client.set_running_or_notify_cancel()  # a request that waits no longer must not end it for the others
         self._under_way[client_id] = fetch
         try:
             threading.Thread(target=self._run, args=(client_id, kept, fetch), daemon=True).start()
@@ -183,10 +195,16 @@ class MetadataDocuments:
         else:
             self._under_way.pop(client_id)
             fetch.client.set_result(client)
-        fetch.end.set_result(None)
+        for loop, end in list(self._waiting):
+            with suppress(RuntimeError):  # that loop is closed
+                loop.call_soon_threadsafe(_wake, end)
 
     def _client(self, client_id: str, kept: _Kept | None) -> OAuthClientInformationFull:
-        retrieved = asyncio.run(self._retrieve(client_id, kept))
+        try:
+            with asyncio.Runner() as runner:
+                retrieved = runner.run(self._retrieve(client_id, kept))
+        except (OSError, RuntimeError) as error:  # no file descriptor is left, or no thread
+            raise self._failed(client_id, error) from error
         for key in (client_id, urlsplit(client_id).netloc):
             self._failures.pop(key, None)
         if retrieved.lifetime < 0:
@@ -219,8 +237,6 @@ class MetadataDocuments:
             raise self._failed(client_id, error) from error
         except (ValueError, httpx2.InvalidURL) as error:  # a port or a name that cannot be
             raise InvalidDocumentError("its URL cannot be read") from error
-        except OSError as error:  # of the certificates
-            raise self._failed(client_id, error) from error
         now = time.time()
         lifetime = _lifetime(response.headers, now)
         if kept is not None and response.status_code == 304:
@@ -327,7 +343,12 @@ def _validators(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers that ask whether a document has changed (RFC 9110, section 13.1)."""
     named = {name.lower(): value for name, value in headers.items()}
     pairs = (("If-None-Match", "etag"), ("If-Modified-Since", "last-modified"))
-    return {condition: named[header] for condition, header in pairs if header in named}
+    return {condition: named[header] for condition, header in pairs if header in named and named[header].isascii()}
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _remember(known: dict[str, Any], key: str, value: object, most: int) -> None:

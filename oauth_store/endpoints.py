@@ -24,11 +24,11 @@ from starlette.types import ASGIApp
 from oauth_store.answers import error_answer
 from oauth_store.approval import AutoApproval, current_request
 from oauth_store.browser import REQUEST_COOKIE_SECONDS, Cookies, request_cookie
-from oauth_store.clients import OFFLINE_ACCESS, SCOPES, StoredClient
+from oauth_store.clients import OFFLINE_ACCESS, SCOPES
 from oauth_store.documents import DocumentError, DocumentUnavailableError
 from oauth_store.errors import OAuthStoreError
 from oauth_store.floods import FloodMiddleware, OverLimitError, too_many
-from oauth_store.middleware import NoStoreMiddleware, OutageMiddleware, ProblemPages
+from oauth_store.middleware import CookieLimitMiddleware, NoStoreMiddleware, OutageMiddleware, ProblemPages
 from oauth_store.models import CLIENT_ID_LENGTH
 from oauth_store.pages import wants_page
 from oauth_store.parameters import FORM, ParameterError, media_type, single
@@ -73,7 +73,7 @@ def replace_routes(provider: "SQLAlchemyOAuthProvider", routes: list[Route]) -> 
 
 
 def _page(provider: "SQLAlchemyOAuthProvider", route: Route) -> Route:
-    app = OutageMiddleware(RequestBodyLimitMiddleware(route.app, BODY_BYTES))
+    app = OutageMiddleware(CookieLimitMiddleware(RequestBodyLimitMiddleware(route.app, BODY_BYTES)))
     return Route(route.path, endpoint=ProblemPages(app, provider), methods=sorted((route.methods or set()) - {"HEAD"}))
 
 
@@ -81,6 +81,8 @@ def _route(
     provider: "SQLAlchemyOAuthProvider", route: Route, handler: Callable[[Request], Awaitable[Response]], cors: bool
 ) -> Route:
     async def handle(request: Request) -> Response:
+        if request.method == "OPTIONS":  # a preflight has its answer already
+            return Response(status_code=204, headers={"Allow": ", ".join(methods)})
         if request.method == "POST" and route.path != "/register":
             if media_type(request.headers) != FORM:
                 return error_answer(400, "invalid_request", f"the body is no form: send it with Content-Type: {FORM}")
@@ -189,7 +191,7 @@ class _AuthorizeEndpoint:
 
     async def _fields(self, request: Request) -> dict[str, str]:
         """Return the parameters of a request. Raises `ParameterError` where they are more than anyone needs."""
-        parameters = request.query_params if request.method == "GET" else await request.form()
+        parameters = await request.form() if request.method == "POST" else request.query_params
         fields = single(parameters.multi_items(), self._provider._own_resource)
         scope = fields.get("scope", "")
         if len(scope) > SCOPE_LENGTH or len(scope.split()) > SCOPES:
@@ -235,31 +237,24 @@ class _Attempt:
 
     def __init__(self, provider: "SQLAlchemyOAuthProvider") -> None:
         self._provider = provider
-        self._client: StoredClient | None = None
         self._decided = False
         self.unknown_client = False
         self.client_id = ""
 
     def leads_away(self, url: str) -> bool:
-        """Tell whether an error would send the browser off this machine, to where no owner ever let a client in.
+        """Tell whether an error would send the browser off this machine before the owner was asked.
 
         Anyone may register any address: this server is not to be the link that leads there (RFC 9700, section 4.11.2).
-        Which of its addresses a client was let in with is not kept, so one with several origins gets no such redirect.
         """
-        if self._decided or self._client is None:
-            return False
         target = urlsplit(url)
-        if target.scheme == "http" and is_loopback_host(target.hostname):
-            return False
-        origins = {urlsplit(str(uri))[:2] for uri in self._client.redirect_uris or ()}
-        return not self._client.was_approved or len(origins) > 1
+        return not self._decided and not (target.scheme == "http" and is_loopback_host(target.hostname))
 
     async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
         if len(client_id) > CLIENT_ID_LENGTH or not client_id.isprintable():
             raise _NoClientIdError
         self.client_id = client_id
         client = await self._watched(self._provider.find_client(client_id))
-        self._client, self.unknown_client = client, client is None
+        self.unknown_client = client is None
         return client
 
     async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:

@@ -23,6 +23,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _WITH_PORT = re.compile(r"\[([^]]+)\](?::\d+)?|([\d.]+):\d+")
+PROXIES = 20
+"""A request has come through at most; each is an address to read."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -145,7 +147,7 @@ class FloodGuard:
         said = request.client.host if request.client else ""
         address = ip_address(said)
         lines = ",".join(request.headers.getlist("x-forwarded-for"))
-        forwarded = [part.strip() for part in lines.split(",") if part.strip()]
+        forwarded = [part.strip() for part in lines.rsplit(",", PROXIES)[-PROXIES:] if part.strip()]
         while forwarded and self._is_trusted(address):
             said = forwarded.pop()
             address = ip_address(said)

@@ -40,7 +40,7 @@ from oauth_store.approval import (
     default_approval,
 )
 from oauth_store.browser import Cookies, request_cookie
-from oauth_store.clients import OFFLINE_ACCESS, ServerScopes, Standing, StoredClient, is_owners
+from oauth_store.clients import OFFLINE_ACCESS, ServerScopes, Standing, StoredClient, is_owners, is_scope
 from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id, seal
 from oauth_store.database import Database, flow_step
@@ -184,10 +184,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         if row is None or row.client_id != client_id:  # MariaDB pads: 'abc ' equals 'abc'
             return None
         limited = row.last_used_at == NEVER or is_owners(row.client_metadata)
-        return self._client(row, limited=limited, approved=row.last_used_at is not None)
+        return self._client(row, limited=limited)
 
-    def _client(self, row: Row[Any], *, limited: bool = False, approved: bool = False) -> StoredClient:
-        standing = Standing(row.client_secret_hash, self._scopes, limited, approved)
+    def _client(self, row: Row[Any], *, limited: bool = False) -> StoredClient:
+        standing = Standing(row.client_secret_hash, self._scopes, limited)
         return StoredClient.load(row.client_metadata, standing)
 
     def _presented(
@@ -633,7 +633,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     def _is_valid(self, scope: str) -> bool:
         valid = self._registration_options.valid_scopes
-        return valid is None or scope in valid or scope == OFFLINE_ACCESS
+        return is_scope(scope) and (valid is None or scope in valid or scope == OFFLINE_ACCESS)
 
     @property
     def scopes_supported(self) -> list[str]:

@@ -31,6 +31,7 @@ async def _serve_and_tick(pipe: Connection, database: str, port: int) -> None:
         base_url=f"http://127.0.0.1:{port}",
         approval=PasswordApproval(users=USERS),
         rate_limits=NO_LIMITS,
+        trusted_proxies=["127.0.0.1", "10.0.0.0/8", "fe80::/10"],
     )
     mcp = wiki(provider)
     longest = 0.0

@@ -131,6 +131,16 @@ class TestLoopbackOnly:
         assert answer.json()["error"] == "access_denied"
         assert "its redirect URI" in caplog.text
 
+    @pytest.mark.parametrize("host", ["[", "[::1", "a]b"])
+    async def test_a_host_that_cannot_be_read(self, host: str) -> None:
+        """A broken Host header is not loopback's, and no error of the server."""
+        async with running(approval=None) as server:
+            client_id = (await server.register())["client_id"]
+            answer = await server.http.get(
+                "/authorize", params=authorization_request(client_id), headers={"host": host}
+            )
+        assert query_of(answer.headers["location"])["error"] == "access_denied"
+
     async def test_ipv4_on_a_dual_stack_listener_is_this_machine(self) -> None:
         """A peer called ::ffff:127.0.0.1 is 127.0.0.1."""
         async with SQLAlchemyOAuthProvider(":memory:", base_url="http://127.0.0.1:8000") as provider:

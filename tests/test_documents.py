@@ -15,6 +15,7 @@ from fastmcp.server.auth import ssrf
 
 from oauth_store import RateLimits, documents
 from oauth_store.doctor_documents import examine_documents
+from tests.chaos import NO_LIMITS
 from tests.clients.apps import ANSWER, KINDS, Outcome, make_app
 from tests.clocks import turned
 from tests.documents import HOSTNAME, REVALIDATE, Answer, DocumentHost
@@ -141,6 +142,13 @@ class TestCache:
         with turned(61):
             assert is_code(await authorize(server, host.client_id, moved))
             assert not is_code(await authorize(server, host.client_id))
+
+    async def test_a_validator_that_cannot_be_sent_is_none(self, server: Server, host: DocumentHost) -> None:
+        """An ETag may have any byte (RFC 9110, section 8.8.3); a request that repeats it may not."""
+        for header in ("etag", "last-modified"):
+            host.describe(cache=REVALIDATE | {header: '"\xe9"'})
+            for _ in range(3):
+                assert is_code(await authorize(server, host.client_id))
 
     @pytest.mark.parametrize("directive", ["no-store", "no-cache", "max-age=0"])
     async def test_what_must_not_be_kept_is_fetched_each_time(
@@ -481,6 +489,46 @@ class TestBounds:
             assert is_code(await authorize(server, host.client_id, x_forwarded_for="192.0.2.2"))
             names.answering.set()
             assert is_away(await hung)
+
+    async def test_what_became_known_meanwhile_is_not_asked_for(
+        self, server: Server, host: DocumentHost, names: Names
+    ) -> None:
+        """Twelve documents of one name that has no address are one question to the name server."""
+        ids = [f"https://a.hang/{number}.json" for number in range(12)]
+        asking = [asyncio.create_task(authorize(server, client_id)) for client_id in ids]
+        await names.asked_for(1)
+        names.answering.set()
+        assert all(is_away(answer) for answer in await asyncio.gather(*asking))
+        assert names.asked == ["a.hang"]
+
+    async def test_not_everybody_may_wait(
+        self, host: DocumentHost, names: Names, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fifty requests, here five, wait for their turn; the others are put off at once."""
+        monkeypatch.setattr(documents, "WAITING", 5)
+        async with running(rate_limits=NO_LIMITS) as server:
+            ids = [f"https://a.hang/{number}.json" for number in range(30)]
+            asking = [asyncio.create_task(authorize(server, client_id)) for client_id in ids]
+            for answer in islice(asyncio.as_completed(asking), 24):
+                assert is_away(await answer)
+            assert sum(task.done() for task in asking) == 24  # one is fetched
+            assert len(names.asked) == 1
+            names.answering.set()
+            await asyncio.gather(*asking)
+
+    async def test_a_fetch_without_a_file_descriptor(
+        self, server: Server, host: DocumentHost, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What the system refuses for want of descriptors or threads is a 503, as what the network refuses."""
+
+        def runner() -> None:
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "Runner", runner)
+            assert is_away(await authorize(server, host.client_id))
+        with turned(61):
+            assert is_code(await authorize(server, host.client_id))
 
     async def test_the_second_one_of_an_address_gets_its_turn(
         self, server: Server, host: DocumentHost, names: Names

@@ -102,7 +102,7 @@ class TestWhatIsShown:
         page = await browser.open(
             await wiki.authorize_url(
                 client_name=script,
-                scope="<img/src=x/onerror=alert(1)> \"'><b>",
+                scope="<img/src=x/onerror=alert(1)> '><b>",
                 redirect_uris=[AnyUrl(f"https://evil.example/{script}")],
             )
         )

@@ -181,6 +181,24 @@ async def texts(target: Target) -> None:
         assert answer.status_code == 400
 
 
+async def quoted_cookies(target: Target) -> None:
+    """Cookies that are all escapes (a sibling of A6)."""
+    for escape in ('\\"', "\\000"):
+        cookie = {"cookie": f'a="{escape * (62_000 // len(escape))}"'}
+        for path in ("/apps", "/consent"):
+            answer = await target.http.get(path, headers=cookie)
+            assert answer.status_code == 400
+
+
+async def many_addresses(target: Target) -> None:
+    """A header of a proxy, of thousands of entries (a sibling of A2)."""
+    for entry in ("10.0.0.1,", "fe80::1%a,"):
+        forwarded = {"x-forwarded-for": entry * (60_000 // len(entry))}
+        for _ in range(3):
+            answer = await target.http.post("/register", json=REGISTRATION, headers=forwarded)
+            assert answer.status_code == 201
+
+
 ATTACKS: list[Callable[[Target], Awaitable[None]]] = [
     many_scopes,
     long_addresses,
@@ -190,6 +208,8 @@ ATTACKS: list[Callable[[Target], Awaitable[None]]] = [
     many_marks,
     junk,
     texts,
+    quoted_cookies,
+    many_addresses,
 ]
 
 
