@@ -5,9 +5,11 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,11 @@ async def nasty(tmp_path: Path) -> str:
     """A database whose client, subject and scopes hold everything that a terminal could be fooled with."""
     path = str(tmp_path / "oauth.db")
     async with provider_on(path) as provider:
-        client = await registered(
-            provider, client_id=f"id{NASTY}", client_name=NASTY, scope=f"read a{NASTY.split()[0]}"
-        )
-        await sign_in(provider, client, scopes=["read", f"a{NASTY.split()[0]}"])
+        client = await registered(provider, client_id=f"id{NASTY}", client_name=NASTY)
+        await sign_in(provider, client)
+    with closing(sqlite3.connect(path)) as file:  # as releases before this one let scopes in
+        file.execute("UPDATE oauth_tokens SET scopes = ?", [f"read a{NASTY.split()[0]}"])
+        file.commit()
     return path
 
 

@@ -34,15 +34,23 @@ def typed(directory: Path, *answers: str | int) -> tuple[int, str, str]:
     on_terminal, output = Path(os.ttyname(its_side)), directory / "output"
     streams = [on_terminal, output, on_terminal]  # getpass asks on the terminal, and not on standard output
     process = fork(main, ["oauth-store", "hash-password"], environment_for(None), streams)
+
+    def press(answer: str | int) -> None:
+        if isinstance(answer, int):
+            os.kill(int(process.pid or 0), answer)
+        else:
+            os.write(terminal, answer.encode())
+
     try:
         shown = ""
         for answer in answers:
             shown += read_terminal(terminal, until=": ")
-            if isinstance(answer, int):
-                os.kill(int(process.pid or 0), answer)
-            else:
-                os.write(terminal, answer.encode())
-        process.join(SECONDS)
+            press(answer)
+        deadline = time.monotonic() + SECONDS
+        while process.is_alive() and time.monotonic() < deadline:
+            process.join(1)
+            if process.is_alive() and answers[-1] in ("\x03", signal.SIGINT):
+                press(answers[-1])  # Python misses one between its last look for signals and the read that waits
         os.close(its_side)
         shown += read_terminal(terminal)
     finally:
