@@ -47,7 +47,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     directory = getattr(item, "funcargs", {}).get("tmp_path")
     if report.failed and directory is not None:
-        for path in sorted(directory.rglob("*")):
+        for path in sorted(path for path in directory.rglob("*") if path.is_file()):
             if path.suffix in (".log", ".out", ".err") or path.name == "log":
                 report.sections.append((path.name, path.read_text(errors="replace")[-LOG_CHARACTERS:]))
     return report

@@ -28,7 +28,7 @@ SUITE_SECONDS = 3600
 """How long the whole suite may take, with --all."""
 LEAVE_SECONDS = 30
 """How long pytest may take to leave once it was told to: it has servers to stop."""
-LINKED = ("tests/clients/node_modules",)
+LINKED = ("tests/clients/node_modules", "tests/clients/agents/node_modules")
 """What is built once in a checkout, too large to copy."""
 
 

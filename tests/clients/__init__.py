@@ -22,52 +22,53 @@ def need_clients() -> str:
 
     Without it the test is skipped; with OAUTH_STORE_TEST_REQUIRE_NODE=1, as in CI, it fails.
     """
-    _need(_missing_clients())
+    need(missing_packages(DIRECTORY), "OAUTH_STORE_TEST_REQUIRE_NODE")
     return str(shutil.which("node"))
 
 
 def need_conformance_suite() -> list[str]:
     """Return the command of the conformance suite, which needs a newer node than the clients do."""
-    _need(_missing_clients() or _missing_node22())
+    need(missing_packages(DIRECTORY) or _missing_node22(), "OAUTH_STORE_TEST_REQUIRE_NODE")
     suite = NODE_MODULES / "@modelcontextprotocol" / "conformance"
     script = json.loads((suite / "package.json").read_text())["bin"]["conformance"]
     return [str(_node22()), str(suite / script)]
 
 
-def _need(missing: str | None) -> None:
+def need(missing: str | None, required: str) -> None:
+    """Skip the test if something is missing; fail it where the environment variable `required` is 1."""
     if missing is None:
         return
-    if os.environ.get("OAUTH_STORE_TEST_REQUIRE_NODE") == "1":
+    if os.environ.get(required) == "1":
         pytest.fail(missing)
     pytest.skip(missing)
 
 
 @functools.cache
-def _missing_clients() -> str | None:
-    """Install what package-lock.json names, unless it is there. Return what kept it from being installed."""
+def missing_packages(directory: Path) -> str | None:
+    """Install what its package-lock.json names, unless it is there. Return what kept it from being installed."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         return "no node and npm here: the JavaScript clients cannot run"
     if _major(node) < 20:
         return f"{node} is older than node 20, which the JavaScript clients need"
-    wanted = (DIRECTORY / "package-lock.json").read_bytes()
-    installed = NODE_MODULES / ".installed"
-    directory = os.open(DIRECTORY, os.O_RDONLY)
+    wanted = (directory / "package-lock.json").read_bytes()
+    installed = directory / "node_modules" / ".installed"
+    lock = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX)  # another run of the tests may be installing
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run of the tests may be installing
         if installed.exists() and installed.read_bytes() == wanted:
             return None
         done = subprocess.run(
-            [npm, "ci"], cwd=DIRECTORY, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+            [npm, "ci"], cwd=directory, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
         )
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if line.startswith("npm error")]
-            return f"npm ci failed in {DIRECTORY}: {' '.join(errors[:4])}"
+            return f"npm ci failed in {directory}: {' '.join(errors[:4])}"
         installed.write_bytes(wanted)
     except subprocess.TimeoutExpired:
-        return f"npm ci took more than {INSTALL_SECONDS} s in {DIRECTORY}"
+        return f"npm ci took more than {INSTALL_SECONDS} s in {directory}"
     finally:
-        os.close(directory)
+        os.close(lock)
     return None
 
 
