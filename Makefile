@@ -34,10 +34,9 @@ PARALLEL = --numprocesses logical --dist worksteal
 test: $(VENV)/installed-dev
 	$(BIN)/pytest $(PARALLEL)
 
-# Under coverage, the model of the refresh takes longer than all other tests together.
 coverage: $(VENV)/installed-dev
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(PARALLEL) --deselect tests/test_state_machine.py
+	$(BIN)/coverage run -m pytest $(PARALLEL)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import signal
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +71,9 @@ class TypeScriptApp(App):
         self._stored = directory / "client.json"
         self._command = [
             need_clients(),
+            "--report-on-signal",
+            f"--report-directory={directory}",
+            "--report-filename=node.json",
             str(CLIENT),
             version,
             url,
@@ -89,6 +94,9 @@ class TypeScriptApp(App):
         finally:
             if not output:
                 print(f"{' '.join(self._command)} gave no answer")
+                for task in asyncio.all_tasks():  # the server's, where it runs in this process
+                    task.print_stack(file=sys.stdout)
+                await self._report(process)
             if process.returncode is None:
                 process.kill()
             _, errors = await process.communicate()
@@ -100,6 +108,15 @@ class TypeScriptApp(App):
         """Start the application. It calls a tool for every line that it gets."""
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, stderr=pipe)
+
+    async def _report(self, process: asyncio.subprocess.Process) -> None:
+        """Let node say what it waits for."""
+        if process.returncode is None:
+            process.send_signal(signal.SIGUSR2)
+            await asyncio.sleep(2)
+        for report in self._stored.parent.glob("node*.json"):
+            said = json.loads(report.read_text())
+            print(json.dumps({name: said.get(name) for name in ("javascriptStack", "libuv")}, indent=1))
 
     async def client(self) -> OAuthClientInformationFull:
         return OAuthClientInformationFull.model_validate(json.loads(self._stored.read_text())["client"])
