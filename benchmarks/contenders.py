@@ -9,8 +9,9 @@ from fastmcp.server.auth import OAuthProvider
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
-from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider, grants
+from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
+from oauth_store.flows import tokens as grants
 from tests.flows import BASE_URL, authorization_params, query_of, redeem, refresh
 from tests.workers import settle
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from sqlalchemy import Table, insert
 
-from oauth_store import schema
 from oauth_store.credentials import hash_secret, mint, mint_grant_id, seal
-from oauth_store.database import Database
-from oauth_store.models import ACCESS, REFRESH, SESSION, clients, codes, tokens
+from oauth_store.database import schema
+from oauth_store.database.models import ACCESS, REFRESH, SESSION, clients, codes, tokens
+from oauth_store.database.store import Database
 
 GRANTS_PER_CLIENT = 10
 ROWS_PER_TRANSACTION = 20_000

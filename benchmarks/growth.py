@@ -13,8 +13,8 @@ from benchmarks.contenders import Provider, new_provider
 from benchmarks.databases import new_file
 from benchmarks.steps import REFRESH, VERIFY_ANEW, Grants
 from benchmarks.timing import Measure, take_turns
-from oauth_store.models import ACCESS
-from oauth_store.models import REFRESH as REFRESH_TOKEN
+from oauth_store.database.models import ACCESS
+from oauth_store.database.models import REFRESH as REFRESH_TOKEN
 from tests.flows import RESOURCE
 
 CLIENTS = 100

@@ -13,9 +13,11 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.expression import ClauseElement
 
 from benchmarks.contenders import Contender
-from oauth_store import authorizations, grants, provider
+from oauth_store import provider
 from oauth_store.credentials import hash_secret
-from oauth_store.models import ACCESS, REFRESH, tokens
+from oauth_store.database.models import ACCESS, REFRESH, tokens
+from oauth_store.flows import authorization as authorizations
+from oauth_store.flows import tokens as grants
 from tests.flows import REDIRECT_URI, RESOURCE
 
 REPLAY_BYTES = 12 + 101 + 16  # of a nonce, two tokens and a space between them, and a tag

@@ -16,11 +16,11 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
-from oauth_store.engines import create_engine, create_file, database_url, display_name, is_memory
+from oauth_store.database.engines import create_engine, create_file, database_url, display_name, is_memory
+from oauth_store.database.models import Base
+from oauth_store.database.schema import EMPTY, VERSION_TABLE, VS2, begin_immediate, check, explained, found, lock
+from oauth_store.database.sqlite import BUSY_TIMEOUT_SECONDS
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
-from oauth_store.models import Base
-from oauth_store.schema import EMPTY, VERSION_TABLE, VS2, begin_immediate, check, explained, found, lock
-from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
 
 
 def include_name(name: str | None, kind: str, _parents: object) -> bool:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from oauth_store.approval import Approval, AuthorizationRequest, AutoApproval
     from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
-    from oauth_store.floods import RateLimits
-    from oauth_store.password import PasswordApproval
+    from oauth_store.pages.password import PasswordApproval
     from oauth_store.provider import SQLAlchemyOAuthProvider
+    from oauth_store.rate_limits import RateLimits
 
 __all__ = [
     "Approval",
@@ -26,8 +26,8 @@ __all__ = [
 _MODULES = {
     "approval": ("Approval", "AuthorizationRequest", "AutoApproval"),
     "errors": ("ConfigurationError", "DatabaseUnavailable", "OAuthStoreError", "SchemaError"),
-    "floods": ("RateLimits",),
-    "password": ("PasswordApproval",),
+    "rate_limits": ("RateLimits",),
+    "pages.password": ("PasswordApproval",),
     "provider": ("SQLAlchemyOAuthProvider",),
 }
 _HOMES = {name: f"oauth_store.{module}" for module, names in _MODULES.items() for name in names}

@@ -1,5 +1,5 @@
 """`python -m oauth_store` is `oauth-store`."""
 
-from oauth_store.cli import main
+from oauth_store.cli.app import main
 
 main()

@@ -13,8 +13,8 @@ from mcp.server.auth.provider import AuthorizeError
 from mcp.shared.auth import OAuthClientInformationFull
 from starlette.requests import Request
 
-from oauth_store.clients import foreign
 from oauth_store.errors import ConfigurationError
+from oauth_store.flows.clients import foreign
 
 if TYPE_CHECKING:
     from oauth_store.provider import SQLAlchemyOAuthProvider
@@ -113,7 +113,7 @@ def default_approval(urls: list[str]) -> Approval:
     Raises `ConfigurationError` where there is no password and one of them is not loopback.
     """
     if os.environ.get(PASSWORD_HASH):
-        from oauth_store.password import PasswordApproval  # argon2 and jinja2 are for those who need them
+        from oauth_store.pages.password import PasswordApproval  # argon2 and jinja2 are for those who need them
 
         return PasswordApproval()
     public = [url for url in urls if not is_loopback_host(urlsplit(url).hostname)]

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from oauth_store.credentials import hash_secret
-from oauth_store.parameters import FORM, media_type
+from oauth_store.server.parameters import FORM, media_type
 
 
 def request_cookie(handle: str) -> str:

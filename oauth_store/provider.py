@@ -31,7 +31,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from oauth_store import authorizations, endpoints, grants, schema
 from oauth_store.approval import (
     REQUEST_EXPIRY_SECONDS,
     Approval,
@@ -40,20 +39,24 @@ from oauth_store.approval import (
     default_approval,
 )
 from oauth_store.browser import Cookies, request_cookie
-from oauth_store.clients import OFFLINE_ACCESS, ServerScopes, Standing, StoredClient, is_owners, is_scope
-from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id, seal
-from oauth_store.database import Database, flow_step
-from oauth_store.documents import DocumentUnavailableError, InvalidDocumentError, MetadataDocuments
+from oauth_store.database import schema
+from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, Client, clients, tokens
+from oauth_store.database.purge import Purger
+from oauth_store.database.sqlite import FIRST, SEND
+from oauth_store.database.store import Database, flow_step
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
 from oauth_store.events import emit, emit_after_commit
-from oauth_store.floods import FloodGuard, RateLimits
-from oauth_store.middleware import ChallengeMiddleware, OutageMiddleware
-from oauth_store.models import CLIENT_ID_LENGTH, NEVER, Client, clients, tokens
-from oauth_store.pages import plain_pages
-from oauth_store.purge import Purger
-from oauth_store.registration import check_registration, store_registration
-from oauth_store.sqlite import FIRST, SEND
+from oauth_store.flows import authorization as authorizations
+from oauth_store.flows import tokens as grants
+from oauth_store.flows.clients import OFFLINE_ACCESS, ServerScopes, Standing, StoredClient, is_owners, is_scope
+from oauth_store.flows.connected import revoke_grants
+from oauth_store.flows.metadata_documents import DocumentUnavailableError, InvalidDocumentError, MetadataDocuments
+from oauth_store.flows.registration import check_registration, store_registration
+from oauth_store.pages.html import plain_pages
+from oauth_store.rate_limits import FloodGuard, RateLimits
+from oauth_store.server import routes as endpoints
+from oauth_store.server.middleware import ChallengeMiddleware, OutageMiddleware
 from oauth_store.urls import check_public_url, is_for, same_resource
 
 logger = logging.getLogger("oauth_store")

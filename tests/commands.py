@@ -17,7 +17,7 @@ from typing import Any
 
 from alembic.config import main as alembic_main
 
-from oauth_store.cli import main
+from oauth_store.cli.app import main
 from tests.forks import fork
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from blockbuster import blockbuster_ctx
 from mcp.shared.auth import OAuthClientInformationFull
 
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
-from oauth_store.schema import HEAD, VERSION_TABLE, upgrade
+from oauth_store.database.schema import HEAD, VERSION_TABLE, upgrade
 from tests.clocks import Clock, stopped
 from tests.databases import (
     MARIADB,
@@ -69,19 +69,22 @@ def nothing_blocks() -> Iterator[None]:
     with blockbuster_ctx("oauth_store") as blockbuster:
         for call in ("os.stat", "sqlite3.Cursor.execute", "sqlite3.Cursor.fetchall"):
             # 5 microseconds for the number of the file's latest commit, where a thread would take 80; it never waits
-            blockbuster.functions[call].can_block_in("oauth_store/memory.py", "version")
+            blockbuster.functions[call].can_block_in("oauth_store/database/remembered.py", "version")
         # 2 microseconds: whether the file is still the one that was opened
-        blockbuster.functions["os.stat"].can_block_in("oauth_store/database.py", "check_file")
+        blockbuster.functions["os.stat"].can_block_in("oauth_store/database/store.py", "check_file")
         for function in blockbuster.functions.values():
             function.can_block_in("oauth_store/provider.py", "__init__")  # a server is built before it serves
-            function.can_block_in("oauth_store/engines.py", "create_engine")  # so are its engines
-            function.can_block_in("oauth_store/pages.py", "__init__")  # reads the templates, once
+            function.can_block_in("oauth_store/database/engines.py", "create_engine")  # so are its engines
+            function.can_block_in("oauth_store/pages/html.py", "__init__")  # reads the templates, once
             function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for ~/.pgpass
             function.can_block_in("limits/util.py", "get_package_data")  # read when it is imported, with the routes
-            for module, runs in (("oauth_store/schema.py", "_command"), ("migrations/env.py", "connect_and_run")):
-                function.can_block_in(module, runs)  # migrations run on a loop of their own
-            for module, runs in (("oauth_store/copying.py", "copy"), ("oauth_store/terminal.py", "on_database")):
-                function.can_block_in(module, runs)  # so do commands
+            for module, runs in (
+                ("oauth_store/database/schema.py", "_command"),  # migrations run on a loop of their own
+                ("migrations/env.py", "connect_and_run"),
+                ("oauth_store/database/copy.py", "copy"),  # so do commands
+                ("oauth_store/cli/terminal.py", "on_database"),
+            ):
+                function.can_block_in(module, runs)
         yield
 
 

@@ -21,8 +21,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from oauth_store import SQLAlchemyOAuthProvider
-from oauth_store.engines import database_url
-from oauth_store.models import Token
+from oauth_store.database.engines import database_url
+from oauth_store.database.models import Token
 from tests.workers import settle
 
 T = TypeVar("T")

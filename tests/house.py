@@ -4,7 +4,7 @@ from mcp.shared.auth import OAuthToken
 from sqlalchemy import select
 
 from oauth_store.credentials import hash_secret
-from oauth_store.models import Token
+from oauth_store.database.models import Token
 from tests.approvals import Asks
 from tests.databases import value_of
 from tests.flows import Provider, authorization_params, new_client, query_of, redeem

@@ -6,8 +6,8 @@ import encodings.idna
 import alembic.command
 import sqlalchemy.dialects.sqlite.aiosqlite
 
-import oauth_store.doctor
-import oauth_store.explanation
-import oauth_store.registration
-import oauth_store.sign_in
+import oauth_store.doctor.examine
+import oauth_store.flows.explain
+import oauth_store.flows.registration
+import oauth_store.pages.sign_in
 import tests.commands

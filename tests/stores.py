@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import insert
 
 from oauth_store.credentials import hash_secret
-from oauth_store.models import Base, Client, Code, Token
-from oauth_store.schema import upgrade
+from oauth_store.database.models import Base, Client, Code, Token
+from oauth_store.database.schema import upgrade
 from tests.databases import execute, sqlite_rows
 
 BIG = 2**62

@@ -12,7 +12,7 @@ from mcp.server.auth.provider import AuthorizeError
 from pydantic import AnyUrl
 
 from oauth_store import AutoApproval, ConfigurationError, PasswordApproval, SQLAlchemyOAuthProvider
-from oauth_store.sign_in import hash_password
+from oauth_store.pages.sign_in import hash_password
 from tests.endpoints import running
 from tests.flows import authorization_params, authorization_request, new_client, query_of, registered
 
@@ -123,7 +123,7 @@ class TestLoopbackOnly:
         async with running(approval=None) as server:
             client = new_client(redirect_uris=[AnyUrl(redirect_uri)])
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("oauth_store.registration.check_redirect_uris", lambda _: None)
+                patch.setattr("oauth_store.flows.registration.check_redirect_uris", lambda _: None)
                 await server.provider.register_client(client)
             request = authorization_request(client.client_id, redirect_uri=redirect_uri)
             answer = await server.http.get("/authorize", params=request)

@@ -10,9 +10,9 @@ from pydantic import AnyUrl
 from sqlalchemy import select
 
 from oauth_store import ConfigurationError, PasswordApproval
-from oauth_store.apps import SHOWN
 from oauth_store.credentials import hash_secret
-from oauth_store.models import SESSION, Token
+from oauth_store.database.models import SESSION, Token
+from oauth_store.pages.apps import SHOWN
 from tests.databases import rows_of, sqlite_rows
 from tests.flows import query_of
 from tests.pages import HASH, PASSWORD, USERS, Browser, Site, csrf_of, site

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from oauth_store import OAuthStoreError
-from oauth_store.backup import backup
-from oauth_store.schema import upgrade
+from oauth_store.database.backup import backup
+from oauth_store.database.schema import upgrade
 from tests.chaos import Child, flow_until_killed, new_provider
 from tests.commands import run
 from tests.databases import sqlite_rows

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider
-from oauth_store.schema import upgrade
+from oauth_store.database.schema import upgrade
 from tests.databases import create_postgres_database, drop_postgres_database
 from tests.flows import REDIRECT_URI, pkce, query_of
 from tests.serving import free_port

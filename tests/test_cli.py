@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from oauth_store import SQLAlchemyOAuthProvider
-from oauth_store.cli import app
-from oauth_store.text import iso
+from oauth_store.cli.app import app
+from oauth_store.display import iso
 from tests.clocks import turned
 from tests.commands import alembic, run, run_json
 from tests.databases import sqlite_rows
@@ -289,7 +289,7 @@ async def test_purge(
     expected = {"tokens": 6, "codes": 3, "clients": 1}
     assert run_json("purge", "--dry-run", database=database_url) == {**expected, "dry_run": True}
     assert run("purge", "--dry-run", database=database_url).stdout == "Would delete: 6 tokens, 3 codes, 1 client.\n"
-    monkeypatch.setattr("oauth_store.cli.PURGE_BATCH", 2)
+    monkeypatch.setattr("oauth_store.cli.app.PURGE_BATCH", 2)
     told = await asyncio.to_thread(app, ["purge", "--database", database_url], result_action="return_value")
     assert told is None
     assert run_json("purge", database=database_url) == {"tokens": 0, "codes": 0, "clients": 0, "dry_run": False}

@@ -14,9 +14,9 @@ from pydantic import AnyUrl
 from sqlalchemy import func, select
 
 from oauth_store import SQLAlchemyOAuthProvider
-from oauth_store.cli import app
-from oauth_store.models import Client, Code, Token
-from oauth_store.purge import purge
+from oauth_store.cli.app import app
+from oauth_store.database.models import Client, Code, Token
+from oauth_store.database.purge import purge
 from tests.clocks import turned
 from tests.commands import run, run_json
 from tests.databases import rows_of, value_of

@@ -14,10 +14,10 @@ from sqlalchemy import select, update
 
 from examples.demo import ClientApp
 from oauth_store import SQLAlchemyOAuthProvider
-from oauth_store.cli import app
-from oauth_store.connections import grants_named, grants_to_end, live_grants, revoke_grants
+from oauth_store.cli.app import app
 from oauth_store.credentials import hash_secret
-from oauth_store.models import Code, Token
+from oauth_store.database.models import Code, Token
+from oauth_store.flows.connected import grants_named, grants_to_end, live_grants, revoke_grants
 from tests.commands import run, run_json
 from tests.databases import tokens_of
 from tests.example import ExampleServer

@@ -189,7 +189,7 @@ def test_what_is_not_needed_is_not_imported(large: str) -> None:
         ["--help"],
     ]
     program = (
-        "import json, sys; from oauth_store.cli import app\n"
+        "import json, sys; from oauth_store.cli.app import app\n"
         "heavy = {'fastmcp', 'mcp', 'alembic', 'cryptography', 'starlette', 'pydantic', 'jinja2'}\n"
         "for arguments in json.load(sys.stdin):\n"
         "    code = app(arguments, result_action='return_value')\n"

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, update
 
-from oauth_store import copying
-from oauth_store.cli import main
-from oauth_store.copying import copy
+from oauth_store.cli.app import main
+from oauth_store.database import copy as copying
+from oauth_store.database.copy import copy
+from oauth_store.database.models import Base, Client, Code, Token
+from oauth_store.database.schema import upgrade
 from oauth_store.errors import OAuthStoreError
-from oauth_store.models import Base, Client, Code, Token
-from oauth_store.schema import upgrade
 from tests.chaos import Child, flow_until_killed
 from tests.commands import environment_for, run
 from tests.databases import create_postgres_database, drop_postgres_database, execute, sqlite_rows

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
-from oauth_store.models import Code, Token
+from oauth_store.database.models import Code, Token
 from tests.chaos import Child, create_schema, flow_until_killed, new_provider
 from tests.databases import check_integrity, value_of
 from tests.flows import redeem

@@ -20,12 +20,12 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from oauth_store import AutoApproval, ConfigurationError, DatabaseUnavailable, SchemaError, SQLAlchemyOAuthProvider
-from oauth_store.database import ATTEMPTS, Database
-from oauth_store.engines import create_engine, database_url, display_name, is_memory
+from oauth_store.database.engines import create_engine, database_url, display_name, is_memory
+from oauth_store.database.models import Client, Token, clients
+from oauth_store.database.schema import prepare
+from oauth_store.database.sqlite import LATER, SEND
+from oauth_store.database.store import ATTEMPTS, Database
 from oauth_store.errors import LostRaceError
-from oauth_store.models import Client, Token, clients
-from oauth_store.schema import prepare
-from oauth_store.sqlite import LATER, SEND
 from tests.databases import create_postgres_database, drop_postgres_database, value_of
 from tests.flows import BASE_URL, Provider, authorize, new_client, provider_on, refresh, sign_in
 from tests.workers import settle
@@ -423,7 +423,7 @@ class TestEngine:
 
     @pytest.fixture
     def database_url_of_engine(self, database_url: str) -> str:
-        from oauth_store.engines import database_url as url_of
+        from oauth_store.database.engines import database_url as url_of
 
         return url_of(database_url).render_as_string(hide_password=False)
 

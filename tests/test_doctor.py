@@ -12,13 +12,13 @@ import pytest
 from argon2 import PasswordHasher, Type
 from sqlalchemy import insert
 
-from oauth_store.doctor import examine, examine_password_hash
-from oauth_store.doctor_database import clock
-from oauth_store.doctor_files import file_system
-from oauth_store.findings import Finding
-from oauth_store.models import Token
-from oauth_store.schema import upgrade
-from oauth_store.sign_in import hash_password
+from oauth_store.database.models import Token
+from oauth_store.database.schema import upgrade
+from oauth_store.doctor.database import clock
+from oauth_store.doctor.examine import examine, examine_password_hash
+from oauth_store.doctor.files import file_system
+from oauth_store.doctor.finding import Finding
+from oauth_store.pages.sign_in import hash_password
 from tests.commands import run
 from tests.databases import execute
 from tests.stores import token

@@ -27,9 +27,10 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from oauth_store import AutoApproval, SQLAlchemyOAuthProvider, doctor_url
-from oauth_store.doctor_url import examine_url
-from oauth_store.findings import Finding
+from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
+from oauth_store.doctor import url as doctor_url
+from oauth_store.doctor.finding import Finding
+from oauth_store.doctor.url import examine_url
 from tests.commands import run
 from tests.databases import sqlite_rows
 from tests.serving import free_port, serving
@@ -256,7 +257,7 @@ async def test_a_host_that_does_not_exist() -> None:
 
 async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that takes the connection and says nothing is given up."""
-    monkeypatch.setattr("oauth_store.doctor_http.TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr("oauth_store.doctor.http.TIMEOUT_SECONDS", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

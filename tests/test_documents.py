@@ -13,8 +13,9 @@ import httpx2
 import pytest
 from fastmcp.server.auth import ssrf
 
-from oauth_store import RateLimits, documents
-from oauth_store.doctor_documents import examine_documents
+from oauth_store import RateLimits
+from oauth_store.doctor.documents import examine_documents
+from oauth_store.flows import metadata_documents as documents
 from tests.chaos import NO_LIMITS
 from tests.clients.apps import ANSWER, KINDS, Outcome, make_app
 from tests.clocks import turned

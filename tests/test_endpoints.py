@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from oauth_store.clients import Standing, StoredClient
+from oauth_store.flows.clients import Standing, StoredClient
 from tests.endpoints import Server, basic, running
 from tests.flows import REDIRECT_URI, authorization_request, new_client, pkce, token_request
 

@@ -22,10 +22,10 @@ from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
 
 from oauth_store import PasswordApproval, SQLAlchemyOAuthProvider, events
+from oauth_store.database.purge import INTERVAL_SECONDS
+from oauth_store.database.schema import upgrade
 from oauth_store.events import EVENTS, emit, emit_after_commit
-from oauth_store.purge import INTERVAL_SECONDS
-from oauth_store.schema import upgrade
-from oauth_store.sign_in import hash_password
+from oauth_store.pages.sign_in import hash_password
 from tests.approvals import Asks
 from tests.clocks import turned
 from tests.databases import create_postgres_database, drop_postgres_database, rows_of

@@ -6,11 +6,11 @@ import time
 import pytest
 from sqlalchemy import delete, text
 
-from oauth_store.connections import revoke_grants
 from oauth_store.credentials import hash_secret
-from oauth_store.explanation import AGAIN, NOTHING, Explanation, explain
-from oauth_store.models import Client, Code
-from oauth_store.purge import purge
+from oauth_store.database.models import Client, Code
+from oauth_store.database.purge import purge
+from oauth_store.flows.connected import revoke_grants
+from oauth_store.flows.explain import AGAIN, NOTHING, Explanation, explain
 from tests.clocks import Clock
 from tests.commands import run, run_json, run_on_terminal
 from tests.flows import Provider, authorization_params, new_client, query_of, redeem, registered

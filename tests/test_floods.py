@@ -12,7 +12,7 @@ from fastmcp import FastMCP
 from starlette.requests import Request
 
 from oauth_store import AutoApproval, ConfigurationError, RateLimits, SQLAlchemyOAuthProvider
-from oauth_store.floods import FloodGuard
+from oauth_store.rate_limits import FloodGuard
 from tests.endpoints import running
 from tests.flows import BASE_URL, REDIRECT_URI, authorization_request
 

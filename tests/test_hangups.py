@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from oauth_store import DatabaseUnavailable, SQLAlchemyOAuthProvider
-from oauth_store.engines import POOL_SIZE
+from oauth_store.database.engines import POOL_SIZE
 from tests.flows import new_client, refresh, sign_in
 from tests.workers import settle
 

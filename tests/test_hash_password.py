@@ -12,7 +12,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from oauth_store import PasswordApproval
-from oauth_store.cli import main
+from oauth_store.cli.app import main
 from tests.commands import environment_for, run
 from tests.forks import fork
 

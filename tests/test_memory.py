@@ -23,9 +23,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_only
 
 from oauth_store import DatabaseUnavailable, SQLAlchemyOAuthProvider
-from oauth_store import memory as memory_module
 from oauth_store.credentials import hash_secret
-from oauth_store.memory import LOOK_SECONDS, Memory
+from oauth_store.database import remembered as memory_module
+from oauth_store.database.remembered import LOOK_SECONDS, Memory
 from tests.chaos import Child, new_provider
 from tests.clocks import stopped_at
 from tests.flows import Provider, new_client, refresh, sign_in

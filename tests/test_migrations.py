@@ -20,10 +20,10 @@ from sqlalchemy import Connection
 
 from oauth_store import DatabaseUnavailable, OAuthStoreError, SchemaError, SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret, matches
-from oauth_store.engines import database_url as as_url
-from oauth_store.models import Base
-from oauth_store.purge import purge
-from oauth_store.schema import HEAD, VERSION_TABLE, alembic_config, downgrade, upgrade
+from oauth_store.database.engines import database_url as as_url
+from oauth_store.database.models import Base
+from oauth_store.database.purge import purge
+from oauth_store.database.schema import HEAD, VERSION_TABLE, alembic_config, downgrade, upgrade
 from tests.commands import alembic
 from tests.databases import connected, dump, execute, file_bytes, is_postgres, select, shape
 from tests.flows import RESOURCE, provider_on

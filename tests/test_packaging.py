@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from oauth_store.schema import HEAD, VERSION_TABLE
+from oauth_store.database.schema import HEAD, VERSION_TABLE
 from tests.databases import sqlite_rows
 from tests.serving import AUTHORITIES
 
@@ -56,7 +56,7 @@ def test_the_wheel_holds_the_package_and_its_migrations(wheel: Path) -> None:
     assert held == {*expected, "oauth_store/alembic.ini"}
     assert {
         "oauth_store/py.typed",
-        "oauth_store/templates/consent.html",
+        "oauth_store/pages/templates/consent.html",
         "oauth_store/migrations/versions/0002_hashed.py",
     } <= held
 
@@ -71,7 +71,7 @@ def test_the_wheel_migrates_with_its_own_migrations(installed: Path, tmp_path: P
     script = (
         "import oauth_store, sys\n"
         "from alembic.script import ScriptDirectory\n"
-        "from oauth_store import schema\n"
+        "from oauth_store.database import schema\n"
         "sys.path.remove(sys.argv[1]) if sys.argv[1] in sys.path else None\n"
         "schema.upgrade('x.db')\n"
         "print(oauth_store.__file__)\n"

@@ -12,9 +12,9 @@ from mcp.server.auth.settings import ClientRegistrationOptions
 from pydantic import AnyUrl
 
 from oauth_store.browser import request_cookie
-from oauth_store.consent import Target, in_words, scopes_in_words
-from oauth_store.floods import RateLimits
-from oauth_store.text import shown, shown_name
+from oauth_store.display import shown, shown_name
+from oauth_store.pages.consent import Target, in_words, scopes_in_words
+from oauth_store.rate_limits import RateLimits
 from tests.flows import query_of
 from tests.pages import PASSWORD, Browser, Site, csrf_of, handle_of, site
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from oauth_store.credentials import hash_secret
-from oauth_store.models import REFRESH, Token
+from oauth_store.database.models import REFRESH, Token
 from tests.chaos import Child, join_crowd, new_provider, refresh_with_tasks
 from tests.databases import rows_of
 

@@ -15,10 +15,10 @@ from pydantic import AnyUrl
 from sqlalchemy import func, select, update
 
 from oauth_store import SQLAlchemyOAuthProvider
-from oauth_store.clients import OwnersClient, check_redirect_uris
 from oauth_store.credentials import matches
-from oauth_store.models import NEVER, Client, Code, Token
-from oauth_store.registration import store_registration
+from oauth_store.database.models import NEVER, Client, Code, Token
+from oauth_store.flows.clients import OwnersClient, check_redirect_uris
+from oauth_store.flows.registration import store_registration
 from tests.approvals import Asks
 from tests.clocks import stopped, stopped_at
 from tests.databases import rows_of, value_of

@@ -8,8 +8,8 @@ from sqlalchemy import func, insert, select, update
 
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
-from oauth_store.models import Client, Code, Token
-from oauth_store.purge import BATCH, INTERVAL_SECONDS, UNUSED_CLIENT_SECONDS, purge
+from oauth_store.database.models import Client, Code, Token
+from oauth_store.database.purge import BATCH, INTERVAL_SECONDS, UNUSED_CLIENT_SECONDS, purge
 from tests.approvals import Asks
 from tests.clocks import stopped
 from tests.databases import rows_of, value_of

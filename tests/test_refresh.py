@@ -18,12 +18,13 @@ from mcp.server.auth.provider import AuthorizeError, TokenError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy import Row, delete, func, select, update
 
-from oauth_store import SQLAlchemyOAuthProvider, grants
+from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret, mint, seal, unseal
+from oauth_store.database.models import Client, Token
+from oauth_store.database.purge import purge
+from oauth_store.database.sqlite import BUSY_TIMEOUT_SECONDS
 from oauth_store.errors import LostRaceError
-from oauth_store.models import Client, Token
-from oauth_store.purge import purge
-from oauth_store.sqlite import BUSY_TIMEOUT_SECONDS
+from oauth_store.flows import tokens as grants
 from tests.approvals import Owner
 from tests.clocks import Clock
 from tests.databases import rows_of, tokens_of, value_of

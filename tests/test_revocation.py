@@ -11,11 +11,12 @@ from mcp.server.auth.provider import RefreshToken
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy import func, select
 
-from oauth_store import SQLAlchemyOAuthProvider, grants
-from oauth_store.connections import revoke_grants
+from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import mint
+from oauth_store.database.models import Code
 from oauth_store.errors import LostRaceError
-from oauth_store.models import Code
+from oauth_store.flows import tokens as grants
+from oauth_store.flows.connected import revoke_grants
 from tests.clocks import Clock
 from tests.databases import tokens_of, value_of
 from tests.flows import Provider, authorize, registered, sign_in

@@ -18,8 +18,8 @@ from argon2 import PasswordHasher
 from fastmcp import FastMCP
 
 from oauth_store import ConfigurationError, PasswordApproval, SQLAlchemyOAuthProvider
-from oauth_store.sign_in import hash_password
-from oauth_store.text import MARKS_IN_A_ROW, nfc
+from oauth_store.display import MARKS_IN_A_ROW, nfc
+from oauth_store.pages.sign_in import hash_password
 from tests.clocks import turned
 from tests.flows import query_of
 from tests.pages import HASH, PASSWORD, USERS, Browser, Site, site
@@ -59,7 +59,7 @@ class TestMarks:
             return unicodedata.normalize(form, text)
 
         counting = SimpleNamespace(normalize=normalize, category=unicodedata.category)
-        monkeypatch.setattr("oauth_store.text.unicodedata", counting)
+        monkeypatch.setattr("oauth_store.display.unicodedata", counting)
         return rows
 
     @pytest.mark.parametrize("path", ["/consent", "/apps"])

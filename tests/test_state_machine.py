@@ -36,8 +36,8 @@ from sqlalchemy import delete, select
 
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
-from oauth_store.models import Client, Code, Token
-from oauth_store.purge import purge
+from oauth_store.database.models import Client, Code, Token
+from oauth_store.database.purge import purge
 from tests.approvals import Owner
 from tests.databases import rows_of
 from tests.flows import BASE_URL, RESOURCE, authorize, new_client

@@ -9,7 +9,7 @@ from mcp.server.auth.provider import AuthorizeError, TokenError
 from mcp.shared.auth import InvalidScopeError, OAuthClientInformationFull, OAuthToken
 from pydantic import AnyUrl
 
-from oauth_store.models import SESSION
+from oauth_store.database.models import SESSION
 from tests.databases import tokens_of
 from tests.flows import REDIRECT_URI, query_of, registered, registration_options
 from tests.pages import PASSWORD, Browser, Site, handle_of, site

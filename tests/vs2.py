@@ -14,7 +14,7 @@ from typing import Any
 from mcp.shared.auth import OAuthClientInformationFull
 from pydantic import AnyUrl
 
-from oauth_store.schema import upgrade
+from oauth_store.database.schema import upgrade
 from tests.databases import execute, is_postgres
 
 ROOT = Path(__file__).parent.parent

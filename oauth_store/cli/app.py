@@ -1,0 +1,245 @@
+"""`oauth-store`: what an operator runs. The commands for the whole of a database, and what all of them end in."""
+
+import logging
+import os
+import sys
+import time
+from contextlib import nullcontext, redirect_stdout
+from importlib.metadata import version
+from io import TextIOWrapper
+from typing import Annotated, Any
+
+from cyclopts import App
+from rich.console import Console
+
+from oauth_store.cli.clients import clients_app
+from oauth_store.cli.grants import explain, grants, revoke
+from oauth_store.cli.maintenance import backup, copy, doctor
+from oauth_store.cli.password import hash_password
+from oauth_store.cli.terminal import (
+    DatabaseOption,
+    Json,
+    Verbose,
+    Yes,
+    confirm,
+    counted,
+    flag,
+    on_database,
+    print_json,
+    print_table,
+    print_text,
+    require_file,
+    tell_events,
+)
+from oauth_store.database import schema
+from oauth_store.database.engines import database_url, display_name
+from oauth_store.database.purge import purge as purge_batch
+from oauth_store.database.purge import purgeable
+from oauth_store.database.status import Inventory, as_json, take_inventory
+from oauth_store.database.store import Database
+from oauth_store.display import ago, visible
+from oauth_store.errors import OAuthStoreError
+from oauth_store.events import emit
+
+PURGE_BATCH = 1000
+
+app = App(
+    name="oauth-store",
+    help="See, end and explain what is connected to a FastMCP server, and look after its database.",
+    help_epilogue="Exit codes: 0 all is well, 1 a problem was found, 2 not understood, 130 interrupted.",
+    version=lambda: version("fastmcp-oauth-store"),
+)
+app.register_install_completion_command(
+    name="--install-completion", help="Teach your shell to complete this command's names and options."
+)
+app.command(grants)
+app.command(revoke)
+app.command(explain)
+app.command(clients_app)
+app.command(hash_password)
+app.command(copy)
+app.command(backup)
+app.command(doctor)
+
+Sql = Annotated[bool, flag("--sql", help="Print the SQL instead of running it.")]
+
+
+@app.command
+def status(*, database: DatabaseOption = None, json: Json = False) -> int:
+    """Tell which schema the database is at, how large it is, and how much of it is in use.
+
+    Exits with 1 unless a server of this release can use the database as it is.
+    """
+    target = Database(database, schema.prepare)
+    told: dict[str, Any] = {"database": target.display_name, "schema_found": None, "schema_needed": schema.HEAD}
+    told["problem"] = None
+    inventory: Inventory | None = None
+    try:
+        if require_file(target, missing_ok=True):
+            told["schema_found"], inventory = on_database(database, _look, require=_any_schema)
+            if told["schema_found"] is not None:
+                schema.check(told["schema_found"], target.display_name)
+    except OAuthStoreError as error:
+        if not json:
+            raise
+        told["problem"] = str(error)
+    if json:
+        print_json({**told, **({} if inventory is None else as_json(inventory))})
+    elif inventory is None:
+        print(f"{told['database']} holds nothing yet. The server creates its schema, or `oauth-store upgrade` does.")
+    else:
+        print(f"{told['database']} is at schema {told['schema_found']}, which this release needs.")
+        _print_inventory(inventory)
+    return 0 if told["problem"] is None else 1
+
+
+async def _any_schema(_database: Database) -> None:
+    """Let a database of every schema be looked at."""
+
+
+async def _look(database: Database) -> tuple[str | None, Inventory | None]:
+    revision = await schema.state(database)
+    if revision != schema.HEAD:
+        return None if revision == schema.EMPTY else revision, None
+    async with database.read() as session:
+        return revision, await take_inventory(database, session, int(time.time()))
+
+
+def _print_inventory(inventory: Inventory) -> None:
+    now = int(time.time())
+    grants = counted(inventory.live_grants, "live grant")
+    if inventory.oldest_grant_at is not None:
+        oldest, newest = ago(inventory.oldest_grant_at, now), ago(inventory.newest_grant_at, now)
+        grants += f", the oldest of {oldest}, the newest of {newest}"
+    print(f"It takes {inventory.size_bytes / 1e6:,.1f} MB, and has {grants}.\n")
+    rows = [
+        [name, *(f"{number:,}" for number in (rows.rows, rows.live, rows.expired, rows.idle))]
+        for name, rows in inventory.tables.items()
+    ]
+    print_table(["Table", "Rows", "Live", "Expired", "Idle"], rows, numbers=["Rows", "Live", "Expired", "Idle"])
+    print_text(
+        "Expired rows are deleted by the server, or by `oauth-store purge`. Idle ones are kept for a reason: clients "
+        "that may come back, and codes and tokens whose second use would be seen."
+    )
+
+
+@app.command
+def purge(
+    *,
+    database: DatabaseOption = None,
+    dry_run: Annotated[bool, flag("--dry-run", help="Count, and delete nothing.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Delete what has expired, and registrations that nobody approved in 30 days.
+
+    A server does so by itself, a little at a time. Nothing that can still be used is deleted.
+    """
+    if verbose:
+        tell_events()
+    deleted = on_database(database, _count_purgeable if dry_run else _purge)
+    if json:
+        print_json({**deleted, "dry_run": dry_run})
+    else:
+        told = ", ".join(counted(number, name.removesuffix("s")) for name, number in deleted.items())
+        print(f"{'Would delete' if dry_run else 'Deleted'}: {told}.")
+
+
+async def _count_purgeable(database: Database) -> dict[str, int]:
+    async with database.read() as session:
+        return await purgeable(session, int(time.time()))
+
+
+async def _purge(database: Database) -> dict[str, int]:
+    deleted = {"tokens": 0, "codes": 0, "clients": 0}
+
+    async def batch() -> dict[str, int]:
+        async with database.write() as session:
+            return await purge_batch(session, int(time.time()), PURGE_BATCH)
+
+    try:
+        while any(batched := await database.run(batch, "purge")):
+            deleted = {name: number + batched[name] for name, number in deleted.items()}
+            if max(batched.values()) < PURGE_BATCH:
+                break
+    finally:
+        if any(deleted.values()):
+            emit("purged", **deleted)
+    return deleted
+
+
+@app.command
+def upgrade(
+    revision: str = "head", /, *, database: DatabaseOption = None, sql: Sql = False, json: Json = False
+) -> None:
+    """Migrate the database to the schema of this release, or to REVISION.
+
+    Run it before the new release is deployed. A VS-2 database wants its server stopped first.
+    """
+    with redirect_stdout(sys.stderr) if json else nullcontext():  # migrations may have something to say
+        output = schema.upgrade(database, revision, sql=sql)
+    _print_migrated(database, schema.HEAD if revision == "head" else revision, output, sql=sql, json=json)
+
+
+@app.command
+def downgrade(
+    revision: str,
+    /,
+    *,
+    database: DatabaseOption = None,
+    sql: Sql = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Migrate the database down to REVISION. All tokens are lost: 0001, VS-2's schema, would need them in clear."""
+    confirm("All clients will have to be authorized again. Go on?", yes=sql or yes)
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        output = schema.downgrade(database, revision, sql=sql)
+    _print_migrated(database, revision, output, sql=sql, json=json)
+
+
+def _print_migrated(setting: str | None, revision: str, output: str, *, sql: bool, json: bool) -> None:
+    if json:
+        told = {"sql": output} if sql else {"schema_found": revision}
+        print_json({"database": display_name(database_url(setting)), **told})
+    else:
+        print(output if sql else f"The database is at schema {revision}.")
+
+
+@app.command(name="alembic-ini")
+def alembic_ini(*, json: Json = False) -> None:
+    """Print the path of alembic.ini, for `alembic -c`."""
+    if json:
+        print_json({"alembic_ini": str(schema.alembic_ini())})
+    else:
+        print(schema.alembic_ini())
+
+
+def main() -> None:
+    """Run the command line. Errors are one line on standard error, with exit code 1."""
+    logging.getLogger("oauth_store").addHandler(logging.NullHandler())  # an error is told once, by the line below
+    _open_streams()
+    try:
+        code = app(error_console=Console(stderr=True), result_action="return_value")
+        sys.stdout.flush()
+    except OAuthStoreError as error:
+        sys.exit(f"oauth-store: {visible(str(error))}")
+    except (KeyboardInterrupt, EOFError):
+        sys.exit(130)
+    except BrokenPipeError:  # whoever reads our output has seen enough: end as if SIGPIPE had ended us
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
+    except OSError as error:  # of the output alone: the database's are explained
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(f"oauth-store: the answer cannot be written: {error.strerror}")
+    sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Stand in for streams that are closed, and let no character that a terminal cannot show stop a command."""
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 (open until the process ends)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (the same)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (the same)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")

@@ -1,0 +1,281 @@
+"""The commands for what is connected: `grants`, `revoke` and `explain`."""
+
+import getpass
+import re
+import sys
+import time
+import warnings
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import ArgumentCollection, Group, Parameter
+
+from oauth_store.cli.terminal import (
+    LIMIT,
+    DatabaseOption,
+    Json,
+    Limit,
+    Verbose,
+    Yes,
+    confirm,
+    counted,
+    flag,
+    on_database,
+    operator,
+    print_json,
+    print_more,
+    print_table,
+    print_text,
+    tell_events,
+)
+from oauth_store.database.store import Database
+from oauth_store.display import ago, in_full, iso, shown, visible
+from oauth_store.errors import OAuthStoreError
+from oauth_store.events import emit
+from oauth_store.flows.connected import (
+    BATCH,
+    Connection,
+    GrantName,
+    grants_named,
+    grants_to_end,
+    live_grants,
+    revoke_grants,
+)
+
+if TYPE_CHECKING:
+    from oauth_store.flows.explain import Explanation
+
+ID_SHOWN = 12
+PREVIEW = 20
+"""Grants that are shown before they are ended."""
+LINE_LENGTH = 16 * 1024
+"""Characters that are read of a token."""
+
+
+def _exactly_one(chosen: ArgumentCollection) -> None:
+    if len(chosen.filter_by(value_set=True)) != 1:
+        raise ValueError("Give one of GRANT, --client, --subject and --all.")
+
+
+_which = Group("Which grants", sort_key=0, validator=_exactly_one)
+
+ClientOption = Annotated[str | None, Parameter(name="--client", help="The client_id of one client.")]
+SubjectOption = Annotated[str | None, Parameter(name="--subject", help="Who approved the grants.")]
+
+
+def grants(
+    *,
+    client: ClientOption = None,
+    subject: SubjectOption = None,
+    limit: Limit = LIMIT,
+    database: DatabaseOption = None,
+    json: Json = False,
+) -> None:
+    """List what is connected now: each grant is one device or app that was let in.
+
+    Those that were used last come first. A grant is known to have been used when it is refreshed, and when the first
+    token of a refresh is used.
+    """
+
+    async def look(found: Database) -> tuple[list[Connection], int]:
+        async with found.read() as session:
+            return await live_grants(session, subject=subject, client_id=client, limit=limit or None)
+
+    listed, total = on_database(database, look)
+    if json:
+        print_json({"total": total, "grants": [_as_json(grant) for grant in listed]})
+    elif not listed:
+        print("Nothing is connected." if client is subject is None else "Nothing of that is connected.")
+    else:
+        _print_grants(listed)
+        print_more(total - len(listed), "grant", "--limit shows more of them; --limit 0 shows all")
+
+
+def _print_grants(listed: list[Connection]) -> None:
+    now = int(time.time())
+    columns = ["Grant", "Client", "Host", "Scopes", "Subject", "Created", "Last used", "Expires"]
+    rows = [
+        [
+            grant.grant_id.hex()[:ID_SHOWN],
+            shown(grant.client_name or "") or shown(grant.client_id),
+            ", ".join(map(shown, grant.hosts)),
+            " ".join(grant.scopes),
+            grant.subject or "-",
+            ago(grant.granted_at, now),
+            ago(grant.last_used_at, now),
+            ago(grant.expires_at, now),
+        ]
+        for grant in listed
+    ]
+    print_table(columns, rows, whole=["Grant", "Created", "Last used", "Expires"])
+
+
+def _as_json(grant: Connection) -> dict[str, Any]:
+    return {
+        "grant_id": grant.grant_id.hex(),
+        "client_id": grant.client_id,
+        "client_name": grant.client_name,
+        "hosts": grant.hosts,
+        "scopes": grant.scopes,
+        "subject": grant.subject,
+        "resource": grant.resource,
+        "created_at": iso(grant.granted_at),
+        "last_used_at": iso(grant.last_used_at),
+        "expires_at": iso(grant.expires_at),
+    }
+
+
+def revoke(
+    grant: Annotated[
+        str | None, Parameter(group=_which, help="A grant's id, or its first digits, 6 at least: see `grants`.")
+    ] = None,
+    /,
+    *,
+    client: Annotated[str | None, Parameter(name="--client", group=_which, help="All grants of a client_id.")] = None,
+    subject: Annotated[str | None, Parameter(name="--subject", group=_which, help="All that one approved.")] = None,
+    everything: Annotated[bool, flag("--all", group=_which, help="All grants.")] = False,
+    database: DatabaseOption = None,
+    yes: Yes = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """End grants: their tokens are refused at once, by every server on the database.
+
+    Shows what would be ended, and asks. Codes that were approved and wait for their client are ended too.
+    """
+    if verbose:
+        tell_events()
+    grant_id = None if grant is None else on_database(database, lambda found: _named(found, grant))
+    which: dict[str, Any] = {"subject": subject, "client_id": client, "grant_id": grant_id}
+    if not yes:
+        ending, listed, total = on_database(database, lambda found: _look(found, which))
+        if ending:
+            if not json:
+                _print_grants(listed)
+                print_more(total - len(listed), "grant", "`oauth-store grants` shows them")
+            confirm(f"End {counted(ending, 'grant')}, for good?", yes=False)
+    ended = on_database(database, lambda found: _end(found, which))
+    if not ended and not everything:
+        raise OAuthStoreError("nothing that is connected is meant by that; see `oauth-store grants`")
+    if json:
+        print_json({"total": len(ended), "revoked": [name.grant_id.hex() for name in ended]})
+    else:
+        print(f"Ended {counted(len(ended), 'grant')}." if ended else "Nothing is connected.")
+
+
+async def _named(database: Database, prefix: str) -> bytes:
+    if not re.fullmatch("[0-9a-f]{6,32}", prefix.lower()):
+        raise OAuthStoreError(f"{visible(prefix)!r} names no grant; expected 6 to 32 hex digits of its id")
+    async with database.read() as session:
+        found = await grants_named(session, prefix.lower())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        some = " and ".join(one.hex() for one in found[:2])
+        raise OAuthStoreError(f"several grants begin with {prefix}, such as {some}; give more digits")
+    raise OAuthStoreError(f"no grant begins with {prefix}; see `oauth-store grants`")
+
+
+async def _look(database: Database, which: dict[str, Any]) -> tuple[int, list[Connection], int]:
+    async with database.read() as session:
+        ending = await grants_to_end(session, int(time.time()), **which)
+        return len(ending), *await live_grants(session, limit=PREVIEW, **which)
+
+
+async def _end(database: Database, which: dict[str, Any]) -> list[GrantName]:
+    async with database.read() as session:
+        ending = await grants_to_end(session, int(time.time()), **which)
+    who = operator()
+    reason = f"revoked with oauth-store by {who}"[:64]
+    for start in range(0, len(ending), BATCH):
+        batch = ending[start : start + BATCH]
+        await database.run(lambda batch=batch: _end_batch(database, batch, reason), "revoke")  # type: ignore[misc]  # its default
+        for name in batch:
+            emit("revoked", grant_id=name.grant_id, client_id=name.client_id, by=f"{who}, with oauth-store")
+    return ending
+
+
+async def _end_batch(database: Database, batch: list[GrantName], reason: str) -> None:
+    await database.write().run(revoke_grants, [name.grant_id for name in batch], reason, int(time.time()))
+
+
+def explain(*, database: DatabaseOption = None, json: Json = False) -> int:
+    """Tell what a token is, and why it works or does not.
+
+    The token is read from a prompt that does not show it, or from standard input: never give it as an argument, which
+    others on the machine can see. Codes, sessions and client secrets are known too. Exits with 1 unless it is accepted.
+    """
+    secret = _read_secret()
+
+    async def look(found: Database) -> "Explanation":
+        from oauth_store.flows.explain import explain  # brings cryptography
+
+        async with found.read() as session:
+            return await explain(session, secret, int(time.time()))
+
+    explanation = on_database(database, look)
+    if json:
+        print_json(_explanation_as_json(explanation))
+    else:
+        _print_explanation(explanation)
+    return 0 if explanation.live else 1
+
+
+def _read_secret() -> str:
+    if sys.stdin.isatty():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", getpass.GetPassWarning)  # rather than show what is typed
+            try:
+                line = getpass.getpass("Token (it is not shown): ", sys.stderr)
+            except (getpass.GetPassWarning, EOFError):
+                line = ""
+    else:
+        line = sys.stdin.readline(LINE_LENGTH)
+    secret = re.sub(r"^(authorization:)?\s*bearer(\s+|$)", "", line.strip(), flags=re.IGNORECASE)
+    if not secret:
+        raise OAuthStoreError("no token was given; type it at the prompt, or send it to standard input")
+    return secret
+
+
+def _print_explanation(explanation: "Explanation") -> None:
+    now = int(time.time())
+    client = None if explanation.client_id is None else visible(explanation.client_id)
+    if name := shown(explanation.client_name or ""):
+        client = f"{name} ({client})"
+    times = {
+        "Issued": explanation.created_at,
+        "First used": explanation.first_used_at,
+        "Used up": explanation.consumed_at,
+        "Revoked": explanation.revoked_at,
+        "Expires": explanation.expires_at,
+    }
+    facts = {
+        "Client": client,
+        "Host": ", ".join(map(shown, explanation.hosts)),
+        "Grant": None if explanation.grant_id is None else explanation.grant_id.hex(),
+        "Subject": explanation.subject,
+        "Scopes": " ".join(explanation.scopes),
+        "Resource": explanation.resource,
+        **{name: None if at is None else in_full(at, now) for name, at in times.items()},
+    }
+    state = explanation.state.replace("_", " ")
+    print(f"{explanation.kind[0].upper()}{explanation.kind[1:]}: {state}")
+    for name, value in facts.items():
+        if value:
+            print(f"  {name + ':':11} {visible(value)}")
+    print_text(explanation.said)
+    print_text(f"What to do: {explanation.advice}")
+
+
+def _explanation_as_json(explanation: "Explanation") -> dict[str, Any]:
+    told = {name: value for name, value in asdict(explanation).items() if name not in ("said", "advice")}
+    times = {name: iso(value) for name, value in told.items() if name.endswith("_at")}
+    grant_id = None if explanation.grant_id is None else explanation.grant_id.hex()
+    return {
+        "live": explanation.live,
+        **told,
+        **times,
+        "grant_id": grant_id,
+        "explanation": explanation.said,
+        "advice": explanation.advice,
+    }

@@ -1,0 +1,117 @@
+"""The commands `copy`, `backup` and `doctor`, as an operator types them."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from oauth_store.cli.terminal import DatabaseOption, Json, print_json
+from oauth_store.database import backup as backing_up
+from oauth_store.database import copy as copying
+from oauth_store.display import visible
+from oauth_store.doctor.finding import Finding
+
+
+def copy(source: str, target: str, /, *, json: Json = False) -> None:
+    """Copy everything from one database to another: clients stay authorized when their server moves.
+
+    SOURCE and TARGET are paths or URLs. TARGET gets its schema where it has none, and must hold no rows. It gets all
+    rows, or on any error none, and each is read back and compared. Stop the server first: what it writes during the
+    copy is not in TARGET.
+    """
+    with _progress(shown=not json) as on_progress:
+        copied = asyncio.run(copying.copy(source, target, on_progress=on_progress))
+    if json:
+        print_json(asdict(copied))
+    else:
+        print(f"Copied and verified from {copied.source} to {copied.target}:")
+        for table, rows in copied.rows.items():
+            print(f"{rows:>12,} {table}")
+    if copied.source_changed:
+        print(
+            f"oauth-store: {copied.source} was written to during the copy, so a server still uses it. What it wrote is "
+            "not in the copy: stop it, and copy again into an empty database.",
+            file=sys.stderr,
+        )
+
+
+def backup(file: str, /, *, database: DatabaseOption = None, json: Json = False) -> None:
+    """Copy an SQLite database to FILE, which must not exist, while its server goes on.
+
+    The copy is of one moment, is checked, and is readable by its owner alone (0600). To restore it, stop the server,
+    delete the database with its -wal and -shm, and copy FILE into its place.
+    """
+    with _progress(shown=not json) as on_progress:
+        done = backing_up.backup(database, file, on_progress=on_progress)
+    if json:
+        print_json(asdict(done))
+    else:
+        print(f"{done.source} at schema {done.revision} is in {done.file}, checked ({done.size / 2**20:,.1f} MiB).")
+
+
+def doctor(
+    *,
+    database: Annotated[
+        str | None,
+        Parameter(name="--database", help="A file's path or a URL. Default: $MCP_OAUTH_DB.", show_default=False),
+    ] = None,
+    url: Annotated[
+        str | None,
+        Parameter(name="--url", help="Look from the outside too: the URL that is typed into a client."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Look for what keeps clients out, or soon will, and say what to do. Exits with 1 if there is a problem.
+
+    Nothing is changed, registered or authorized. With --url, the server is asked what a client asks before it signs in.
+    No other host is asked but claude.ai, for Claude's description of itself. If neither --database nor MCP_OAUTH_DB
+    names a database, it is the server alone.
+    """
+    from oauth_store.doctor.examine import examine  # brings FastMCP, which the other commands do without
+
+    findings = []
+    console = Console()
+    for finding in examine(database, url):
+        findings.append(finding)
+        if not json:
+            _print_finding(console, finding)
+    problems = [finding for finding in findings if finding.level == "problem"]
+    if json:
+        print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
+    if problems:
+        raise SystemExit(1)
+
+
+SHOWN_LENGTH = 1000
+"""Of what a server says; it may say 64 KiB."""
+_STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+
+
+def _print_finding(console: Console, finding: Finding) -> None:
+    level = f"{finding.level:<8}", _STYLES[finding.level]
+    console.print(Text.assemble(level, f" {finding.check}: {visible(finding.found[:SHOWN_LENGTH])}"), soft_wrap=True)
+    if finding.advice:
+        console.print(Text(f"         -> {visible(finding.advice[:SHOWN_LENGTH])}"), soft_wrap=True)
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[copying.Progress]:
+    """Yield what draws a bar on a terminal, and nothing into a pipe."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
+        bars: dict[str, int] = {}
+
+        def on_progress(step: str, rows: int, total: int) -> None:
+            if step not in bars:
+                bars[step] = progress.add_task(f"{step:<10}", total=total)
+            progress.advance(bars[step], rows)  # type: ignore[arg-type]  # a TaskID is an int
+
+        yield on_progress

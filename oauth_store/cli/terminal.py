@@ -1,0 +1,219 @@
+"""What the commands share: their options, the database, and how they answer, ask and fail."""
+
+import asyncio
+import getpass
+import logging
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from cyclopts import Parameter
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from oauth_store.database import schema
+from oauth_store.database.store import Database
+from oauth_store.display import visible
+from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
+
+T = TypeVar("T")
+
+DatabaseOption = Annotated[
+    str | None,
+    Parameter(
+        name="--database",
+        help="A file's path or a URL. Default: $MCP_OAUTH_DB, else mcp_oauth.db in the working directory.",
+        show_default=False,
+    ),
+]
+
+
+def flag(*names: str, **options: Any) -> Parameter:
+    """Return an option that is off unless it is given."""
+    return Parameter(name=names, negative="", show_default=False, **options)
+
+
+Json = Annotated[bool, flag("--json", help="Print one JSON document, for programs.")]
+Yes = Annotated[bool, flag("--yes", "-y", help="Do not ask.")]
+Verbose = Annotated[bool, flag("--verbose", "-v", help="Tell each event on standard error, as a server's log does.")]
+Limit = Annotated[int, Parameter(name="--limit", help="Rows to show at most. 0 is all.")]
+
+LIMIT = 50
+LINE = 100
+"""Columns of a paragraph at most."""
+MANY = 1000
+"""Rows that are laid out as a table that fits the terminal."""
+_NARROW = 60
+"""Columns of a terminal below which a table is told line by line."""
+
+
+async def require(database: Database) -> None:
+    """Raise `OAuthStoreError` unless a database exists and is at the schema of this release. Creates nothing."""
+    require_file(database)
+    revision = await schema.state(database)
+    if revision == schema.EMPTY:
+        raise SchemaError(f"{database.display_name} is empty; {_NAME_IT}, or run `oauth-store upgrade`")
+    schema.check(revision, database.display_name)
+
+
+def on_database(
+    setting: str | None,
+    work: Callable[[Database], Coroutine[Any, Any, T]],
+    *,
+    require: Callable[[Database], Awaitable[None]] = require,
+) -> T:
+    """Return what `work` returns on a database, once `require` let it pass. Raises `OAuthStoreError`."""
+
+    async def run() -> T:
+        database = Database(setting, require)
+        try:
+            await database.ready()
+            return await database.run(lambda: work(database))
+        finally:
+            await database.aclose()
+
+    return asyncio.run(run())
+
+
+_NAME_IT = "name the server's database by --database or MCP_OAUTH_DB"
+
+
+def require_file(database: Database, *, missing_ok: bool = False) -> bool:
+    """Tell whether a database is there, as far as that can be seen from outside. Opens and creates nothing.
+
+    Raises `OAuthStoreError` for what can be none of ours.
+    """
+    if database.memory:
+        raise ConfigurationError(f"an in-memory database is gone with its server; {_NAME_IT}")
+    if not database.sqlite:
+        return True
+    path = Path(str(database.url.database))
+    try:
+        exists, is_file = path.exists(), path.is_file()
+    except OSError as error:
+        raise DatabaseUnavailable(
+            f"{path} cannot be looked at: {os.strerror(error.errno or 0)}; {_AS_ITS_USER}"
+        ) from error
+    if not exists:
+        if missing_ok:
+            return False
+        raise SchemaError(f"{path} does not exist; {_NAME_IT}")
+    if not is_file:
+        raise SchemaError(f"{path} is no file; {_NAME_IT}")
+    if not os.access(path, os.R_OK):
+        raise DatabaseUnavailable(f"{path} may not be read by {operator()}; {_AS_ITS_USER}")
+    return True
+
+
+_AS_ITS_USER = "run this as the user that the server runs as"
+
+
+def operator() -> str:
+    """Name who runs this command, before a sudo."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a user without a name, as in many containers
+        return f"user {os.getuid()}"
+
+
+def tell_events() -> None:
+    """Print the events of this command on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("oauth_store")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON document. In ASCII: what a client chose cannot reach the terminal in it."""
+    print(dumps(document, indent=2))
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    whole: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+) -> None:
+    """Print rows as a table that fits the terminal; into a pipe or a file, with each row on one line.
+
+    The `whole` columns are never broken, so that they can be copied. Nothing in a row is markup or a control character.
+    """
+    console = Console(highlight=False, markup=False, emoji=False)
+    if console.is_terminal and console.width < _NARROW:
+        for row in rows:
+            width = max(map(len, columns))
+            for column, value in zip(columns, row, strict=True):
+                print(f"{column:<{width}}  {visible(value)}")
+            print()
+        return
+    shown = [[visible(value) for value in row] for row in rows]
+    if not console.is_terminal or len(rows) > MANY:
+        _print_lines(columns, shown, numbers)
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column in numbers else "left"
+        table.add_column(column, no_wrap=column in whole, overflow="fold", justify=justify)
+    for row in shown:
+        table.add_row(*map(Text, row))
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _print_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str]) -> None:
+    """Print each row on one line. Rich would need half a minute for 100,000."""
+    lengths = [[cell_len(value) for value in row] for row in (columns, *rows)]
+    widths = [max(column) for column in zip(*lengths, strict=True)]
+    right = [column in numbers for column in columns]
+    for row, taken in zip((columns, *rows), lengths, strict=True):
+        padding = [" " * (width - length) for width, length in zip(widths, taken, strict=True)]
+        cells = [
+            pad + value if to_right else value + pad for value, pad, to_right in zip(row, padding, right, strict=True)
+        ]
+        print("   ".join(cells).rstrip())
+        if row is columns:
+            print("─" * (sum(widths) + 3 * len(widths) - 3))
+
+
+def print_text(text: str) -> None:
+    """Print a paragraph, in lines that fit the terminal; into a pipe or a file, on one line."""
+    print()
+    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    print(textwrap.fill(visible(text), max(20, min(wide, LINE))) if wide != sys.maxsize else visible(text))
+
+
+def print_more(number: int, noun: str, how: str) -> None:
+    """Say that there are more rows than were shown, and how to see them."""
+    if number > 0:
+        print(f"\nAnd {counted(number, f'more {noun}')}; {how}.")
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask on standard error, unless `yes`. Raises `OAuthStoreError` unless the answer is yes."""
+    if yes:
+        return
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline()
+    if not (answer.endswith("\n") and sys.stdin.isatty()):
+        print(file=sys.stderr)
+    if not answer:
+        raise OAuthStoreError("nothing was changed, since nobody answered; pass --yes where nobody can")
+    if answer.strip().lower() not in ("y", "yes"):
+        raise OAuthStoreError("nothing was changed")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 grant", "2 grants"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

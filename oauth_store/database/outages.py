@@ -1,0 +1,59 @@
+"""What an error of a database means: that others were at it, that it hung up, or that it cannot be used now."""
+
+from sqlalchemy import exc
+
+from oauth_store.database.engines import DRIVER_MODULES
+from oauth_store.errors import DatabaseUnavailable
+
+
+def is_broken(error: BaseException | None) -> bool:
+    """Tell whether a file's connection is better opened anew."""
+    name = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
+    return name.startswith(("SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
+_CONFLICT_STATES = {"40001", "40P01"}
+"""SQLSTATE of a serialization failure and of a deadlock."""
+
+
+_CONFLICT_NUMBERS = {1213, 1205, 1020}
+"""MySQL's numbers for a deadlock, a lock that was waited for too long, and a row that changed since it was read."""
+
+
+def is_conflict(error: Exception) -> bool:
+    if not isinstance(error, exc.DBAPIError) or error.orig is None:
+        return False
+    if getattr(error.orig, "sqlstate", None) in _CONFLICT_STATES:
+        return True
+    return bool(error.orig.args) and error.orig.args[0] in _CONFLICT_NUMBERS
+
+
+def hung_up(error: Exception) -> bool:
+    """Tell whether the server closed the connection, maybe long ago: the pool has dropped all of its age by now.
+
+    Asking each connection before it is used (`pool_pre_ping`) takes 3 round trips of a lookup's 4 on PostgreSQL, and
+    misses what happens right after.
+    """
+    return isinstance(error, exc.DBAPIError) and error.connection_invalidated
+
+
+def outage(error: Exception, where: str) -> DatabaseUnavailable | None:
+    """Return `error` as an operator should read it if it means that the database cannot be used now, else None."""
+    if isinstance(error, exc.DBAPIError):
+        # Unique keys, foreign keys and values are the step's own business; whatever else a driver reports is not.
+        if isinstance(error, exc.IntegrityError | exc.DataError):
+            return None
+    elif not isinstance(error, exc.TimeoutError | OSError | TimeoutError) and (
+        # SQLAlchemy 2.0 lets pass as it is what asyncpg says when it cannot connect
+        type(error).__module__.partition(".")[0] not in DRIVER_MODULES
+    ):
+        return None
+    driver_error = getattr(error, "orig", None) or error
+    cause = " ".join(str(driver_error).split()) or type(driver_error).__name__
+    if isinstance(error, exc.TimeoutError):  # of the pool, which would quote its settings
+        cause = "all connections were in use for too long"
+    elif cause == "TimeoutError":  # asyncpg's has no text
+        cause = "it did not answer in time"
+    elif hasattr(driver_error, "sqlite_errorname"):  # "disk I/O error" has thirty of these
+        cause = f"{cause} ({driver_error.sqlite_errorname})"
+    return DatabaseUnavailable(f"{where} cannot be used: {cause}")

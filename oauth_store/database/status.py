@@ -1,0 +1,113 @@
+"""What stands in a database: its size, its rows, and how old its grants are."""
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from oauth_store.database.models import ACCESS, REFRESH, Base, Client, Code, Token
+from oauth_store.database.purge import UNUSED_CLIENT_SECONDS
+from oauth_store.database.store import Database
+from oauth_store.display import iso
+from oauth_store.flows.connected import is_live
+
+_TABLE_SIZE = {
+    "postgresql": "SELECT pg_total_relation_size(CAST(CAST(:name AS text) AS regclass))",
+    "mysql": "SELECT data_length + index_length FROM information_schema.tables "
+    "WHERE table_schema = database() AND table_name = :name",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """The rows of one table. Each is one of the three."""
+
+    rows: int
+    live: int
+    """Clients with a live grant; requests and codes that wait; tokens that are accepted."""
+    expired: int
+    """The purge deletes them."""
+    idle: int
+    """Kept for a reason: clients that may come back, codes and tokens whose replay or reuse would be seen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    size_bytes: int
+    tables: dict[str, Rows]
+    live_grants: int
+    oldest_grant_at: int | None
+    newest_grant_at: int | None
+
+
+async def take_inventory(database: Database, session: AsyncSession, now: int) -> Inventory:
+    """Count everything. One pass over each table, and one more over the live tokens."""
+    live = is_live(now) & Token.kind.in_((ACCESS, REFRESH))
+    granted_at = func.coalesce(Token.granted_at, Token.created_at)
+    grants = (
+        await session.execute(
+            select(
+                func.count(Token.grant_id.distinct()),
+                func.count(Token.client_id.distinct()),
+                func.min(granted_at),
+                func.max(granted_at),
+            ).where(live)
+        )
+    ).one()
+    unused = Client.last_used_at.is_(None) & (Client.created_at <= now - UNUSED_CLIENT_SECONDS)
+    tables = {
+        Client.__tablename__: await _rows(session, Client, live=None, expired=unused, known_live=grants[1]),
+        Code.__tablename__: await _rows(
+            session, Code, live=Code.consumed_at.is_(None) & (Code.expires_at > now), expired=Code.expires_at <= now
+        ),
+        Token.__tablename__: await _rows(session, Token, live=is_live(now), expired=Token.expires_at <= now),
+    }
+    return Inventory(
+        size_bytes=await _size(database, session),
+        tables=tables,
+        live_grants=grants[0],
+        oldest_grant_at=grants[2],
+        newest_grant_at=grants[3],
+    )
+
+
+async def _rows(
+    session: AsyncSession,
+    model: type[Base],
+    *,
+    live: ColumnElement[bool] | None,
+    expired: ColumnElement[bool],
+    known_live: int = 0,
+) -> Rows:
+    counts = [func.count(), func.count(case((expired, 1)))]
+    if live is not None:
+        counts.append(func.count(case((live, 1))))
+    total, gone, *rest = (await session.execute(select(*counts).select_from(model))).one()
+    in_use = rest[0] if rest else known_live
+    return Rows(rows=total, live=in_use, expired=gone, idle=total - in_use - gone)
+
+
+async def _size(database: Database, session: AsyncSession) -> int:
+    if database.sqlite:
+        pages = (await session.execute(text("PRAGMA page_count"))).scalar_one()
+        size = int(pages * (await session.execute(text("PRAGMA page_size"))).scalar_one())
+        try:
+            return size + os.stat(f"{database.url.database}-wal").st_size
+        except OSError:  # none is there
+            return size
+    statement = text(_TABLE_SIZE[database.url.get_backend_name()])
+    sizes = [(await session.execute(statement, {"name": name})).scalar_one() for name in Base.metadata.tables]
+    return sum(map(int, sizes))
+
+
+def as_json(inventory: Inventory) -> dict[str, Any]:
+    """Return an inventory as `oauth-store status --json` tells it."""
+    return {
+        "size_bytes": inventory.size_bytes,
+        "tables": {name: asdict(rows) for name, rows in inventory.tables.items()},
+        "live_grants": inventory.live_grants,
+        "oldest_grant_at": iso(inventory.oldest_grant_at),
+        "newest_grant_at": iso(inventory.newest_grant_at),
+    }

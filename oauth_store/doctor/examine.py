@@ -1,0 +1,112 @@
+"""Is all well? What is wrong with a store and its server, and what to do about it."""
+
+import asyncio
+import os
+import platform
+import sqlite3
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from argon2 import Type, extract_parameters
+from argon2.exceptions import InvalidHashError
+
+from oauth_store.approval import PASSWORD_HASH
+from oauth_store.database import schema
+from oauth_store.database.store import Database
+from oauth_store.doctor.database import examine_database
+from oauth_store.doctor.files import examine_files
+from oauth_store.doctor.finding import Finding, ok, problem, warning
+from oauth_store.doctor.url import examine_url
+
+PACKAGES = ("fastmcp-oauth-store", "fastmcp", "mcp", "sqlalchemy", "alembic")
+DRIVERS = {"sqlite": "aiosqlite", "postgresql": "asyncpg", "mysql": "asyncmy"}
+
+LEAST_MEMORY_KIB, LEAST_PASSES = 19 * 1024, 2
+"""What OWASP asks of argon2id at least, with one thread; `oauth-store hash-password` takes 64 MiB and 3 passes."""
+MOST_MEMORY_KIB = 1024 * 1024
+"""Two sign-ins at once may take twice this."""
+
+
+def examine(database: str | None, url: str | None) -> Iterator[Finding]:
+    """Look at the store from the inside, and at its server from the outside if `url` is given. Blocks.
+
+    Where a URL is given and no database is named anywhere, only the server is looked at. Raises `ConfigurationError`
+    for a database that cannot be one.
+    """
+    if url is None or database is not None or os.environ.get("MCP_OAUTH_DB"):
+        yield from _inside(Database(database, schema.prepare))
+    if url is not None:
+        yield from examine_url(url)
+
+
+def _inside(database: Database) -> Iterator[Finding]:
+    yield _versions(database.url.get_backend_name())
+    password_hash = os.environ.get(PASSWORD_HASH)
+    if password_hash is not None:
+        yield examine_password_hash(password_hash)
+    if database.memory:
+        yield warning(
+            "database",
+            "it is in the memory of the server's process: nothing survives a restart",
+            "set MCP_OAUTH_DB to a file's path, unless this is a test",
+        )
+        return
+    if database.sqlite:
+        path = Path(str(database.url.database))
+        if not path.is_absolute():
+            yield warning(
+                "path",
+                f"{path} depends on the working directory; here it is {path.resolve()}",
+                "set MCP_OAUTH_DB to the full path, for the server and for oauth-store",
+            )
+        if not path.exists():
+            yield warning(
+                "database",
+                f"{path.resolve()} does not exist yet",
+                "the server creates it at first use. If clients were authorized before, theirs is another file: see "
+                "what MCP_OAUTH_DB is for the server",
+            )
+            return
+        yield from examine_files(path)
+    yield from asyncio.run(_ask(database))
+
+
+async def _ask(database: Database) -> list[Finding]:
+    try:
+        return [finding async for finding in examine_database(database)]
+    finally:
+        await database.aclose()
+
+
+def _versions(kind: str) -> Finding:
+    found = [f"Python {platform.python_version()}"]
+    for package in (*PACKAGES, DRIVERS[kind]):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:  # on the path, and not installed
+            found.append(f"{package} of unknown version")
+    if kind == "sqlite":
+        found.append(f"SQLite {sqlite3.sqlite_version}")
+    return ok("versions", ", ".join(found))
+
+
+def examine_password_hash(value: str) -> Finding:
+    """Judge MCP_OAUTH_PASSWORD_HASH, without a word of it."""
+    check = "password"
+    again = f"run `oauth-store hash-password`, and set {PASSWORD_HASH} to what it prints, in single quotes for a shell"
+    if not value:
+        return warning(check, f"{PASSWORD_HASH} is empty, which is as good as not set", again)
+    try:
+        parameters = extract_parameters(value)
+    except InvalidHashError:
+        return problem(check, f"{PASSWORD_HASH} is no argon2 hash: the server does not start", again)
+    shown = (
+        f"argon2{parameters.type.name.lower()}, {parameters.memory_cost / 1024:g} MiB, {parameters.time_cost} passes"
+    )
+    strength = parameters.memory_cost * parameters.time_cost
+    if parameters.type is not Type.ID or strength < LEAST_MEMORY_KIB * LEAST_PASSES:
+        return warning(check, f"{PASSWORD_HASH} is weak ({shown}): whoever reads it can guess fast", again)
+    if parameters.memory_cost > MOST_MEMORY_KIB:
+        return warning(check, f"{PASSWORD_HASH} costs much with every sign-in ({shown})", again)
+    return ok(check, shown)

@@ -1,0 +1,111 @@
+"""How the doctor asks a server: one host, no redirects, a limit to what is waited for and read."""
+
+import re
+import time
+from typing import Any, Self
+from urllib.parse import urljoin, urlsplit
+
+import httpx2
+
+from oauth_store.doctor.finding import Finding, problem
+
+TIMEOUT_SECONDS = 10
+BODY_BYTES = 64 * 1024
+"""What is read of an answer; ours are a few hundred bytes."""
+
+
+class Asker:
+    """Asks the host of one URL, and no other."""
+
+    def __init__(self, url: str) -> None:
+        self.origin = origin(url)
+        self._http = httpx2.Client(timeout=TIMEOUT_SECONDS, headers={"User-Agent": "oauth-store doctor"})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def ask(self, method: str, url: str, **request: Any) -> "Answer":
+        """Return what a URL of this host answers. Raises `Unreachable` if it answers nothing."""
+        if origin(url) != self.origin:
+            raise ValueError(f"{url} is of another host than {self.origin}")
+        headers = {"Accept": "application/json, text/event-stream", **request.pop("headers", {})}
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        try:
+            with self._http.stream(method, url, headers=headers, **request) as response:
+                body = b""
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > BODY_BYTES or time.monotonic() > deadline:  # an event stream may go on for ever
+                        break
+                return Answer(response, body[:BODY_BYTES])
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise Unreachable(_unreachable(url, error)) from error
+
+
+class Answer:
+    """What came back: never a redirect that was followed."""
+
+    def __init__(self, response: httpx2.Response, body: bytes) -> None:
+        self.url = str(response.url)
+        self.status = response.status_code
+        self.headers = response.headers
+        self.body = body
+
+    @property
+    def is_html(self) -> bool:
+        return self.headers.get("content-type", "").startswith("text/html") or self.body.lstrip()[:1] == b"<"
+
+    @property
+    def location(self) -> str:
+        """Where it sends to, without a query: that may hold a secret."""
+        return urlsplit(urljoin(self.url, self.headers.get("location", "")))._replace(query="", fragment="").geturl()
+
+    @property
+    def what(self) -> str:
+        """Itself, in a few words."""
+        if 300 <= self.status < 400:
+            return f"a redirect ({self.status}) to {self.location}"
+        return f"{self.status}{' and a page of HTML' if self.is_html else ''}"
+
+
+class Unreachable(Exception):
+    """There was no answer."""
+
+    def __init__(self, finding: Finding) -> None:
+        self.finding = finding
+
+
+def origin(url: str) -> str:
+    try:
+        parsed = urlsplit(url)
+        port = parsed.port or {"https": 443, "http": 80}.get(parsed.scheme)
+    except ValueError:
+        return ""
+    host = f"[{parsed.hostname}]" if ":" in (parsed.hostname or "") else parsed.hostname
+    default = (parsed.scheme, port) in (("https", 443), ("http", 80))
+    return f"{parsed.scheme}://{host}" + ("" if default else f":{port}")
+
+
+def parameter(answer: Answer, name: str) -> str | None:
+    """Return a parameter of the challenge (RFC 9110, section 11.6.1)."""
+    found = re.search(rf'[ ,]{name}="([^"]*)"', answer.headers.get("www-authenticate", ""))
+    return found[1] if found else None
+
+
+def _unreachable(url: str, error: Exception) -> Finding:
+    text = str(error) or type(error).__name__
+    found = f"{urlsplit(url).hostname}: {text}"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return problem(
+            "https", found, "get a certificate that clients accept, for this host name (Caddy does it by itself)"
+        )
+    if "SSL" in text or "TLS" in text:
+        return problem("https", found, "is it http that is spoken on this port?")
+    if isinstance(error, httpx2.TimeoutException):
+        return problem("connection", f"{found} (after {TIMEOUT_SECONDS} s)", "a firewall, or a server that hangs?")
+    if isinstance(error, httpx2.ConnectError):
+        return problem("connection", found, "is the host name right, the server up, and the port open to clients?")
+    return problem("connection", found, "something other than HTTP answers there, or the connection breaks")

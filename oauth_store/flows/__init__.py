@@ -1,0 +1,1 @@
+"""What the server does: one flow, one file. Nothing here knows HTTP."""

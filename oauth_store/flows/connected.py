@@ -1,0 +1,238 @@
+"""Who is connected: the live grants, as their owner sees them, and how to end some of them."""
+
+import json
+import re
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, null, select, true, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from oauth_store.database.models import ACCESS, REFRESH, SESSION, Client, Code, Token, codes, tokens
+from oauth_store.database.sqlite import LATER, SEND
+from oauth_store.display import link_start
+
+BATCH = 1000
+"""Grants that one statement ends at most."""
+
+_close_codes = (
+    update(codes)
+    .where(codes.c.grant_id.in_(bindparam("b_grant_ids", expanding=True)))
+    .values(consumed_at=func.coalesce(codes.c.consumed_at, bindparam("b_now")))
+    .execution_options(**{SEND: LATER})
+)
+_revoke_tokens = (
+    update(tokens)
+    .where(
+        tokens.c.grant_id.in_(bindparam("b_grant_ids", expanding=True)),
+        tokens.c.kind == bindparam("b_kind"),
+        tokens.c.revoked_at.is_(None),
+    )
+    .values(revoked_at=bindparam("b_now"), revoked_reason=bindparam("b_reason"), replay=null())
+    .execution_options(**{SEND: LATER})
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One live grant: one device or application that the owner has let in, and that can still come in."""
+
+    grant_id: bytes
+    client_id: str
+    client_name: str | None
+    """What the client calls itself. Anyone may register under any name."""
+    hosts: tuple[str, ...]
+    """Where its codes are sent: the hosts of its redirect URIs, or how the links of an application's own begin."""
+    scopes: tuple[str, ...]
+    subject: str | None
+    resource: str | None
+    granted_at: int
+    last_used_at: int
+    """The latest of what is stored: a refresh, and the first use of a pair. Later uses of a token leave no trace."""
+    expires_at: int
+    """When the grant ends unless it is refreshed before."""
+
+
+def is_live(now: int) -> ColumnElement[bool]:
+    """Whether a token's row is neither expired, consumed nor revoked."""
+    return (Token.expires_at > now) & Token.consumed_at.is_(None) & Token.revoked_at.is_(None)
+
+
+async def live_grants(
+    session: AsyncSession,
+    *,
+    subject: str | None = None,
+    client_id: str | None = None,
+    grant_id: bytes | None = None,
+    resource: str | None = None,
+    limit: int | None = None,
+    now: int | None = None,
+) -> tuple[list[Connection], int]:
+    """Return the live grants, those that were used last first, and how many there are beyond the limit too.
+
+    They are all, or those of a subject, of a client, of the server with this resource, or just one.
+    """
+    live = (
+        is_live(int(time.time()) if now is None else now)
+        & Token.kind.in_((ACCESS, REFRESH))
+        & _of(Token, subject, client_id, grant_id, resource)
+    )
+    # The few that are wanted first, then their details: that takes half as long as all details of all.
+    newest = (
+        select(Token.grant_id, func.count().over().label("total"))
+        .where(live)
+        .group_by(Token.grant_id)
+        .order_by(func.max(_last_used_at).desc(), Token.grant_id)
+        .limit(limit)
+    )
+    wanted = (await session.execute(newest)).all()
+    if len(wanted) <= BATCH:
+        live &= Token.grant_id.in_([row.grant_id for row in wanted])
+    details = {row.grant_id: row for row in await session.execute(_details(live))}
+    found = [_connection(details[row.grant_id]) for row in wanted if row.grant_id in details]
+    return found, wanted[0].total if wanted else 0
+
+
+def _of(
+    model: type[Token] | type[Code],
+    subject: str | None,
+    client_id: str | None,
+    grant_id: bytes | None,
+    resource: str | None,
+) -> ColumnElement[bool]:
+    """Whether a row is of a subject, a client, a grant, a server. To the letter: for MariaDB, 'abc ' equals 'abc'."""
+    matches = true() if grant_id is None else model.grant_id == grant_id
+    if resource is not None:
+        matches &= model.resource.is_(None) | model.resource.in_(_spellings(resource))
+    for column, value in ((model.subject, subject), (model.client_id, client_id)):
+        if value is not None:
+            literally = re.sub(r"([/%_])", r"/\1", value)
+            matches &= (column == value) & column.like(literally, escape="/")
+    return matches
+
+
+def _spellings(resource: str) -> tuple[str, str]:
+    bare = resource.removesuffix("/")
+    return bare, f"{bare}/"
+
+
+_last_used_at = case((Token.first_used_at > Token.created_at, Token.first_used_at), else_=Token.created_at)
+
+
+def _details(live: ColumnElement[bool]) -> Select[Any]:
+    # All tokens of a grant are of one client and one subject; the refresh tokens have the scopes that were granted,
+    # while an access token may have less of them.
+    rows = (
+        select(
+            Token.grant_id,
+            func.max(Token.client_id).label("client_id"),
+            func.max(Token.subject).label("subject"),
+            func.max(Token.resource).label("resource"),
+            func.coalesce(func.max(case((Token.kind == REFRESH, Token.scopes))), func.max(Token.scopes)).label(
+                "scopes"
+            ),
+            func.min(func.coalesce(Token.granted_at, Token.created_at)).label("granted_at"),
+            func.max(_last_used_at).label("last_used_at"),
+            func.max(Token.expires_at).label("expires_at"),
+        )
+        .where(live)
+        .group_by(Token.grant_id)
+        .subquery()
+    )
+    return select(rows, Client.client_metadata).join(Client, Client.client_id == rows.c.client_id)
+
+
+def _connection(row: Row[Any]) -> Connection:
+    name, hosts = described(row.client_metadata)
+    return Connection(
+        grant_id=row.grant_id,
+        client_id=row.client_id,
+        client_name=name,
+        hosts=hosts,
+        scopes=tuple(row.scopes.split()),
+        subject=row.subject,
+        resource=row.resource,
+        granted_at=row.granted_at,
+        last_used_at=row.last_used_at,
+        expires_at=row.expires_at,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GrantName:
+    """A grant, as an event names it."""
+
+    grant_id: bytes
+    client_id: str
+
+
+async def grants_to_end(
+    session: AsyncSession,
+    now: int,
+    *,
+    subject: str | None = None,
+    client_id: str | None = None,
+    grant_id: bytes | None = None,
+    resource: str | None = None,
+) -> list[GrantName]:
+    """Return the grants that can still be used: those with a live token, and those whose code waits for its client."""
+    chosen_tokens = Token.kind.in_((ACCESS, REFRESH)) & is_live(now)
+    chosen_codes = Code.approved_at.is_not(None) & Code.consumed_at.is_(None) & (Code.expires_at > now)
+    queries = (
+        select(model.grant_id, model.client_id)
+        .distinct()
+        .where(chosen, _of(model, subject, client_id, grant_id, resource))
+        for model, chosen in ((Token, chosen_tokens), (Code, chosen_codes))
+    )
+    rows = [row for query in queries for row in await session.execute(query)]
+    return list({row.grant_id: GrantName(row.grant_id, str(row.client_id)) for row in rows}.values())
+
+
+async def grants_named(session: AsyncSession, prefix: str) -> list[bytes]:
+    """Return the ids of grants, live or not, that begin with some hex digits: a few of them, if they are many."""
+    first, last = bytes.fromhex(prefix.ljust(32, "0")), bytes.fromhex(prefix.ljust(32, "f"))
+    tokens_of = select(Token.grant_id).where(Token.kind != SESSION, Token.grant_id.between(first, last))
+    codes_of = select(Code.grant_id).where(Code.approved_at.is_not(None), Code.grant_id.between(first, last))
+    return sorted((await session.execute(tokens_of.union(codes_of).limit(4))).scalars())
+
+
+def revoke_grants(session: Session, grant_ids: Collection[bytes], reason: str, now: int) -> None:
+    """End some grants: their codes, and every token of them, also those that a refresh inserts at this moment.
+
+    `reason` says by whom, in at most 64 characters: `explain` repeats it. A thousand grants at once are fine; more
+    would keep other writers waiting for long.
+    """
+    connection, ids = session.connection(), list(grant_ids)
+    takes_turns = connection.dialect.name == "sqlite"
+    for start in range(0, len(ids), BATCH):  # no database takes any number of values in one statement
+        values = {"b_grant_ids": ids[start : start + BATCH], "b_now": now}
+        connection.execute(_close_codes, values)
+        # Refresh tokens before access tokens, as every step takes the rows of a grant: otherwise it and a refresh wait
+        # for each other, and PostgreSQL needs a second to see that.
+        for kind in (REFRESH, ACCESS):
+            # At READ COMMITTED the UPDATE waits for a refresh under way and then misses the rows that it inserted.
+            # Whatever is still to come needs one of the rows seen here, so that a round that finds nothing is the last.
+            # SQLite has one writer at a time: no refresh is under way.
+            revoke = {**values, "b_kind": kind, "b_reason": reason}
+            while connection.execute(_revoke_tokens, revoke).rowcount and not takes_turns:
+                pass
+
+
+def described(client_metadata: str) -> tuple[str | None, tuple[str, ...]]:
+    """Return a stored client's name and the hosts of its redirect URIs."""
+    metadata: dict[str, Any] = json.loads(client_metadata)
+    return metadata.get("client_name"), tuple(dict.fromkeys(map(_host, metadata.get("redirect_uris") or ())))
+
+
+def _host(redirect_uri: str) -> str:
+    try:
+        url = urlsplit(redirect_uri)
+    except ValueError:  # what registration lets in is for pydantic to say, which reads URLs in a way of its own
+        return redirect_uri
+    if url.scheme == "https":
+        return url.netloc.rpartition("@")[2]
+    return url.hostname or "" if url.scheme == "http" else link_start(url)  # on loopback, any port will do

@@ -1,0 +1,283 @@
+"""Why a token works, or does not: what the database knows of a secret that somebody presents."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Row, Select, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from oauth_store.credentials import hash_secret, unseal
+from oauth_store.database.models import ACCESS, REFRESH, SESSION, clients, codes, tokens
+from oauth_store.display import in_full, visible
+from oauth_store.flows.connected import described, live_grants
+
+KINDS = {"access": "access token", "refresh": "refresh token", "code": "authorization code"} | {
+    "request": "authorization request",
+    "session": "session",
+}
+"""What our secrets begin with, and what they are."""
+
+AGAIN = "Its client has to be connected again."
+NOTHING = "Nothing has to be done."
+
+_ENDED = {
+    "reuse detected": (
+        "reuse_detected",
+        "a refresh token of it was presented that had been exchanged before, and whose successor was in use already. A "
+        "stolen copy looks like that; so does an app that went back to an old copy of its tokens, from a backup or on "
+        "a second device",
+        "If you know of no such copy, take it for a theft, and find out who could read the client's tokens. "
+        "In either case, the client has to be connected again.",
+    ),
+    "code replayed": (
+        "code_replayed",
+        "its authorization code was presented a second time, with everything that proves the client. That is a fault "
+        "of the client, or of somebody who can read what it keeps",
+        AGAIN,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What there is to say about a secret. Never the secret."""
+
+    kind: str
+    state: str
+    """`live`, `waiting`, `used`, `denied`, `expired`, `rotated`, `revoked`, `reuse_detected`, `code_replayed`,
+    `client_gone` or `unknown`."""
+    said: str
+    advice: str
+    client_id: str | None = None
+    client_name: str | None = None
+    hosts: tuple[str, ...] = ()
+    grant_id: bytes | None = None
+    grant_live: bool | None = None
+    subject: str | None = None
+    scopes: tuple[str, ...] = ()
+    resource: str | None = None
+    created_at: int | None = None
+    first_used_at: int | None = None
+    consumed_at: int | None = None
+    revoked_at: int | None = None
+    revoked_reason: str | None = None
+    expires_at: int | None = None
+    successor: str | None = None
+    """Of a refresh token that was exchanged: `unused`, `used`, `rotated` or `ended`."""
+
+    @property
+    def live(self) -> bool:
+        """Whether the server accepts it now."""
+        return self.state in ("live", "waiting")
+
+
+async def explain(session: AsyncSession, secret: str, now: int) -> Explanation:
+    """Return what a secret is, whose, and why it works or does not. Reads only."""
+    hashed = hash_secret(secret)
+    token = await _first(session, _with_client(tokens).where(tokens.c.token_hash == hashed))
+    if token is not None:
+        return await (_session if token.kind == SESSION else _token)(session, secret, token, now)
+    code = await _first(session, _with_client(codes).where(codes.c.code_hash == hashed))
+    if code is not None:
+        return await _code(session, "authorization code", code, now)
+    request = await _first(session, _with_client(codes).where(codes.c.handle_hash == hashed))
+    if request is not None:
+        return await _code(session, "authorization request", request, now)
+    client = await _first(session, select(clients).where(clients.c.client_secret_hash == hashed))
+    return _unknown(secret) if client is None else _client_secret(client, now)
+
+
+def _with_client(table: Any) -> Select[Any]:
+    metadata = clients.c.client_metadata
+    return select(table, metadata).join(clients, clients.c.client_id == table.c.client_id, isouter=True)
+
+
+async def _first(session: AsyncSession, query: Select[Any]) -> Row[Any] | None:
+    row: Row[Any] | None = (await session.execute(query)).first()
+    return row
+
+
+async def _about(session: AsyncSession, kind: str, row: Row[Any], now: int) -> Explanation:
+    """Return what a row of a grant says of itself, for the rest to be filled in."""
+    grant, _ = await live_grants(session, grant_id=row.grant_id, now=now)
+    name, hosts = described(row.client_metadata) if row.client_metadata is not None else (None, ())
+    return Explanation(
+        kind=kind,
+        state="",
+        said="",
+        advice="",
+        client_id=row.client_id,
+        client_name=name,
+        hosts=hosts,
+        grant_id=row.grant_id,
+        grant_live=bool(grant),
+        subject=row.subject,
+        scopes=tuple(row.scopes.split()),
+        resource=row.resource,
+        created_at=row.created_at,
+        consumed_at=row.consumed_at,
+        expires_at=row.expires_at,
+    )
+
+
+async def _token(session: AsyncSession, secret: str, row: Row[Any], now: int) -> Explanation:
+    kind = "access token" if row.kind == ACCESS else "refresh token"
+    about = replace(
+        await _about(session, kind, row, now),
+        first_used_at=row.first_used_at,
+        revoked_at=row.revoked_at,
+        revoked_reason=row.revoked_reason,
+    )
+    if row.client_metadata is None:
+        return _client_gone(about)
+    if row.revoked_at is not None and row.revoked_at < row.expires_at:
+        return _ended(about, row.revoked_at, row.revoked_reason, now)
+    if row.consumed_at is not None:
+        return await _rotated(session, secret, about, row, now)
+    if row.expires_at > now:
+        said = f"It is good until {in_full(row.expires_at, now)}."
+        advice = "If the server refuses it all the same, it is not for this server's URL: compare the resource."
+        return replace(about, state="live", said=said, advice=advice)
+    about = replace(about, state="expired")
+    said = f"It expired at {in_full(row.expires_at, now)}."
+    if row.kind == REFRESH:
+        said += " A refresh token expires when its client did not refresh for that long."
+        return replace(about, said=said, advice=AGAIN)
+    if about.grant_live:
+        return replace(about, said=f"{said} Its grant lives: the client gets a new one with its refresh token.",
+                       advice=NOTHING)  # fmt: skip
+    why = "and its grant is over too" if row.paired_hash else "and came without a refresh token"
+    return replace(about, said=f"{said[:-1]}, {why}.", advice=AGAIN)
+
+
+def _client_gone(about: Explanation) -> Explanation:
+    said = f"Its client, {visible(str(about.client_id))}, is not registered any more: it was removed."
+    return replace(about, state="client_gone", said=said, advice="The client has to register, and be connected, again.")
+
+
+def _ended(about: Explanation, at: int, reason: str | None, now: int) -> Explanation:
+    state, why, advice = _ENDED.get(reason or "", ("revoked", visible(reason or "for no known reason"), AGAIN))
+    said = f"Its grant was ended at {in_full(at, now)}: {why}."
+    return replace(about, state=state, said=said, advice=advice, revoked_at=at, revoked_reason=reason)
+
+
+async def _rotated(session: AsyncSession, secret: str, about: Explanation, row: Row[Any], now: int) -> Explanation:
+    at = in_full(row.consumed_at, now)
+    grant = "The grant lives." if about.grant_live else "The grant is over too."
+    advice = NOTHING if about.grant_live else AGAIN
+    about = replace(about, state="rotated")
+    if row.kind == ACCESS:
+        said = f"Its client refreshed at {at}, and got a new pair in its place. {grant}"
+        return replace(about, said=said, advice=advice)
+    successor = await _successor(session, secret, row, now)
+    said = f"It was exchanged for a new pair at {at}"
+    if successor == "unused":
+        said += ", which nobody has used yet: the answer may have been lost. Presented again, it gets the same pair."
+    elif successor == "used":
+        said += (
+            ", and the new pair is in use. Presented again after the grace (two minutes, unless the server is set "
+            "otherwise), it is taken for a stolen copy, which ends the grant."
+        )
+        advice = f"{NOTHING} If this is what the client still presents, it lost the new pair: connect it again."
+    elif successor == "rotated":
+        said += f", and that pair was exchanged in turn. {grant}"
+    elif successor == "ended":
+        said += f", and that pair is over. {grant}"
+    else:
+        said += f". {grant}"
+    return replace(about, said=said, advice=advice, successor=successor)
+
+
+async def _successor(session: AsyncSession, secret: str, row: Row[Any], now: int) -> str | None:
+    if row.replay is None:  # the server never answers twice, or it was wiped when nobody could need it any more
+        return None
+    _, refresh_token = unseal(secret, row.replay)
+    after = await _first(session, select(tokens).where(tokens.c.token_hash == hash_secret(refresh_token)))
+    if after is None or after.revoked_at is not None or after.expires_at <= now:
+        return "ended"
+    if after.consumed_at is not None:
+        return "rotated"
+    return "unused" if after.first_used_at is None else "used"
+
+
+async def _session(_session: AsyncSession, _secret: str, row: Row[Any], now: int) -> Explanation:
+    live = row.expires_at > now
+    return Explanation(
+        kind="session",
+        state="live" if live else "expired",
+        said=f"It signs {visible(row.subject or '')} in on the page of connected apps, and "
+        f"{'is good until' if live else 'expired at'} {in_full(row.expires_at, now)}.",
+        advice=NOTHING,
+        subject=row.subject,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+    )
+
+
+async def _code(session: AsyncSession, kind: str, row: Row[Any], now: int) -> Explanation:
+    about = await _about(session, kind, row, now)
+    of_grant = select(func.max(tokens.c.revoked_at), func.max(tokens.c.revoked_reason), func.count()).where(
+        tokens.c.grant_id == row.grant_id
+    )
+    revoked_at, reason, issued = (await session.execute(of_grant)).one()
+    approved = f"It was approved at {in_full(row.approved_at, now)}" if row.approved_at is not None else ""
+    if row.consumed_at is not None:
+        at = in_full(row.consumed_at, now)
+        if not approved:
+            return replace(about, state="denied", said=f"It was denied at {at}.", advice=NOTHING)
+        if revoked_at is not None:
+            return _ended(about, revoked_at, reason, now)
+        if not issued and not about.grant_live:
+            said = f"{approved}, and its grant was ended at {at} before the client fetched its tokens, or all expired."
+            return replace(about, state="revoked", said=said, advice=AGAIN)
+        lives = "lives" if about.grant_live else "is over"
+        said = f"{approved}, and exchanged for tokens at {at}. The grant {lives}."
+        advice = "A code is good for one exchange." if about.grant_live else AGAIN
+        return replace(about, state="used", said=said, advice=advice)
+    if row.client_metadata is None and approved:
+        return _client_gone(about)
+    if row.expires_at <= now:
+        missed = "its client did not exchange the code in time" if approved else "nobody answered it in time"
+        said = f"It expired at {in_full(row.expires_at, now)}: {missed}."
+        return replace(about, state="expired", said=said, advice=AGAIN)
+    waits = f"{approved}, and waits for its client" if approved else "It waits for the owner's answer"
+    return replace(about, state="waiting", said=f"{waits} until {in_full(row.expires_at, now)}.", advice=NOTHING)
+
+
+def _client_secret(row: Row[Any], now: int) -> Explanation:
+    name, hosts = described(row.client_metadata)
+    expires_at: int | None = json.loads(row.client_metadata).get("client_secret_expires_at") or None
+    over = f"It expired at {in_full(expires_at, now)}." if expires_at is not None and expires_at <= now else ""
+    return Explanation(
+        kind="client secret",
+        state="expired" if over else "live",
+        said=over or "It is the secret of its client.",
+        advice="The client has to register again." if over else NOTHING,
+        client_id=row.client_id,
+        client_name=name,
+        hosts=hosts,
+        created_at=row.created_at,
+        expires_at=expires_at,
+    )
+
+
+def _unknown(secret: str) -> Explanation:
+    prefix, _, rest = secret.partition("_")
+    kind = KINDS.get(prefix, "secret") if rest else "secret"
+    if secret.count(".") == 2:
+        said = "It is a JWT, and this server issues none: it is of another authorization server."
+    elif kind != "secret" and not re.fullmatch(r"[A-Za-z0-9_-]{43}", rest):
+        said = (
+            f"This database does not know it. One of our {kind}s is 43 characters long, after the first _; {len(rest)} "
+        )
+        said += "were given."
+        return Explanation(kind=kind, state="unknown", said=said, advice="Copy all of it, and try again.")
+    else:
+        said = (
+            "This database does not know it. It expired so long ago that it was deleted; or its client was removed, "
+            "which takes its tokens along; or it is of another database or server."
+        )
+    advice = "See that --database is the one that the server uses. If it is, the client has to be connected again."
+    return Explanation(kind=kind, state="unknown", said=said, advice=advice)

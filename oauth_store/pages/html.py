@@ -1,0 +1,128 @@
+"""The pages that people see: how they are rendered, branded, and kept apart from the rest of the web."""
+
+import functools
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from oauth_store.errors import ConfigurationError
+
+TEMPLATES = ("base.html", "fields.html", "consent.html", "sign_in.html", "apps.html", "message.html")
+DEFAULT_ACCENT = "#1a56b0"
+
+
+class Pages:
+    """Renders our templates, or an owner's own of the same names."""
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        logo_url: str | None = None,
+        accent: str = DEFAULT_ACCENT,
+        templates: str | Path | None = None,
+    ) -> None:
+        """Raises `ConfigurationError` for a colour, a logo or a directory that cannot be used."""
+        from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
+
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", accent):
+            raise ConfigurationError(f"accent is {accent!r}; expected a colour such as {DEFAULT_ACCENT!r}")
+        if templates is not None and not Path(templates).is_dir():
+            raise ConfigurationError(f"templates is {str(templates)!r}, which is no directory")
+        self.name = name
+        self._logo_url, self._logo_source = logo_url, _source(logo_url)
+        own = [] if templates is None else [FileSystemLoader(templates)]
+        self._environment = Environment(
+            loader=ChoiceLoader([*own, PackageLoader("oauth_store.pages")]),
+            autoescape=True,
+            undefined=StrictUndefined,
+            auto_reload=False,  # it would look at the files with every page, on the event loop
+        )
+        try:
+            for template in TEMPLATES:
+                self._environment.get_template(template)
+        except (TemplateError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"templates: {template} cannot be read: {error}") from error
+        self._environment.globals |= {"logo_url": logo_url, "accent": accent, "on_accent": _readable_on(accent)}
+
+    def render(
+        self,
+        template: str,
+        *,
+        server: str,
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        **values: Any,
+    ) -> Response:
+        """Return a page that no other page can frame, that no one keeps, and that runs no script."""
+        nonce = secrets.token_urlsafe(16)
+        html = self._environment.get_template(template).render(server=self.name or server, nonce=nonce, **values)
+        # No form-action: Chromium holds it against the redirect that follows the form, and so the client's address.
+        # No Cross-Origin-Opener-Policy: clients that opened a popup wait for the page after ours to speak to them.
+        policy = (
+            f"default-src 'none'; style-src 'nonce-{nonce}'; img-src {self._logo_source}; "
+            "base-uri 'none'; frame-ancestors 'none'"
+        )
+        return HTMLResponse(
+            html,
+            status_code,
+            headers={
+                "Content-Security-Policy": policy,
+                "X-Frame-Options": "DENY",
+                "X-Content-Type-Options": "nosniff",
+                "Referrer-Policy": "no-referrer",
+                "Cache-Control": "no-store",
+                "Pragma": "no-cache",
+                **(headers or {}),
+            },
+        )
+
+    def message(
+        self,
+        title: str,
+        *paragraphs: str,
+        server: str,
+        status_code: int,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Return a page that says what happened and what to do."""
+        return self.render(
+            "message.html", server=server, status_code=status_code, headers=headers, title=title, paragraphs=paragraphs
+        )
+
+
+@functools.cache
+def plain_pages() -> Pages:
+    """Return the pages of a server whose approval has none. To build them takes a while."""
+    return Pages()
+
+
+def wants_page(request: Request) -> bool:
+    """Tell whether a person sits in front of a request: browsers ask for HTML when they navigate, clients do not."""
+    return "text/html" in request.headers.get("accept", "")
+
+
+def _source(logo_url: str | None) -> str:
+    """Return what the content security policy has to let in for a logo."""
+    if logo_url is None:
+        return "'none'"
+    if logo_url.startswith("data:image/"):
+        return "data:"
+    url = urlsplit(logo_url)
+    if url.scheme not in ("https", "http") or not re.fullmatch(r"[a-zA-Z0-9.:\[\]-]+", url.netloc):
+        raise ConfigurationError(f"logo_url is {logo_url!r}; expected an https:// URL, or data:image/")
+    return f"{url.scheme}://{url.netloc}"
+
+
+def _readable_on(colour: str) -> str:
+    """Return black or white, whichever has more contrast on a colour (WCAG 2.2, relative luminance)."""
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in channels)
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "#000000" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#ffffff"

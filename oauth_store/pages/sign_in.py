@@ -1,0 +1,143 @@
+"""Signing in with a password: who it is, and how often anyone may try."""
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from argon2 import PasswordHasher, extract_parameters
+from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+from limits import parse
+from starlette.requests import Request
+from starlette.responses import Response
+
+from oauth_store.browser import Cookies
+from oauth_store.credentials import derive, same
+from oauth_store.display import nfc
+from oauth_store.errors import ConfigurationError
+from oauth_store.events import emit
+from oauth_store.rate_limits import Limiter
+
+OWNER = "owner"
+"""The subject of who signs in where there is one password and no names."""
+USER_LENGTH = 1000
+PASSWORD_LENGTH = 1000
+"""Characters that count, at least as many as the form takes."""
+KNOWN_BROWSER = "oauth_store_known"
+KNOWN_BROWSER_SECONDS = 180 * 24 * 3600
+CONCURRENT_CHECKS = 2
+"""Each takes as much memory as the hash says: 64 MiB, where `oauth-store hash-password` made it."""
+
+PER_ADDRESS = parse("10/15 minutes")
+PER_BROWSER = parse("20/15 minutes")
+IN_TOTAL = parse("100/15 minutes")
+
+
+class SignInError(Exception):
+    """Nobody is signed in; the message is for the person at the browser."""
+
+    def __init__(self, message: str, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def status_code(self) -> int:
+        return 403 if self.retry_after_seconds is None else 429
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
+
+
+class SignIn:
+    """Checks passwords: slowly, a few at a time, off the event loop, and so many per address, browser and process.
+
+    A browser that signed in before proves it by a cookie, and has an allowance of its own: whoever guesses from
+    elsewhere can use up the others, and cannot lock the owner out. The cookie's key is the password's hash, so that it
+    needs no row, and ends with the password, as sessions do.
+    """
+
+    def __init__(self, hashes: Mapping[str, tuple[str, str]], *, asks_user: bool) -> None:
+        """`hashes` are argon2 hashes by user, each with the name of its setting. Raises `ConfigurationError`."""
+        self.asks_user = asks_user
+        self._hasher = PasswordHasher()
+        self._hashes = {}
+        costs = {}
+        for user, (setting, hashed) in hashes.items():
+            try:
+                costs["$".join(hashed.split("$")[:4])] = extract_parameters(hashed)
+                self._hasher.verify(hashed, "")  # a hash that was cut off is seen here, not when its owner signs in
+            except VerifyMismatchError:
+                self._hashes[user] = hashed
+                continue
+            except (InvalidHashError, VerificationError):
+                raise ConfigurationError(
+                    f"{setting} is no argon2 hash; run `oauth-store hash-password`, and set it to what that prints "
+                    "(in single quotes, where a shell reads it)"
+                ) from None
+            raise ConfigurationError(f"{setting} is the hash of an empty password; run `oauth-store hash-password`")
+        # An unknown user takes as long as a known one: as long as one of the known, where their hashes differ in cost.
+        self._nobodies = [PasswordHasher.from_parameters(one).hash(secrets.token_urlsafe(32)) for one in costs.values()]
+        self._key = secrets.token_urlsafe(32)
+        self._limiter = Limiter()
+        self._threads = ThreadPoolExecutor(CONCURRENT_CHECKS, thread_name_prefix="oauth_store-password")
+
+    async def check(self, request: Request, form: Mapping[str, str], cookies: Cookies, address: str) -> str:
+        """Return the user whose name and password a form has.
+
+        Raises `SignInError`: the same, after the same time, for a wrong password and for an unknown user.
+        """
+        user = normalized(form.get("username", "").strip()[:USER_LENGTH]) if self.asks_user else OWNER
+        browser = cookies.get(request, KNOWN_BROWSER)
+        known = self.signed(user, browser)
+        counted = [(PER_BROWSER, f"browser {browser}")] if known else [(IN_TOTAL, "all"), (PER_ADDRESS, address)]
+        wait = self._limiter.retry_after(*counted)
+        if wait is not None:
+            emit("sign_in_failed", address=address, reason="too many attempts")
+            minutes = -(-wait // 60)
+            raise SignInError(
+                f"Too many attempts. Wait {minutes} minute{'s' if minutes > 1 else ''}, and try again.", wait
+            )
+        hashed = self._hashes.get(user) or self._nobody(user)
+        loop = asyncio.get_running_loop()
+        right = await loop.run_in_executor(self._threads, self._verify, hashed, form.get("password", ""))
+        if not right or user not in self._hashes:
+            emit("sign_in_failed", address=address, reason="wrong")  # no name: people type passwords there
+            raise SignInError("That name and password do not match." if self.asks_user else "That password is wrong.")
+        if known or not self.asks_user:  # or else a user could begin again to guess another's, by signing in between
+            self._limiter.forget(*counted[-1])
+        return user
+
+    def remember(self, response: Response, cookies: Cookies, user: str) -> None:
+        """Let the browser prove next time that this user has signed in with it."""
+        value = self.sign(user, secrets.token_urlsafe(16))
+        cookies.set(response, KNOWN_BROWSER, value, max_age_seconds=KNOWN_BROWSER_SECONDS)
+
+    def sign(self, user: str, value: str) -> str:
+        """Return a value for a cookie that is this user's for as long as their password stays."""
+        return f"{value}.{derive(self._hashes[user], value)}"
+
+    def signed(self, user: str, cookie: str | None) -> bool:
+        """Tell whether a cookie has what `sign` made for this user."""
+        value, _, proof = (cookie or "").rpartition(".")
+        return user in self._hashes and same(proof, derive(self._hashes[user], value))
+
+    def _nobody(self, user: str) -> str:
+        """Return a hash that no password has: always the same for one name."""
+        return self._nobodies[int(derive(self._key, user)[:8], 16) % len(self._nobodies)]
+
+    def _verify(self, hashed: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(hashed, normalized(password[:PASSWORD_LENGTH]))
+        except VerificationError:
+            return False
+
+
+def normalized(password: str) -> str:
+    """Return a password as it is hashed: keyboards and systems spell the same letter in different ways."""
+    return nfc(password)
+
+
+def hash_password(password: str) -> str:
+    """Return the argon2id hash of a password, for `PasswordApproval`."""
+    return PasswordHasher().hash(normalized(password))

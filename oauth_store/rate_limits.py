@@ -1,0 +1,225 @@
+"""Limits on what anyone may ask for: registrations and authorization requests, which leave a row each."""
+
+import ipaddress
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from oauth_store.errors import ConfigurationError
+from oauth_store.server.answers import error_answer
+
+if TYPE_CHECKING:  # importing it takes 20 milliseconds of a start, and who serves no routes needs none of it
+    from limits import RateLimitItem
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_WITH_PORT = re.compile(r"\[([^]]+)\](?::\d+)?|([\d.]+):\d+")
+PROXIES = 20
+"""A request has come through at most; each is an address to read."""
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class OverLimitError(Exception):
+    """What was asked for is over a limit."""
+
+    def __init__(self, retry_after: int) -> None:
+        """`retry_after` is in seconds."""
+        super().__init__("too many requests")
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimits:
+    """How many registrations and authorization requests a process accepts, as in "60/minute". `None` is no limit.
+
+    They are generous: the users of one client often share an address. What is over a limit gets 429 with Retry-After.
+    A registration that nobody approves is kept for 30 days, so `registrations` bounds what a flood can leave behind. A
+    client that is described by a metadata document counts as one when it is stored.
+    """
+
+    registrations_per_address: str | None = "60/hour"
+    registrations: str | None = "300/hour"
+    authorizations_per_address: str | None = "60/minute"
+    authorizations: str | None = "600/minute"
+
+
+class Limiter:
+    """Counts what happens in this process."""
+
+    def __init__(self) -> None:
+        from limits.storage import MemoryStorage
+        from limits.strategies import FixedWindowRateLimiter
+
+        self._strategy = FixedWindowRateLimiter(MemoryStorage())
+
+    def retry_after(self, *counted: tuple["RateLimitItem | None", str]) -> int | None:
+        """Count one event under each key. Return the seconds after which to try again if one is over its limit.
+
+        What is over a limit is not counted, and leaves no trace under the keys that follow: name the total first,
+        since there may be any number of addresses.
+        """
+        limited = [(limit, key) for limit, key in counted if limit is not None]
+        for limit, key in limited:
+            if not self._strategy.test(limit, key):
+                return max(1, math.ceil(self._strategy.get_window_stats(limit, key).reset_time - time.time()))
+        for limit, key in limited:
+            self._strategy.hit(limit, key)
+        return None
+
+    def refund(self, *counted: tuple["RateLimitItem | None", str]) -> None:
+        """Take back what `retry_after` counted."""
+        for limit, key in counted:
+            if limit is not None:
+                self._strategy.hit(limit, key, cost=-1)
+
+    def forget(self, limit: "RateLimitItem", key: str) -> None:
+        """Begin again to count under a key."""
+        self._strategy.clear(limit, key)
+
+
+class FloodGuard:
+    """Limits registrations and authorization requests, by address and in total."""
+
+    def __init__(self, rate_limits: RateLimits, trusted_proxies: Sequence[str]) -> None:
+        """Raises `ConfigurationError` for a limit or a network that cannot be read."""
+        self._rate_limits = rate_limits
+        if rate_limits != RateLimits():
+            self._limits  # noqa: B018  (to say now what is wrong with it)
+        try:
+            self._trusted: list[Network] = [_network(network) for network in trusted_proxies]
+        except ValueError as error:
+            raise ConfigurationError(f"trusted_proxies: {error}; expected addresses or networks") from error
+
+    @cached_property
+    def _limiter(self) -> Limiter:
+        return Limiter()
+
+    @cached_property
+    def _limits(self) -> dict[str, tuple["RateLimitItem | None", "RateLimitItem | None"]]:
+        limits = self._rate_limits
+        return {
+            path: (_parsed(name, total), _parsed(f"{name}_per_address", per_address))
+            for path, name, total, per_address in (
+                ("/register", "registrations", limits.registrations, limits.registrations_per_address),
+                ("/authorize", "authorizations", limits.authorizations, limits.authorizations_per_address),
+            )
+        }
+
+    def guards(self, path: str) -> bool:
+        return path in self._limits
+
+    def retry_after(self, path: str, request: Request) -> int | None:
+        """Count a request. Return the seconds after which to try again if it is over a limit, else None."""
+        return self._limiter.retry_after(*self._counted(path, request))
+
+    def refund(self, path: str, request: Request) -> None:
+        """Take back what was counted for a request that left nothing behind."""
+        self._limiter.refund(*self._counted(path, request))
+
+    def _counted(self, path: str, request: Request) -> tuple[tuple["RateLimitItem | None", str], ...]:
+        total, per_address = self._limits[path]
+        return (total, path), (per_address, f"{path} {self.address(request)}")
+
+    def count_document(self, request: Request) -> None:
+        """Count the row of a client that is described by a document: it is kept as long as a registration.
+
+        Raises `OverLimitError` if there are too many.
+        """
+        seconds = self.retry_after("/register", request)
+        if seconds is not None:
+            raise OverLimitError(seconds)
+
+    def address(self, request: Request) -> str:
+        """Return who sent a request: the peer, or what trusted proxies say of it. Of IPv6, the /64 network.
+
+        All lines of `X-Forwarded-For` are one list (RFC 9110, section 5.3): a proxy may add a line of its own below
+        those that the visitor made up.
+        """
+        said = request.client.host if request.client else ""
+        address = ip_address(said)
+        lines = ",".join(request.headers.getlist("x-forwarded-for"))
+        forwarded = [part.strip() for part in lines.rsplit(",", PROXIES)[-PROXIES:] if part.strip()]
+        while forwarded and self._is_trusted(address):
+            said = forwarded.pop()
+            address = ip_address(said)
+        if address is None:
+            return said
+        return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+
+    def _is_trusted(self, address: Address | None) -> bool:
+        return address is not None and any(address in network for network in self._trusted)
+
+
+def ip_address(text: str) -> Address | None:
+    """Return the address that a peer has, or that a proxy wrote; None for what is none.
+
+    Without its port, its brackets and the quotation marks of RFC 7239, section 6. Of IPv4 inside of IPv6, as a
+    dual-stack listener (RFC 4291, section 2.5.5.2) or a NAT64 (RFC 6052, section 2.1) hand it on, the IPv4 address.
+    """
+    found = _WITH_PORT.fullmatch(text.strip('"'))
+    try:
+        address = ipaddress.ip_address(found[1] or found[2] if found else text)
+    except ValueError:
+        return None
+    if address.version == 4:
+        return address
+    return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF) if address in _NAT64 else address.ipv4_mapped or address
+
+
+def _network(text: str) -> Network:
+    network = ipaddress.ip_network(text)
+    if network.version == 6 and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
+        return ipaddress.ip_network((network.network_address.ipv4_mapped, network.prefixlen - 96))
+    return network
+
+
+def _parsed(name: str, limit: str | None) -> "RateLimitItem | None":
+    from limits import parse
+
+    if limit is None:
+        return None
+    try:
+        return parse(limit)
+    except ValueError as error:
+        raise ConfigurationError(f'rate_limits: {name} is {limit!r}; expected one such as "60/minute"') from error
+
+
+def too_many(seconds: int) -> Response:
+    """Return the answer to what is over a limit until so many seconds have passed (RFC 6585, section 4)."""
+    description = f"too many requests; try again in {seconds} s"
+    return error_answer(429, "temporarily_unavailable", description, {"Retry-After": str(seconds)})
+
+
+class FloodMiddleware:
+    """Answers 429 to what is over a limit (RFC 6585, section 4)."""
+
+    def __init__(
+        self, app: ASGIApp, guard: FloodGuard, path: str, refunds: Callable[[int], bool] = lambda _status: False
+    ) -> None:
+        """`refunds` tells by the status of an answer whether its request left nothing behind, and is not to count."""
+        self.app = app
+        self._guard, self._path = guard, path
+        self._refunds = refunds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        seconds = self._guard.retry_after(self._path, request)
+        if seconds is None:
+
+            async def watch(message: Message) -> None:
+                if message["type"] == "http.response.start" and self._refunds(message["status"]):
+                    self._guard.refund(self._path, request)
+                await send(message)
+
+            await self.app(scope, receive, watch)
+            return
+        await too_many(seconds)(scope, receive, send)

@@ -1,0 +1,166 @@
+"""What stands around the routes: outages are 503, problems are pages, and secrets are kept by nobody."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from oauth_store.display import shown
+from oauth_store.errors import OAuthStoreError
+from oauth_store.pages.html import wants_page
+from oauth_store.server.answers import error_answer
+
+if TYPE_CHECKING:
+    from oauth_store.provider import SQLAlchemyOAuthProvider
+
+NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+RETRY_AFTER_SECONDS = 5
+COOKIE_ESCAPES = 100
+
+
+class NoStoreMiddleware:
+    """Says on every answer that it is for nobody else (RFC 6749, section 5.1; RFC 7591, section 3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(NO_STORE)
+            await send(message)
+
+        await self.app(scope, receive, marked)
+
+
+class CookieLimitMiddleware:
+    """Refuses cookies with more escapes than anyone sets: Python 3.11 and 3.12 take seconds to read 64 KiB of them.
+
+    Our pages do not read such cookies; those of another approval, and the middleware that it brings, may.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        escapes = sum(line.count("\\") for line in Headers(scope=scope).getlist("cookie"))
+        if escapes > COOKIE_ESCAPES:
+            refused = error_answer(400, "invalid_request", "the cookies cannot be read")
+            await refused(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+class OutageMiddleware:
+    """Answers 503 while the database is away (RFC 9110, section 15.6.4): to try again is right, to sign in is not.
+
+    A client that hung up before it had sent all of its request gets nothing, and leaves no traceback in the log.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except ClientDisconnect:
+            return
+        except OAuthStoreError:
+            if started or scope["type"] != "http":
+                raise
+            await _unavailable()(scope, receive, send)
+
+
+def _unavailable() -> Response:
+    # what exactly is wrong stands in the log, for the operator
+    description = "the authorization server's database is away"
+    headers = {**NO_STORE, "Retry-After": str(RETRY_AFTER_SECONDS)}
+    return error_answer(503, "temporarily_unavailable", description, headers)
+
+
+class ChallengeMiddleware:
+    """Lets FastMCP ask for a token whatever the method: its route looks at the method first, and answers 405.
+
+    Clients probe with GET or HEAD, and learn from the challenge where to sign in (RFC 9728, section 5.1). Without a
+    token no request gets beyond that route.
+    """
+
+    def __init__(self, app: ASGIApp, is_protected: Callable[[str], bool]) -> None:
+        self.app = app
+        self._is_protected = is_protected
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_probe = scope["type"] == "http" and scope["method"] not in ("POST", "OPTIONS")
+        if is_probe and not isinstance(scope.get("user"), AuthenticatedUser):
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if self._is_protected(path):
+                scope = {**scope, "method": "POST"}
+        await self.app(scope, receive, send)
+
+
+class ProblemPages:
+    """Says in a page what went wrong where a browser navigates; clients get what they always get."""
+
+    def __init__(self, app: ASGIApp, provider: "SQLAlchemyOAuthProvider") -> None:
+        self.app = app
+        self._provider = provider
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not wants_page(Request(scope)):
+            await self.app(scope, receive, send)
+            return
+        problem: Message | None = None
+        body = b""
+
+        async def watch(message: Message) -> None:
+            nonlocal problem, body
+            if message["type"] == "http.response.start" and _is_problem(message):
+                problem = message
+            elif problem is None:
+                await send(message)
+            else:
+                body += message.get("body", b"")
+
+        await self.app(scope, receive, watch)
+        if problem is not None:
+            await self._page(problem, body)(scope, receive, send)
+
+    def _page(self, problem: Message, body: bytes) -> Response:
+        status, headers = problem["status"], Headers(raw=problem["headers"])
+        kept = {"Retry-After": headers["retry-after"]} if "retry-after" in headers else {}
+        if status == 503:
+            title, text = (
+                "Not available right now",
+                "The server cannot reach its database. Reload this page in a moment.",
+            )
+        elif status == 429:
+            title = "Too many requests"
+            text = f"Wait {headers['retry-after']} seconds, then go back to your app, and connect again."
+        else:
+            title = "This request cannot be answered"
+            text = "Go back to your app, and connect again. If that does not help, remove the server there, and add it."
+        return self._provider.message_page(title, text, _description(body) if status == 400 else "", status, kept)
+
+
+def _is_problem(start: Message) -> bool:
+    content_type = Headers(raw=start["headers"]).get("content-type", "")
+    return start["status"] >= 400 and not content_type.startswith("text/html")
+
+
+def _description(body: bytes) -> str:
+    try:
+        return shown(str(json.loads(body)["error_description"]))
+    except (ValueError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,90 @@
+"""/register: what may reach the SDK's handler, and what it says of the rest (RFC 7591, section 3)."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from oauth_store.server.answers import error_answer
+from oauth_store.server.parameters import media_type
+
+LIST_LENGTH = 100
+"""Entries of any list of a registration."""
+DESCRIPTION_LENGTH = 300
+"""Of an error, in characters: the SDK's names everything that is wrong."""
+
+
+class RegistrationEndpoint:
+    """Dynamic client registration, for clients that send JSON."""
+
+    def __init__(self, handle: Callable[[Request], Awaitable[Response]], is_valid_scope: Callable[[str], bool]) -> None:
+        """`handle` is the SDK's handler."""
+        self._handle = handle
+        self._is_valid_scope = is_valid_scope
+
+    async def handle(self, request: Request) -> Response:
+        """Register a client. What is null counts as left out, and scopes that this server lacks are not registered."""
+        try:
+            metadata = json.loads(await request.body())
+        except (ValueError, RecursionError):
+            return _refused("the registration is no JSON")
+        if not isinstance(metadata, dict):
+            return _refused("the registration is no JSON object")
+        if any(isinstance(value, list) and len(value) > LIST_LENGTH for value in metadata.values()):
+            return _refused(f"a list has more than {LIST_LENGTH} entries")
+        metadata = {name: value for name, value in metadata.items() if value is not None}
+        self._drop_scopes(metadata)
+        response = await self._handle(_with_body(request, json.dumps(metadata).encode()))
+        return _shortened(response) if response.status_code == 400 else response
+
+    def _drop_scopes(self, metadata: dict[str, Any]) -> None:
+        """Keep the scopes that this server has, if it has any of them; if not, the handler says so."""
+        scope = metadata.get("scope")
+        if not isinstance(scope, str):
+            return
+        valid = " ".join(filter(self._is_valid_scope, scope.split()))
+        if not scope.split():
+            del metadata["scope"]
+        elif valid:
+            metadata["scope"] = valid
+
+
+class JsonMiddleware:
+    """Refuses what a web page can send to any server without asking it: all but JSON, and what is `no-cors`.
+
+    A page could use up its visitor's allowance of registrations so.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if media_type(headers) == "application/json" and headers.get("sec-fetch-mode") != "no-cors":
+            await self.app(scope, receive, send)
+        else:
+            refused = _refused("a registration is JSON: send it with Content-Type: application/json")
+            await refused(scope, receive, send)
+
+
+def _refused(description: str) -> Response:
+    return error_answer(400, "invalid_client_metadata", description)
+
+
+def _shortened(response: Response) -> Response:
+    answer = json.loads(bytes(response.body))
+    description = str(answer.get("error_description") or "")
+    if len(description) <= DESCRIPTION_LENGTH:
+        return response
+    return error_answer(400, answer["error"], f"{description[: DESCRIPTION_LENGTH - 1]}…")
+
+
+def _with_body(request: Request, body: bytes) -> Request:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(request.scope, receive)
