@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import dialect
 
 from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
-from oauth_store.flows import tokens as grants
+from oauth_store.flows import access
 from tests.flows import BASE_URL, authorization_params, query_of, redeem, refresh
 from tests.workers import settle
 
@@ -109,7 +109,7 @@ class BareAsyncpg(Provider):
     def __init__(self, provider: OAuthProvider, connection: asyncpg.Connection) -> None:
         super().__init__(provider)
         self._connection = connection
-        compiled = grants.live_access_token.compile(dialect=dialect())  # type: ignore[no-untyped-call]  # theirs
+        compiled = access._live_token_by_hash.compile(dialect=dialect())  # type: ignore[no-untyped-call]  # theirs
         self._sql, self._built_in, self._names = str(compiled), compiled.params, compiled.positiontup or []
 
     @classmethod

@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import Table, insert
+from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret, mint, mint_grant_id, seal
 from oauth_store.database import schema
 from oauth_store.database.models import ACCESS, REFRESH, SESSION, clients, codes, tokens
-from oauth_store.database.store import Database
+from oauth_store.database.store import Store
 
 GRANTS_PER_CLIENT = 10
 ROWS_PER_TRANSACTION = 20_000
@@ -182,22 +183,24 @@ def all_rows(grants: int, now: int) -> Iterator[Row]:
                 yield from other_rows(client_id, now)
 
 
+def insert_rows(session: Session, batch: list[Row]) -> None:
+    """Insert rows of any of the three tables."""
+    for table in (clients, codes, tokens):
+        chosen = [values for where, values in batch if where is table]
+        if chosen:
+            session.connection().execute(insert(table), chosen)
+
+
 async def fill(database_url: str, grants: int) -> int:
     """Migrate an empty database, fill it, and return how many rows that made."""
-    database = Database(database_url, schema.prepare)
-    await database.ready()
+    store = Store(database_url, schema.prepare)
     rows, total = all_rows(grants, int(time.time())), 0
     try:
         while batch := list(itertools.islice(rows, ROWS_PER_TRANSACTION)):
             total += len(batch)
-            async with database.write() as session:
-                connection = await session.connection()
-                for table in (clients, codes, tokens):
-                    chosen = [values for where, values in batch if where is table]
-                    if chosen:
-                        await connection.execute(insert(table), chosen)
+            await store.write(insert_rows, batch)
     finally:
-        await database.aclose()
+        await store.close()
     return total
 
 

@@ -13,11 +13,9 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.expression import ClauseElement
 
 from benchmarks.contenders import Contender
-from oauth_store import provider
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import ACCESS, REFRESH, tokens
-from oauth_store.flows import authorization as authorizations
-from oauth_store.flows import tokens as grants
+from oauth_store.flows import access, authorization, clients, code, refresh, revocation
 from tests.flows import REDIRECT_URI, RESOURCE
 
 REPLAY_BYTES = 12 + 101 + 16  # of a nonce, two tokens and a space between them, and a tag
@@ -35,19 +33,19 @@ class Statement:
         return connection.execute(self.sql, {**self._built_in, **values})
 
 
-_select_client = Statement(provider._client_by_id)
-_select_code = Statement(grants.code_by_hash)
-_select_access_token = Statement(grants.live_access_token)
-_select_refresh_token = Statement(grants.known_refresh_token)
-_select_token = Statement(provider._token_by_hash)
-_select_pending = Statement(authorizations._pending)
-_approve = Statement(authorizations._approve)
-_stamp_client = Statement(authorizations._stamp_client)
-_select_client_and_code = Statement(grants.client_and_code)
-_select_client_and_refresh_token = Statement(grants.client_and_refresh_token)
-_consume_code = Statement(grants._consume_code)
-_consume_refresh_token = Statement(grants._consume_refresh_token)
-_consume_access_token = Statement(grants._consume_access_token)
+_select_client = Statement(clients._client_by_id)
+_select_code = Statement(code._code_by_hash)
+_select_access_token = Statement(access._live_token_by_hash)
+_select_refresh_token = Statement(refresh._token_by_hash)
+_select_token = Statement(revocation._token_by_hash)
+_select_pending = Statement(authorization._request_by_handle)
+_approve = Statement(authorization._give_code)
+_stamp_client = Statement(authorization._stamp_client)
+_select_client_and_code = Statement(code._client_and_code)
+_select_client_and_refresh_token = Statement(refresh._client_and_token)
+_consume_code = Statement(code._consume)
+_consume_refresh_token = Statement(refresh._consume)
+_consume_access_token = Statement(refresh._consume_access_token)
 _COLUMNS = [column.name for column in tokens.columns]
 _INSERT_TOKEN = (
     "INSERT INTO oauth_tokens (token_hash, kind, paired_hash, grant_id, client_id, subject, scopes, resource,"

@@ -16,10 +16,16 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database.engines import create_engine, create_file, database_url, display_name, is_memory
+from oauth_store.database.engines import (
+    BUSY_TIMEOUT_SECONDS,
+    create_engine,
+    create_file,
+    database_url,
+    display_name,
+    is_memory,
+)
 from oauth_store.database.models import Base
 from oauth_store.database.schema import EMPTY, VERSION_TABLE, VS2, begin_immediate, check, explained, found, lock
-from oauth_store.database.sqlite import BUSY_TIMEOUT_SECONDS
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 
 

@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oauth_store.approval import Approval, AuthorizationRequest, AutoApproval
+    from oauth_store.approval import AuthorizationRequest, AutoApproval
     from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
     from oauth_store.pages.password import PasswordApproval
-    from oauth_store.provider import SQLAlchemyOAuthProvider
+    from oauth_store.provider import Approval, SQLAlchemyOAuthProvider
     from oauth_store.rate_limits import RateLimits
 
 __all__ = [
@@ -24,11 +24,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "approval": ("Approval", "AuthorizationRequest", "AutoApproval"),
+    "approval": ("AuthorizationRequest", "AutoApproval"),
     "errors": ("ConfigurationError", "DatabaseUnavailable", "OAuthStoreError", "SchemaError"),
     "rate_limits": ("RateLimits",),
     "pages.password": ("PasswordApproval",),
-    "provider": ("SQLAlchemyOAuthProvider",),
+    "provider": ("Approval", "SQLAlchemyOAuthProvider"),
 }
 _HOMES = {name: f"oauth_store.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -1,32 +1,27 @@
-"""Who may let a client in: the `Approval` protocol, `AutoApproval`, and the default."""
+"""What an approval may ask of the server, and the approvals that ask nobody."""
 
 import logging
 import os
 import re
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.provider import AuthorizeError
 from mcp.shared.auth import OAuthClientInformationFull
 from starlette.requests import Request
+from starlette.responses import Response
 
+from oauth_store.browser import Cookies
 from oauth_store.errors import ConfigurationError
 from oauth_store.flows.clients import foreign
-
-if TYPE_CHECKING:
-    from oauth_store.provider import SQLAlchemyOAuthProvider
+from oauth_store.flows.issuer import Issuer
 
 logger = logging.getLogger("oauth_store")
 
-REQUEST_EXPIRY_SECONDS = 600
-"""How long the owner may take to approve a request."""
 PASSWORD_HASH = "MCP_OAUTH_PASSWORD_HASH"  # noqa: S105 (its name)
-
-current_request: ContextVar[Request | None] = ContextVar("current_request", default=None)
-"""The HTTP request to /authorize under way; None where `authorize()` was called by other means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +39,40 @@ class AuthorizationRequest:
     scopes: list[str]
     resource: str | None
     expires_at: int
+    http_request: Request | None = field(default=None, repr=False, compare=False)
+    """The request to /authorize, where `Approval.authorize` is asked; None where it was called by other means."""
 
 
-class Approval(Protocol):
-    """Decides whether a client gets in. Anything with this method will do.
+class Approver(Protocol):
+    """What pages, and approvals of ours, ask of the server: a narrow view of `SQLAlchemyOAuthProvider`."""
 
-    It may also have a method `routes(provider)` that returns a list of Starlette routes: its pages, each with the
-    middleware that it brings. They are served beside /authorize and /token, and while the database is away they answer
-    503. examples/oidc_approval.py is an approval that signs the owner in elsewhere.
-    """
+    @property
+    def issuer(self) -> Issuer: ...
 
-    async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:
-        """Return the URL to send the browser to.
+    @property
+    def cookies(self) -> Cookies: ...
 
-        A page of yours, which looks the request up with `provider.pending(handle, request)`, asks the owner, and then
-        calls `provider.approve(handle, subject=...)` or `provider.deny(handle)`. Or what these two return, to decide
-        at once.
-        """
-        ...
+    @property
+    def public_name(self) -> str: ...
+
+    def public_url(self, path: str) -> str: ...
+
+    def address_of(self, request: Request) -> str: ...
+
+    async def pending(self, handle: str, request: Request) -> AuthorizationRequest | None: ...
+
+    async def approve(self, handle: str, *, subject: str | None = None) -> str: ...
+
+    async def deny(self, handle: str) -> str: ...
+
+
+@runtime_checkable
+class HasMessagePage(Protocol):
+    """An approval whose pages can say what went wrong."""
+
+    def message_page(
+        self, title: str, *paragraphs: str, server: str, status_code: int, headers: Mapping[str, str]
+    ) -> Response: ...
 
 
 class AutoApproval:
@@ -75,7 +86,7 @@ class AutoApproval:
         if os.environ.get(PASSWORD_HASH):
             raise ConfigurationError(f"{PASSWORD_HASH} is set, but AutoApproval() asks nobody; drop one of the two")
 
-    async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:
+    async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:
         """Approve the request at once."""
         return await provider.approve(request.handle)
 
@@ -87,16 +98,15 @@ class LoopbackApproval(AutoApproval):
     machine, gets `access_denied`.
     """
 
-    async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:
+    async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:
         """Approve the request if it came from this machine and its answer stays there."""
-        http_request = current_request.get()
-        if http_request is None:
+        if request.http_request is None:
             raise AuthorizeError(
                 "access_denied",
                 "there was no HTTP request to tell where this came from; where that is right, as in a test, pass "
                 "approval=AutoApproval() to SQLAlchemyOAuthProvider",
             )
-        refused = _leaves_this_machine(http_request, request.redirect_uri)
+        refused = _leaves_this_machine(request.http_request, request.redirect_uri)
         if refused:
             logger.warning(
                 "authorization refused: %s. Nobody is asked on a server without an approval, so only clients on this "
@@ -105,26 +115,6 @@ class LoopbackApproval(AutoApproval):
             )
             raise AuthorizeError("access_denied", "this server lets in clients on its own machine only")
         return await super().authorize(provider, request)
-
-
-def default_approval(urls: list[str]) -> Approval:
-    """Return the approval of a server with these public URLs where its owner has not chosen one.
-
-    Raises `ConfigurationError` where there is no password and one of them is not loopback.
-    """
-    if os.environ.get(PASSWORD_HASH):
-        from oauth_store.pages.password import PasswordApproval  # argon2 and jinja2 are for those who need them
-
-        return PasswordApproval()
-    public = [url for url in urls if not is_loopback_host(urlsplit(url).hostname)]
-    if public:
-        raise ConfigurationError(
-            f"who may let a client in at {public[0]}? Anyone who finds the URL could get a token. Set {PASSWORD_HASH} "
-            "to what `oauth-store hash-password` prints, pass approval=<your own Approval> to ask the owner otherwise, "
-            "or approval=AutoApproval() to let in everyone"
-        )
-    logger.warning("no approval= is set: clients on this machine are let in without asking, all others are refused")
-    return LoopbackApproval()
 
 
 _FORWARDED = re.compile(

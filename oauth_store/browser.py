@@ -2,11 +2,14 @@
 
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
 from oauth_store.credentials import hash_secret
-from oauth_store.server.parameters import FORM, media_type
+
+FORM = "application/x-www-form-urlencoded"
+"""The one encoding of forms. The other takes a charset from the sender, and so yields text that cannot be encoded."""
 
 
 def request_cookie(handle: str) -> str:
@@ -69,3 +72,13 @@ def from_our_page(request: Request, page_url: str) -> bool:
     origins = ("null", f"{page.scheme}://{page.netloc}")
     sites = ("same-origin", "none")
     return request.headers.get("origin", "null") in origins and request.headers.get("sec-fetch-site", "none") in sites
+
+
+def media_type(headers: Headers) -> str:
+    """Return what a body is said to be, without its parameters, in small letters (RFC 9110, section 8.3.1)."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def wants_page(request: Request) -> bool:
+    """Tell whether a person sits in front of a request: browsers ask for HTML when they navigate, clients do not."""
+    return "text/html" in request.headers.get("accept", "")

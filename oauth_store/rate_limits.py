@@ -4,17 +4,14 @@ import ipaddress
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store.errors import ConfigurationError
-from oauth_store.server.answers import error_answer
 
 if TYPE_CHECKING:  # importing it takes 20 milliseconds of a start, and who serves no routes needs none of it
     from limits import RateLimitItem
@@ -191,35 +188,3 @@ def _parsed(name: str, limit: str | None) -> "RateLimitItem | None":
         return parse(limit)
     except ValueError as error:
         raise ConfigurationError(f'rate_limits: {name} is {limit!r}; expected one such as "60/minute"') from error
-
-
-def too_many(seconds: int) -> Response:
-    """Return the answer to what is over a limit until so many seconds have passed (RFC 6585, section 4)."""
-    description = f"too many requests; try again in {seconds} s"
-    return error_answer(429, "temporarily_unavailable", description, {"Retry-After": str(seconds)})
-
-
-class FloodMiddleware:
-    """Answers 429 to what is over a limit (RFC 6585, section 4)."""
-
-    def __init__(
-        self, app: ASGIApp, guard: FloodGuard, path: str, refunds: Callable[[int], bool] = lambda _status: False
-    ) -> None:
-        """`refunds` tells by the status of an answer whether its request left nothing behind, and is not to count."""
-        self.app = app
-        self._guard, self._path = guard, path
-        self._refunds = refunds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope)
-        seconds = self._guard.retry_after(self._path, request)
-        if seconds is None:
-
-            async def watch(message: Message) -> None:
-                if message["type"] == "http.response.start" and self._refunds(message["status"]):
-                    self._guard.refund(self._path, request)
-                await send(message)
-
-            await self.app(scope, receive, watch)
-            return
-        await too_many(seconds)(scope, receive, send)

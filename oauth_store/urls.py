@@ -10,8 +10,14 @@ from oauth_store.errors import ConfigurationError
 _http_url = TypeAdapter(AnyHttpUrl)
 
 
-def check_public_url(name: str, url: AnyHttpUrl | str) -> None:
-    """Raise `ConfigurationError` unless `url` can be a public URL of the server: https, or http on loopback."""
+def check_public_urls(**urls: AnyHttpUrl | str | None) -> None:
+    """Raise `ConfigurationError` unless each setting can be a public URL of the server: https, or http on loopback."""
+    for name, url in urls.items():
+        if url is not None:
+            _check_public_url(name, url)
+
+
+def _check_public_url(name: str, url: AnyHttpUrl | str) -> None:
     try:
         parsed = _http_url.validate_python(str(url))
     except ValidationError as error:

@@ -29,6 +29,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider
+from tests.databases import engine_of
 from tests.flows import BASE_URL, authorize, new_client, redeem
 from tests.forks import context
 from tests.workers import present_code, present_for_revocation, present_refresh_token
@@ -372,7 +373,7 @@ def serve(pipe: Connection, url: str, port: int, log: Path, user: int | None = N
             yield
 
     mcp = FastMCP("chaos", auth=provider, lifespan=lifespan)
-    pools = {engine.pool for engine in (provider._database.writer, provider._database.reader)}
+    pools = {engine_of(place).pool for place in (provider._store.writer, provider._store.reader)}
     opened = 0
 
     def count(*_: object) -> None:
@@ -389,7 +390,7 @@ def serve(pipe: Connection, url: str, port: int, log: Path, user: int | None = N
     @mcp.custom_route("/state", methods=["GET"])
     async def state(_request: Request) -> JSONResponse:
         checked_out = sum(getattr(pool, "checkedout", int)() for pool in pools)
-        return JSONResponse({"steps": len(provider._database._steps), "checked_out": checked_out, "opened": opened})
+        return JSONResponse({"steps": len(provider._store._steps), "checked_out": checked_out, "opened": opened})
 
     app = CancelWhenGone(mcp.http_app(stateless_http=True, json_response=True))
     config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False, ws="none")

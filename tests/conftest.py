@@ -14,6 +14,7 @@ from mcp.shared.auth import OAuthClientInformationFull
 
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from oauth_store.database.schema import HEAD, VERSION_TABLE, upgrade
+from oauth_store.database.sqlite import Lane
 from tests.clocks import Clock, stopped
 from tests.databases import (
     MARIADB,
@@ -71,10 +72,11 @@ def nothing_blocks() -> Iterator[None]:
             # 5 microseconds for the number of the file's latest commit, where a thread would take 80; it never waits
             blockbuster.functions[call].can_block_in("oauth_store/database/remembered.py", "version")
         # 2 microseconds: whether the file is still the one that was opened
-        blockbuster.functions["os.stat"].can_block_in("oauth_store/database/store.py", "check_file")
+        blockbuster.functions["os.stat"].can_block_in("oauth_store/database/store.py", "_check_file")
         for function in blockbuster.functions.values():
             function.can_block_in("oauth_store/provider.py", "__init__")  # a server is built before it serves
             function.can_block_in("oauth_store/database/engines.py", "create_engine")  # so are its engines
+            function.can_block_in("oauth_store/database/sqlite.py", "__init__")
             function.can_block_in("oauth_store/pages/html.py", "__init__")  # reads the templates, once
             function.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")  # looks for ~/.pgpass
             function.can_block_in("limits/util.py", "get_package_data")  # read when it is imported, with the routes
@@ -82,7 +84,7 @@ def nothing_blocks() -> Iterator[None]:
                 ("oauth_store/database/schema.py", "_command"),  # migrations run on a loop of their own
                 ("migrations/env.py", "connect_and_run"),
                 ("oauth_store/database/copy.py", "copy"),  # so do commands
-                ("oauth_store/cli/terminal.py", "on_database"),
+                ("oauth_store/cli/terminal.py", "opened"),
             ):
                 function.can_block_in(module, runs)
         yield
@@ -198,9 +200,10 @@ async def make_provider(database_url: str) -> AsyncIterator[Provider]:
 
     yield build
     for provider in built:
-        database = provider._database
+        database = provider._store
         await provider.aclose()
-        for engine in (database.writer, database.reader):
+        for place in (database.writer, database.reader):
+            engine = place.engine if isinstance(place, Lane) else place
             checked_out = getattr(engine.pool, "checkedout", int)()
             assert checked_out == 0, f"{checked_out} connections of {database.display_name} were not given back"
 

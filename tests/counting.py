@@ -1,17 +1,18 @@
 """What each step of a flow asks of the database: statements, transactions, and hops to SQLite's thread and back."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-import aiosqlite
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from oauth_store import SQLAlchemyOAuthProvider
+from oauth_store.database.sqlite import Lane
 from tests.approvals import Asks
+from tests.databases import engine_of
 from tests.flows import BASE_URL, authorization_params, new_client, query_of
 from tests.workers import settle
 
@@ -36,8 +37,8 @@ class Counter:
         self._provider = provider
         self._statements = 0
         self._sent: list[str] = []
-        self._sqlite = provider._database.sqlite
-        writer, reader = provider._database.writer.sync_engine, provider._database.reader.sync_engine
+        self._sqlite = provider._store.sqlite
+        writer, reader = engine_of(provider._store.writer), engine_of(provider._store.reader)
         for engine in {writer, reader} if writer.pool is not reader.pool else {writer}:  # one of the other's hears both
             event.listen(engine, "connect", self._listen)
             event.listen(engine, "before_cursor_execute", self._count)
@@ -48,7 +49,7 @@ class Counter:
     def _listen(self, connection: DBAPIConnection, _record: object) -> None:
         adapted: Any = connection
         if self._sqlite:
-            adapted.run_async(lambda driver: driver.set_trace_callback(self._sent.append))
+            adapted.set_trace_callback(self._sent.append)
         else:
             adapted.driver_connection.add_query_logger(lambda record: self._sent.append(record.query))
 
@@ -56,14 +57,14 @@ class Counter:
         """Return what a step costs, and its answer. What is done off its path is not counted."""
         self._sent.clear()
         self._statements = hops = 0
-        execute = aiosqlite.Connection._execute
+        run = Lane.run
 
-        async def hop(self: aiosqlite.Connection, *arguments: Any, **named: Any) -> Any:
+        async def hop(self: Lane, work: Callable[[], Any]) -> Any:
             nonlocal hops
             hops += 1
-            return await execute(self, *arguments, **named)  # type: ignore[no-untyped-call]
+            return await run(self, work)
 
-        with patch.object(aiosqlite.Connection, "_execute", hop):
+        with patch.object(Lane, "run", hop):
             answer = await step
             statements = self._statements
         await asyncio.sleep(0)  # asyncpg tells soon

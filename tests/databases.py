@@ -8,21 +8,23 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
 import sqlalchemy
-from sqlalchemy import Connection, Executable, Result, Row, inspect, text
+from sqlalchemy import Connection, Engine, Executable, Result, Row, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from oauth_store import SQLAlchemyOAuthProvider
-from oauth_store.database.engines import database_url
+from oauth_store.database.engines import create_engine, database_url
 from oauth_store.database.models import Token
+from oauth_store.database.sqlite import Lane
 from tests.workers import settle
 
 T = TypeVar("T")
@@ -152,11 +154,42 @@ def select(url: str, statement: str) -> list[Any]:
     return execute(url, statement)[0]
 
 
+@asynccontextmanager
+async def transaction(provider: SQLAlchemyOAuthProvider, *, locks: bool = True) -> AsyncIterator[AsyncSession]:
+    """A session in a transaction, on a connection of its own; in memory, on the provider's.
+
+    On SQLite it `locks` the file, or, as a step does, not before it writes.
+    """
+    store = provider._store
+    await store.open()
+    if isinstance(store.writer, Lane) and store.in_memory:
+        async with store.writer.session() as session:
+            yield session
+            await session.commit()
+        return
+    engine = create_engine(store.url, poolclass=NullPool) if store.owned else store.writer
+    assert isinstance(engine, AsyncEngine)
+    async with AsyncSession(engine, expire_on_commit=False) as session:
+        if store.sqlite and locks:
+            await (await session.connection()).exec_driver_sql("BEGIN IMMEDIATE")
+        yield session
+        await session.commit()
+
+
+def engine_of(place: AsyncEngine | Lane) -> Engine:
+    """The engine of a provider's writer or reader, for listeners."""
+    return place.engine if isinstance(place, Lane) else place.sync_engine
+
+
 async def rows_of(provider: SQLAlchemyOAuthProvider, statement: str | Executable) -> Sequence[Row[Any]]:
     """The rows that a query finds, on a connection of a provider."""
-    async with provider._database.read() as session:
-        found: Result[Any] = await session.execute(text(statement) if isinstance(statement, str) else statement)
-        return found.all()
+    await provider._store.open()
+    return await provider._store.transact(_rows, False, text(statement) if isinstance(statement, str) else statement)
+
+
+def _rows(session: Session, statement: Executable) -> Sequence[Row[Any]]:
+    found: Result[Any] = session.execute(statement)
+    return found.all()
 
 
 async def value_of(provider: SQLAlchemyOAuthProvider, statement: str | Executable) -> Any:

@@ -13,7 +13,7 @@ from oauth_store import ConfigurationError, PasswordApproval
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import SESSION, Token
 from oauth_store.pages.apps import SHOWN
-from tests.databases import rows_of, sqlite_rows
+from tests.databases import rows_of, sqlite_rows, transaction
 from tests.flows import query_of
 from tests.pages import HASH, PASSWORD, USERS, Browser, Site, csrf_of, site
 from tests.serving import free_port
@@ -107,7 +107,7 @@ class TestSession:
         assert await wiki.provider.load_access_token(session) is None
         for secret in (token.access_token, str(token.refresh_token), f"{token.access_token}.x", "", "x", "é"):
             async with Browser() as attacker:
-                cookie = f"{wiki.provider._cookies._name('oauth_store_session')}={secret}".encode()
+                cookie = f"{wiki.provider.cookies._name('oauth_store_session')}={secret}".encode()
                 page = await attacker.http.get(f"{wiki.url}/apps", headers={b"Cookie": cookie})
                 assert ("Password of this server" in page.text, "Sign out" in page.text) == (True, False)
 
@@ -115,9 +115,9 @@ class TestSession:
         """To its last second it lists what is connected, and from then on it neither lists nor revokes."""
         token = await wiki.connect()
         page = await browser.sign_in(f"{wiki.url}/apps")
-        async with wiki.provider._database.read() as session:
+        async with transaction(wiki.provider) as session:
             expires_at = (await session.execute(select(Token.expires_at).where(Token.kind == SESSION))).scalar_one()
-        cookie = f"{wiki.provider._cookies._name('oauth_store_session')}={session_of(wiki, browser)}"
+        cookie = f"{wiki.provider.cookies._name('oauth_store_session')}={session_of(wiki, browser)}"
         async with Browser(Cookie=cookie) as other:  # no browser that would drop the cookie by itself
             with time_machine.travel(expires_at - 1, tick=False):
                 assert len(grant_ids(await other.open(f"{wiki.url}/apps"))) == 1
@@ -130,7 +130,7 @@ class TestSession:
     async def test_signing_out_ends_it_and_no_other(self, wiki: Site, browser: Browser) -> None:
         """A session that was signed out is none any more, whoever kept its cookie; that of another browser goes on."""
         page = await browser.sign_in(f"{wiki.url}/apps")
-        cookie = f"{wiki.provider._cookies._name('oauth_store_session')}={session_of(wiki, browser)}"
+        cookie = f"{wiki.provider.cookies._name('oauth_store_session')}={session_of(wiki, browser)}"
         async with Browser() as other, Browser(Cookie=cookie) as thief:
             await other.sign_in(f"{wiki.url}/apps")
             assert "Sign out" in (await thief.open(f"{wiki.url}/apps")).text
@@ -141,7 +141,7 @@ class TestSession:
     async def test_signing_in_makes_a_new_one(self, wiki: Site, browser: Browser) -> None:
         """A session that was planted before is not the one that the owner is signed in with."""
         browser.http.cookies.set(
-            wiki.provider._cookies._name("oauth_store_session"), "session_planted", domain="127.0.0.1"
+            wiki.provider.cookies._name("oauth_store_session"), "session_planted", domain="127.0.0.1"
         )
         page = await browser.sign_in(f"{wiki.url}/apps")
         assert "Sign out" in page.text
@@ -310,6 +310,6 @@ class TestPaths:
 
 def session_of(wiki: Site, browser: Browser) -> str:
     """The session that a browser has."""
-    session = browser.http.cookies.get(wiki.provider._cookies._name("oauth_store_session"))
+    session = browser.http.cookies.get(wiki.provider.cookies._name("oauth_store_session"))
     assert session is not None
     return session

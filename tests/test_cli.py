@@ -19,6 +19,7 @@ from tests.clocks import turned
 from tests.commands import alembic, run, run_json
 from tests.databases import sqlite_rows
 from tests.flows import Provider, new_client, refresh, sign_in
+from tests.workers import settle
 
 
 def test_help_names_the_commands() -> None:
@@ -245,6 +246,7 @@ async def test_status_counts(provider: SQLAlchemyOAuthProvider, make_provider: P
         await sign_in(before, client)
     with turned(-40 * 24 * 3600):
         await before.register_client(new_client())
+        await settle(before)
     await refresh(provider, client, first)
     await provider.register_client(new_client())
     told = run_json("status", database=database_url)

@@ -19,7 +19,7 @@ from oauth_store.database.models import Client, Code, Token
 from oauth_store.database.purge import purge
 from tests.clocks import turned
 from tests.commands import run, run_json
-from tests.databases import rows_of, value_of
+from tests.databases import rows_of, transaction, value_of
 from tests.flows import (
     Provider,
     authorization_request,
@@ -134,8 +134,8 @@ class TestAdd:
         await provider.check_schema()
         added = run_json(*ADD, database=database_url)
         await provider.register_client(new_client())
-        async with provider._database.write() as session:
-            purged = await purge(session, int(time.time()) + 400 * DAY)
+        async with transaction(provider) as session:
+            purged = await session.run_sync(purge, int(time.time()) + 400 * DAY)
         assert purged["clients"] == 1
         assert await provider.get_client(added["client_id"]) is not None
 

@@ -19,7 +19,7 @@ from oauth_store.credentials import hash_secret
 from oauth_store.database.models import Code, Token
 from oauth_store.flows.connected import grants_named, grants_to_end, live_grants, revoke_grants
 from tests.commands import run, run_json
-from tests.databases import tokens_of
+from tests.databases import tokens_of, transaction
 from tests.example import ExampleServer
 from tests.flows import RESOURCE, authorize, new_client, registered, sign_in
 from tests.house import House
@@ -95,11 +95,15 @@ class TestGrants:
     async def test_a_refreshed_grant_is_one(self, house: House) -> None:
         """After a refresh it is still one grant, as old as it was, with the scopes that were granted."""
         first = await house.grant("ada")
-        async with house.provider._database.read() as session:
-            (before,), _ = await live_grants(session)
+        async with transaction(house.provider) as session:
+            (before,), _ = await session.run_sync(
+                live_grants,
+            )
         await present_refresh_token(house.provider, house.client, first.refresh_token, ["read"])
-        async with house.provider._database.read() as session:
-            (after,), total = await live_grants(session)
+        async with transaction(house.provider) as session:
+            (after,), total = await session.run_sync(
+                live_grants,
+            )
         assert total == 1
         assert (after.grant_id, after.granted_at, after.scopes) == (before.grant_id, before.granted_at, before.scopes)
 
@@ -160,7 +164,7 @@ class TestRevoke:
         """A prefix that two grants have ends neither; one more digit tells them apart."""
         tokens = [await house.grant("ada"), await house.grant("bob")]
         twins = bytes.fromhex("aaaaaa0" + "0" * 25), bytes.fromhex("aaaaaa1" + "0" * 25)
-        async with house.provider._database.write() as session:
+        async with transaction(house.provider) as session:
             for token, twin in zip(tokens, twins, strict=True):
                 grant_id = bytes.fromhex(await house.grant_id(token))
                 await session.execute(update(Token).where(Token.grant_id == grant_id).values(grant_id=twin))
@@ -213,7 +217,7 @@ class TestRevoke:
         """Any number of grants is ended in one transaction, although no database takes that many values at once."""
         token = await house.grant("ada")
         ids = [number.to_bytes(16, "big") for number in range(40_000)]
-        async with house.provider._database.write() as session:
+        async with transaction(house.provider) as session:
             await session.run_sync(
                 revoke_grants, [*ids, bytes.fromhex(await house.grant_id(token))], "all", int(time.time())
             )
@@ -262,14 +266,14 @@ async def test_what_can_be_ended_is_what_can_be_used(house: House) -> None:
     now = int(time.time())
     await house.grant("ada")
     code = await house.code("bob")
-    async with house.provider._database.read() as session:
-        assert len(await grants_to_end(session, now)) == 2
-        assert len(await grants_to_end(session, now + 700)) == 1
-        assert len(await grants_to_end(session, now + 40 * 24 * 3600)) == 0
+    async with transaction(house.provider) as session:
+        assert len(await session.run_sync(grants_to_end, now)) == 2
+        assert len(await session.run_sync(grants_to_end, now + 700)) == 1
+        assert len(await session.run_sync(grants_to_end, now + 40 * 24 * 3600)) == 0
         waiting = (await session.execute(select(Code.grant_id).where(Code.code_hash == hash_secret(code)))).scalar_one()
-        assert await grants_named(session, waiting.hex()[:7]) == [waiting]
-        assert [name.grant_id for name in await grants_to_end(session, now, grant_id=waiting)] == [waiting]
-        assert await live_grants(session, grant_id=waiting) == ([], 0)
+        assert await session.run_sync(grants_named, waiting.hex()[:7]) == [waiting]
+        assert [name.grant_id for name in await session.run_sync(grants_to_end, now, grant_id=waiting)] == [waiting]
+        assert await session.run_sync(live_grants, grant_id=waiting) == ([], 0)
 
 
 async def test_a_client_of_the_default_kind_is_listed(provider: SQLAlchemyOAuthProvider, database_url: str) -> None:

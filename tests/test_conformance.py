@@ -282,7 +282,7 @@ class TestTokenErrors:
         """Naming the grant's own resource at /token changes nothing (RFC 8707, section 2.2)."""
         client_id = (await server.register())["client_id"]
         code, verifier = await server.code(client_id)
-        resource = f"{server.provider._own_resource}/"
+        resource = f"{server.provider.issuer.resource}/"
         form = token_request(code, verifier, client_id=client_id, resource=resource)
         answer = await server.http.post("/token", data=form)
         assert answer.status_code == 200, answer.text

@@ -116,7 +116,7 @@ class TestWhoAnswers:
         page = await browser.open(await wiki.authorize_url())
         async with Browser() as other:
             await other.open(await wiki.authorize_url())
-            for cookies in ({}, {wiki.provider._cookies._name(request_cookie(handle_of(page))): "browser_guess"}):
+            for cookies in ({}, {wiki.provider.cookies._name(request_cookie(handle_of(page))): "browser_guess"}):
                 other.http.cookies.update(cookies)
                 assert (await other.open(str(page.url))).status_code in (403, 410)
                 assert (await other.allow(page)).status_code in (403, 410)

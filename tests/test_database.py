@@ -18,15 +18,15 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
+from sqlalchemy.util import await_only
 
 from oauth_store import AutoApproval, ConfigurationError, DatabaseUnavailable, SchemaError, SQLAlchemyOAuthProvider
 from oauth_store.database.engines import create_engine, database_url, display_name, is_memory
 from oauth_store.database.models import Client, Token, clients
 from oauth_store.database.schema import prepare
-from oauth_store.database.sqlite import LATER, SEND
-from oauth_store.database.store import ATTEMPTS, Database
+from oauth_store.database.store import ATTEMPTS, Store
 from oauth_store.errors import LostRaceError
-from tests.databases import create_postgres_database, drop_postgres_database, value_of
+from tests.databases import create_postgres_database, drop_postgres_database, engine_of, value_of
 from tests.flows import BASE_URL, Provider, authorize, new_client, provider_on, refresh, sign_in
 from tests.workers import settle
 
@@ -271,12 +271,9 @@ class TestFiles:
         """Both connections enforce foreign keys, wipe what is deleted, wait for locks and survive a power cut."""
         async with SQLAlchemyOAuthProvider(tmp_path / "oauth.db", base_url=BASE_URL) as provider:
             await provider.check_schema()
-            for session_of in (provider._database.write, provider._database.read):
-                async with session_of() as session:
-                    settings = {
-                        name: (await session.execute(text(f"PRAGMA {name}"))).scalar()
-                        for name in ("foreign_keys", "secure_delete", "busy_timeout", "synchronous", "journal_mode")
-                    }
+            names = ("foreign_keys", "secure_delete", "busy_timeout", "synchronous", "journal_mode")
+            for run in (provider._store.write, provider._store.read):
+                settings = {name: await run(Session.scalar, text(f"PRAGMA {name}")) for name in names}
                 assert settings == {
                     "foreign_keys": 1,
                     "secure_delete": 1,
@@ -307,10 +304,13 @@ class TestFiles:
         async with SQLAlchemyOAuthProvider(path, base_url=BASE_URL, approval=AutoApproval()) as provider:
             client = new_client()
             await provider.register_client(client)
+
+            def step(session: Session) -> None:
+                session.execute(delete(Client))
+                path.rename(aside)
+
             with pytest.raises(DatabaseUnavailable, match="is gone"):
-                async with provider._database.write() as session:
-                    await session.execute(delete(Client))
-                    path.rename(aside)
+                await provider._store.write(step)
             aside.rename(path)
             assert await sign_in(provider, client)
 
@@ -318,12 +318,10 @@ class TestFiles:
         """A copy that VACUUM INTO made, which is not in WAL mode, is switched back at first use."""
         async with SQLAlchemyOAuthProvider(tmp_path / "oauth.db", base_url=BASE_URL) as provider:
             await provider.check_schema()
-            async with provider._database.read() as session:
-                await session.execute(text(f"VACUUM INTO '{tmp_path / 'copy.db'}'"))
+            await provider._store.read(Session.execute, text(f"VACUUM INTO '{tmp_path / 'copy.db'}'"))
         async with SQLAlchemyOAuthProvider(tmp_path / "copy.db", base_url=BASE_URL) as provider:
             await provider.register_client(new_client())
-            async with provider._database.write() as session:
-                assert (await session.execute(text("PRAGMA journal_mode"))).scalar() == "wal"
+            assert await provider._store.write(Session.scalar, text("PRAGMA journal_mode")) == "wal"
 
 
 class TestMemory:
@@ -363,16 +361,19 @@ class TestTransactions:
         """What a step wrote before it failed is gone, and neither stays open nor goes into the next transaction."""
         client = new_client()
         await provider.register_client(client)
+
+        def fail(session: Session) -> None:
+            session.execute(delete(Client))
+            raise ZeroDivisionError
+
+        def in_transaction(session: Session) -> bool:
+            driver_connection = session.connection().connection.driver_connection
+            return bool(getattr(driver_connection, "in_transaction", False))
+
         with pytest.raises(ZeroDivisionError):
-            async with provider._database.write() as session:
-                await session.execute(delete(Client))
-                raise ZeroDivisionError
-        async with provider._database.writer.connect() as connection:
-            driver_connection = (await connection.get_raw_connection()).driver_connection
-            assert driver_connection is not None
-            assert not getattr(driver_connection, "in_transaction", False)
-        async with provider._database.write():
-            pass
+            await provider._store.write(fail)
+        assert not await provider._store.read(in_transaction)
+        assert not provider._store.sqlite or not await provider._store.write(in_transaction)
         assert await provider.get_client(client.client_id) is not None
 
     async def test_an_error_rolls_back_in_memory(self) -> None:
@@ -439,12 +440,12 @@ async def test_steps_of_a_new_provider_wait_for_its_schema(empty_database_url: s
 @pytest.mark.timeout(60)  # from Python 3.12 on, it used to wait without ever letting the event loop go on
 async def test_a_step_that_has_just_ended_does_not_keep_it_open(provider: SQLAlchemyOAuthProvider) -> None:
     """Closing ends, also where a step is done and the event loop has not yet told so."""
-    step = provider._database.start(provider.check_schema)
+    step = provider._store.keep(asyncio.create_task(provider.check_schema()))
     while not step.done():  # noqa: ASYNC110 (to be back before the loop tells of its end)
         await asyncio.sleep(0)
-    assert step in provider._database._steps
+    assert step in provider._store._steps
     await provider.aclose()
-    assert provider._database._steps == set()
+    assert provider._store._steps == set()
 
 
 async def test_closing_waits_for_what_is_under_way(provider: SQLAlchemyOAuthProvider) -> None:
@@ -452,12 +453,14 @@ async def test_closing_waits_for_what_is_under_way(provider: SQLAlchemyOAuthProv
     await provider.check_schema()
     client = new_client()
 
+    def add(session: Session) -> None:
+        session.execute(insert(clients), {"client_id": client.client_id, "client_metadata": "{}", "created_at": 1})
+
     async def slow() -> None:
         await asyncio.sleep(0.2)
-        new = {"client_id": client.client_id, "client_metadata": "{}", "created_at": 1}
-        await provider._database.write().run(Session.execute, insert(clients), new)
+        await provider._store.write(add)
 
-    step = provider._database.start(slow)
+    step = provider._store.keep(asyncio.create_task(slow()))
     await provider.aclose()
     assert step.done()
     assert step.exception() is None
@@ -515,7 +518,7 @@ class TestCancelledRequests:
 
         from sqlalchemy import event
 
-        event.listen(provider._database.writer.sync_engine, "connect", count)
+        event.listen(engine_of(provider._store.writer), "connect", count)
         tasks = []
         for number in range(200):
             task = asyncio.create_task(provider.register_client(new_client()))
@@ -525,7 +528,7 @@ class TestCancelledRequests:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await provider.register_client(new_client())
-        assert opened <= (1 if provider._database.sqlite else 10)
+        assert opened <= (1 if provider._store.sqlite else 10)
         other = make_provider()
         await asyncio.wait_for(other.register_client(new_client()), timeout=2)
 
@@ -534,10 +537,12 @@ async def test_nothing_of_a_failed_transaction_stays(provider: SQLAlchemyOAuthPr
     """An error inside write() rolls everything back, also errors that are frozen dataclasses."""
     from mcp.server.auth.provider import TokenError
 
+    def fail(session: Session) -> None:
+        session.execute(insert(Client).values(client_id="x", client_metadata="{}", created_at=1))
+        raise TokenError("invalid_grant")
+
     with pytest.raises(TokenError):
-        async with provider._database.write() as session:
-            await session.execute(insert(Client).values(client_id="x", client_metadata="{}", created_at=1))
-            raise TokenError("invalid_grant")
+        await provider._store.write(fail)
     assert await provider.get_client("x") is None
 
 
@@ -561,10 +566,10 @@ def test_sqlite_errors_do_not_print_values(tmp_path: Path) -> None:
 
 async def test_errors_do_not_print_values(provider: SQLAlchemyOAuthProvider) -> None:
     """Nor does an error of any other database, of what is written or of what is read."""
-    for session_of in (provider._database.write, provider._database.read):
-        with pytest.raises(DBAPIError, match="nowhere") as caught:
-            async with session_of() as session:
-                await session.execute(text("SELECT * FROM nowhere WHERE x = :secret"), {"secret": "very-private"})
+    query, values = text("SELECT * FROM nowhere WHERE x = :secret"), {"secret": "very-private"}
+    for run in (provider._store.write, provider._store.read):
+        with pytest.raises((DBAPIError, DatabaseUnavailable), match="nowhere") as caught:
+            await run(Session.execute, query, values)
         assert "very-private" not in str(caught.value)
 
 
@@ -587,22 +592,21 @@ async def test_a_serialization_failure_is_tried_again(make_provider: Provider, d
 
 async def test_a_deadlock_is_tried_again(provider: SQLAlchemyOAuthProvider) -> None:
     """Two transactions that lock two rows in opposite order both succeed on a server: one is run again."""
-    if provider._database.sqlite:
+    if provider._store.sqlite:
         pytest.skip("SQLite has one writer: it knows no deadlock")
     for name in ("a", "b"):
         await provider.register_client(new_client(client_id=name))
     tries = {"a": 0, "b": 0}
     first_locked = {"a": asyncio.Event(), "b": asyncio.Event()}
 
-    async def step(mine: str, other: str) -> None:
+    def step(session: Session, mine: str, other: str) -> None:
         tries[mine] += 1
-        async with provider._database.write() as session:
-            await session.execute(text("UPDATE oauth_clients SET created_at = 1 WHERE client_id = :id"), {"id": mine})
-            first_locked[mine].set()
-            await first_locked[other].wait()
-            await session.execute(text("UPDATE oauth_clients SET created_at = 2 WHERE client_id = :id"), {"id": other})
+        session.execute(text("UPDATE oauth_clients SET created_at = 1 WHERE client_id = :id"), {"id": mine})
+        first_locked[mine].set()
+        await_only(first_locked[other].wait())
+        session.execute(text("UPDATE oauth_clients SET created_at = 2 WHERE client_id = :id"), {"id": other})
 
-    await asyncio.gather(provider._database.run(lambda: step("a", "b")), provider._database.run(lambda: step("b", "a")))
+    await asyncio.gather(provider._store.write(step, "a", "b"), provider._store.write(step, "b", "a"))
     assert sorted(tries.values()) == [1, 2]
 
 
@@ -610,34 +614,33 @@ async def test_who_loses_a_race_begins_anew(provider: SQLAlchemyOAuthProvider) -
     """A step that was overtaken is taken again, a few times; after that, the client is told to try later."""
     tries = 0
 
-    async def step(losses: int) -> str:
+    def step(_session: Session, losses: int) -> str:
         nonlocal tries
         tries += 1
         if tries <= losses:
             raise LostRaceError
         return "won"
 
-    assert await provider._database.run(lambda: step(ATTEMPTS - 1)) == "won"
+    assert await provider._store.write(step, ATTEMPTS - 1) == "won"
     assert tries == ATTEMPTS
     tries = 0
     with pytest.raises(DatabaseUnavailable, match="changed the same rows"):
-        await provider._database.run(lambda: step(ATTEMPTS))
+        await provider._store.write(step, ATTEMPTS)
     assert tries == ATTEMPTS
 
 
 @pytest.mark.parametrize("memory", [False, True])
 async def test_a_commit_that_fails_leaves_no_transaction_open(tmp_path: Path, memory: bool) -> None:
-    """Where what was sent with the COMMIT fails, SQLite's lock is given back, and the next step works."""
+    """Where a statement fails in a transaction, SQLite's lock is given back, and the next step works."""
     path = tmp_path / "oauth.db"
     database = ":memory:" if memory else path
     async with provider_on(database) as provider:
         client = new_client()
         await provider.register_client(client)
         again = {"client_id": client.client_id, "client_metadata": "{}", "created_at": 1}
-        later = insert(clients).execution_options(**{SEND: LATER})
         for _ in range(3):
             with pytest.raises(IntegrityError):
-                await provider._database.write().run(Session.execute, later, again)
+                await provider._store.write(Session.execute, insert(clients), again)
             assert await provider.get_client(client.client_id) is not None  # and nothing is sent with the next read
             if not memory:
                 other = sqlite3.connect(path, timeout=0, isolation_level=None)
@@ -669,20 +672,30 @@ async def test_sqlite_is_asked_by_its_own_rules(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("passed_in", [False, True])
 async def test_who_reads_first_may_still_write(tmp_path: Path, passed_in: bool) -> None:
-    """No other process of SQLite writes between what a transaction reads and what it writes, in any engine."""
+    """A step looks without a lock; once it writes, no other process does, and who wrote in between does not fail it."""
     path = tmp_path / "oauth.db"
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     async with SQLAlchemyOAuthProvider(
         engine if passed_in else path, base_url=BASE_URL, approval=AutoApproval()
     ) as provider:
         await provider.register_client(new_client())
-        other = sqlite3.connect(path, timeout=0, isolation_level=None)
-        async with provider._database.write() as session:
-            assert (await session.execute(select(func.count()).select_from(Client))).scalar_one() == 1
+
+        def step(session: Session) -> int:
+            rows = session.execute(select(func.count()).select_from(Client)).scalar_one()
+            if not passed_in:  # on its engine, as a server's, a step begins at once
+                other.execute("UPDATE oauth_clients SET created_at = 2")
+            session.execute(delete(Client))
             with pytest.raises(sqlite3.OperationalError, match="locked"):
-                other.execute("BEGIN IMMEDIATE")
-            await session.execute(delete(Client))
+                if passed_in:
+                    await_only(asyncio.to_thread(other.execute, "BEGIN IMMEDIATE"))
+                else:
+                    other.execute("BEGIN IMMEDIATE")
+            return rows
+
+        other = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        assert await provider._store.write(step) == 1
         other.close()
+        assert await provider._store.read(Session.scalar, select(func.count()).select_from(Client)) == 0
     await engine.dispose()
 
 
@@ -690,20 +703,15 @@ async def test_prepare_runs_once(tmp_path: Path) -> None:
     """The schema is looked at once for a provider, not with every step."""
     looks = 0
 
-    async def counted(database: Database) -> None:
+    async def counted(store: Store) -> None:
         nonlocal looks
         looks += 1
-        await prepare(database)
+        await prepare(store)
 
-    database = Database(tmp_path / "x.db", counted)
-
-    async def step() -> None:
-        async with database.read() as session:
-            await session.execute(text("SELECT 1"))
-
-    await asyncio.gather(*(database.run(step) for _ in range(10)))
-    await database.run(step)
-    await database.aclose()
+    store = Store(tmp_path / "x.db", counted)
+    await asyncio.gather(*(store.read(Session.execute, text("SELECT 1")) for _ in range(10)))
+    await store.read(Session.execute, text("SELECT 1"))
+    await store.close()
     assert looks == 1
 
 
@@ -711,10 +719,9 @@ async def test_what_was_only_read_is_closed(postgres_server: str) -> None:
     """A database that was read from without a step, as commands do, has no connection left after aclose()."""
     url = await create_postgres_database(postgres_server)
     try:
-        database = Database(url, prepare)
-        async with database.read() as session:
-            await session.execute(text("SELECT 1"))
-        await database.aclose()
+        store = Store(url, prepare)
+        await store.transact(Session.execute, False, text("SELECT 1"))
+        await store.close()
         watcher = create_engine(make_url(url).set(drivername="postgresql+asyncpg"), poolclass=NullPool)
         query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         async with asyncio.timeout(10), watcher.connect() as connection:

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from oauth_store import PasswordApproval, SQLAlchemyOAuthProvider, events
 from oauth_store.database.purge import INTERVAL_SECONDS
@@ -28,7 +29,7 @@ from oauth_store.events import EVENTS, emit, emit_after_commit
 from oauth_store.pages.sign_in import hash_password
 from tests.approvals import Asks
 from tests.clocks import turned
-from tests.databases import create_postgres_database, drop_postgres_database, rows_of
+from tests.databases import create_postgres_database, drop_postgres_database, rows_of, transaction
 from tests.flows import (
     REDIRECT_URI,
     Provider,
@@ -239,7 +240,7 @@ class TestEachFlow:
             telemetry.forget()
             for _ in range(2):
                 clock.shift(INTERVAL_SECONDS + 1)
-                provider._purger.nudge()
+                provider.issuer.after_commit()
                 await settle(provider)
             await self.check(telemetry, ("purged", "purge", {"tokens": 2, "codes": 1, "clients": 0}))
 
@@ -316,12 +317,12 @@ class TestAfterTheCommit:
         """An event of a step that fails before its commit is never told; of one that commits it is, once."""
         await provider.check_schema()
         with pytest.raises(KeyError):
-            async with provider._database.write() as session:
+            async with transaction(provider) as session:
                 await session.execute(text("DELETE FROM oauth_codes"))
                 emit_after_commit(session.sync_session, "code_replayed", grant_id=b"\1" * 16)
                 raise KeyError
         assert telemetry.logged() == []
-        async with provider._database.write() as session:
+        async with transaction(provider) as session:
             await session.execute(text("DELETE FROM oauth_codes"))
             emit_after_commit(session.sync_session, "code_replayed", grant_id=b"\1" * 16)
             assert telemetry.logged() == []
@@ -338,12 +339,13 @@ class TestAfterTheCommit:
             client = await registered(provider)
             code = await authorize(provider, client)
             await redeem(provider, client, code)
-            async with provider._database.writer.connect() as other:
+            assert isinstance(provider._store.writer, AsyncEngine)
+            async with provider._store.writer.connect() as other:
                 await other.execute(text("SET deadlock_timeout = '1min'"))
                 await other.execute(text("SELECT * FROM oauth_tokens FOR UPDATE"))
                 states: list[str] = []
                 event.listen(
-                    provider._database.writer.sync_engine,
+                    provider._store.writer.sync_engine,
                     "handle_error",
                     lambda context: states.append(getattr(context.original_exception, "sqlstate", "")),
                 )

@@ -13,6 +13,7 @@ from oauth_store.flows.connected import revoke_grants
 from oauth_store.flows.explain import AGAIN, NOTHING, Explanation, explain
 from tests.clocks import Clock
 from tests.commands import run, run_json, run_on_terminal
+from tests.databases import transaction
 from tests.flows import Provider, authorization_params, new_client, query_of, redeem, registered
 from tests.house import House
 from tests.workers import answer, present_code, present_for_revocation, present_refresh_token, settle
@@ -26,8 +27,8 @@ KEYS = (
 
 async def explained(house: House, secret: str | None) -> Explanation:
     """What is said of a secret now. It never holds the secret."""
-    async with house.provider._database.read() as session:
-        explanation = await explain(session, str(secret), int(time.time()))
+    async with transaction(house.provider) as session:
+        explanation = await session.run_sync(explain, str(secret), int(time.time()))
     assert str(secret) not in repr(explanation)
     return explanation
 
@@ -119,7 +120,7 @@ class TestTokens:
         """By the client, by the owner on the page, or by hand: it says by whom, and when."""
         for reason in ("revoked on the page by ada", "revoked with oauth-store by grace"):
             token = await house.grant()
-            async with house.provider._database.write() as session:
+            async with transaction(house.provider) as session:
                 grant_id = bytes.fromhex(await house.grant_id(token))
                 await session.run_sync(revoke_grants, [grant_id], reason, int(time.time()))
             for secret in (token.access_token, token.refresh_token):
@@ -166,8 +167,8 @@ class TestTokens:
         """What was deleted is unknown, and the sentence says what that can mean."""
         token = await house.grant()
         clock.shift(31 * DAY)
-        async with house.provider._database.write() as session:
-            await purge(session, int(time.time()))
+        async with transaction(house.provider) as session:
+            await session.run_sync(purge, int(time.time()))
         told = await explained(house, token.refresh_token)
         assert (told.kind, told.state, told.grant_id) == ("refresh token", "unknown", None)
         assert "It expired so long ago that it was deleted; or its client was removed" in told.said
@@ -228,7 +229,7 @@ class TestCodes:
         code = await house.code("ada")
         waiting = await explained(house, code)
         assert waiting.grant_id is not None
-        async with house.provider._database.write() as session:
+        async with transaction(house.provider) as session:
             await session.run_sync(revoke_grants, [waiting.grant_id], "by hand", int(time.time()))
         told = await explained(house, code)
         assert told.state == "revoked"
@@ -237,11 +238,11 @@ class TestCodes:
     async def test_code_of_a_client_that_is_gone(self, house: House) -> None:
         """A code whose client was removed names the client."""
         code = await house.code("ada")
-        async with house.provider._database.write() as session:
+        async with transaction(house.provider) as session:
             await session.execute(delete(Client))
         told = await explained(house, code)
         assert (told.state, told.client_id) == ("client_gone", "client-of-the-house")
-        async with house.provider._database.write() as session:
+        async with transaction(house.provider) as session:
             await session.execute(delete(Code))
 
 
@@ -260,7 +261,7 @@ async def test_session(house: House) -> None:
     """The session of the page of connected apps says who is signed in."""
     await house.provider.check_schema()
 
-    async with house.provider._database.write() as session:
+    async with transaction(house.provider) as session:
         await session.execute(
             text(
                 "INSERT INTO oauth_tokens (token_hash, kind, grant_id, subject, scopes, created_at, expires_at) "

@@ -7,6 +7,8 @@ import asyncmy
 import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 from oauth_store import DatabaseUnavailable, SQLAlchemyOAuthProvider
 from oauth_store.database.engines import POOL_SIZE
@@ -77,28 +79,25 @@ async def test_before_a_commit(provider: SQLAlchemyOAuthProvider, server_url: st
     client = new_client()
     await provider.register_client(client)
     token = await sign_in(provider, client)
-    database = provider._database
+    store = provider._store
     attempts = 0
 
-    async def step() -> None:
+    def step(session: Session) -> None:
         nonlocal attempts
         attempts += 1
-        async with database.write() as session:
-            connection = await session.connection()
-            await connection.exec_driver_sql("UPDATE oauth_clients SET created_at = created_at + 1")
-            if attempts == 1:
-                await hang_up(server_url)
-                await connection.exec_driver_sql("UPDATE oauth_clients SET created_at = created_at + 1")
+        connection = session.connection()
+        connection.exec_driver_sql("UPDATE oauth_clients SET created_at = created_at + 1")
+        if attempts == 1:
+            await_only(hang_up(server_url))
+            connection.exec_driver_sql("UPDATE oauth_clients SET created_at = created_at + 1")
 
-    async def created_at() -> int:
-        async with database.read() as session:
-            found = await (await session.connection()).exec_driver_sql("SELECT created_at FROM oauth_clients")
-            return int(found.scalar_one())
+    def created_at(session: Session) -> int:
+        return int(session.connection().exec_driver_sql("SELECT created_at FROM oauth_clients").scalar_one())
 
-    before = await database.run(created_at)
-    await database.run(step)
+    before = await store.read(created_at)
+    await store.write(step)
     assert attempts == 2
-    assert await database.run(created_at) == before + 1
+    assert await store.read(created_at) == before + 1
     assert await provider.verify_token(token.access_token) is not None
 
 
@@ -106,14 +105,13 @@ async def test_at_the_commit(provider: SQLAlchemyOAuthProvider, server_url: str)
     """A COMMIT that got no answer is an outage, and the step is not taken again: nobody knows whether it counts."""
     attempts = 0
 
-    async def step() -> None:
+    def step(session: Session) -> None:
         nonlocal attempts
         attempts += 1
-        async with provider._database.write() as session:
-            await (await session.connection()).exec_driver_sql("UPDATE oauth_clients SET created_at = 0")
-            await hang_up(server_url)
+        session.connection().exec_driver_sql("UPDATE oauth_clients SET created_at = 0")
+        await_only(hang_up(server_url))
 
     with pytest.raises(DatabaseUnavailable):
-        await provider._database.run(step)
+        await provider._store.write(step)
     assert attempts == 1
-    await provider._database.run(lambda: fill_pool(provider, "unknown"))
+    await fill_pool(provider, "unknown")

@@ -20,7 +20,6 @@ import pytest
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.util import await_only
 
 from oauth_store import DatabaseUnavailable, SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
@@ -28,6 +27,7 @@ from oauth_store.database import remembered as memory_module
 from oauth_store.database.remembered import LOOK_SECONDS, Memory
 from tests.chaos import Child, new_provider
 from tests.clocks import stopped_at
+from tests.databases import engine_of
 from tests.flows import Provider, new_client, refresh, sign_in
 from tests.workers import present_for_revocation, present_refresh_token, settle
 
@@ -56,8 +56,8 @@ async def provider(path: str, client: OAuthClientInformationFull) -> AsyncIterat
 
 def memory_of(provider: SQLAlchemyOAuthProvider) -> Memory:
     """What a provider remembers."""
-    assert provider._database.verified is not None
-    return provider._database.verified
+    assert provider._store.remembered is not None
+    return provider._store.remembered
 
 
 def is_remembered(provider: SQLAlchemyOAuthProvider, token: OAuthToken) -> bool:
@@ -291,10 +291,11 @@ class TestProof:
             token = await sign_in(provider, client)
             assert await provider.verify_token(token.access_token) is not None
             await settle(provider)
+            loop = asyncio.get_running_loop()
             event.listen(
-                provider._database.reader.sync_engine,
+                engine_of(provider._store.reader),
                 "after_cursor_execute",
-                lambda *_: await_only(other("revoke", client, token)),
+                lambda *_: asyncio.run_coroutine_threadsafe(other("revoke", client, token), loop).result(),
                 once=True,
             )
             assert await provider.verify_token(token.access_token) is not None
@@ -426,16 +427,16 @@ class TestWhereItIsNot:
         provider = make_provider()
         await provider.check_schema()
         if "://" in database_url:
-            assert provider._database.verified is None
+            assert provider._store.remembered is None
             return
-        assert provider._database.verified is not None
+        assert provider._store.remembered is not None
         engine = create_async_engine(f"sqlite+aiosqlite:///{database_url}")
         for other in (make_provider(engine), make_provider(":memory:")):
             client = new_client()
             await other.register_client(client)
             token = await sign_in(other, client)
             assert await other.verify_token(token.access_token) is not None
-            assert other._database.verified is None
+            assert other._store.remembered is None
             await other.aclose()
         await engine.dispose()
 
@@ -463,7 +464,7 @@ class TestWhereItIsNot:
         token = await sign_in(provider, client)
         await verify_until_remembered(provider, token)
         await provider.aclose()
-        assert provider._database.verified is None
+        assert provider._store.remembered is None
         with Other(path) as other:
             await other("revoke", client, token)
         assert await provider.verify_token(token.access_token) is None

@@ -25,7 +25,7 @@ from oauth_store.database.models import Base
 from oauth_store.database.purge import purge
 from oauth_store.database.schema import HEAD, VERSION_TABLE, alembic_config, downgrade, upgrade
 from tests.commands import alembic
-from tests.databases import connected, dump, execute, file_bytes, is_postgres, select, shape
+from tests.databases import connected, dump, execute, file_bytes, is_postgres, select, shape, transaction
 from tests.flows import RESOURCE, provider_on
 from tests.vs2 import CONFIDENTIAL, DELETED_PAIRS, GONE, PUBLIC, SCHEMA, VS2, Pair
 
@@ -140,8 +140,8 @@ async def refreshed(provider: SQLAlchemyOAuthProvider, client_id: str, refresh_t
 async def test_a_client_of_vs2_is_never_purged(migrated_url: str, vs2: VS2) -> None:
     """Nobody knows whether it was ever approved: its application may come back years later."""
     async with provider_on(migrated_url) as provider:
-        async with provider._database.write() as session:
-            await purge(session, vs2.now + 3650 * 86400)
+        async with transaction(provider) as session:
+            await session.run_sync(purge, vs2.now + 3650 * 86400)
         assert await provider.get_client(PUBLIC) is not None
         assert await provider.get_client(CONFIDENTIAL) is not None
 

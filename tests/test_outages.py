@@ -29,10 +29,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.orm import aliased
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database.engines import POOL_SIZE, create_engine, database_url
+from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, POOL_SIZE, create_engine, database_url
 from oauth_store.database.models import Code, Token
 from oauth_store.database.schema import upgrade
-from oauth_store.database.sqlite import BUSY_TIMEOUT_SECONDS
 from tests.chaos import Child, hold_lock, new_provider, serve
 from tests.databases import administer, check_integrity, create_postgres_database, postgres_directory, value_of
 from tests.flows import REDIRECT_URI, authorization_request, pkce, query_of, token_request

@@ -13,7 +13,7 @@ from pydantic import AnyUrl
 
 from oauth_store.browser import request_cookie
 from oauth_store.display import shown, shown_name
-from oauth_store.pages.consent import Target, in_words, scopes_in_words
+from oauth_store.pages.wording import Target, in_words, scopes_in_words
 from oauth_store.rate_limits import RateLimits
 from tests.flows import query_of
 from tests.pages import PASSWORD, Browser, Site, csrf_of, handle_of, site
@@ -79,7 +79,7 @@ class TestHeaders:
     async def test_an_outage_is_a_page_too(self, tmp_path: Path, browser: Browser) -> None:
         """Where the database is away, a person reads what to do; the answer is still 503 with Retry-After."""
         async with site(tmp_path / "nowhere" / "oauth.db") as wiki:
-            browser.http.cookies.set(wiki.provider._cookies._name(request_cookie("some")), "browser_some")
+            browser.http.cookies.set(wiki.provider.cookies._name(request_cookie("some")), "browser_some")
             page = await browser.open(f"{wiki.url}/consent?handle=some")
         assert (page.status_code, page.headers["retry-after"]) == (503, "5")
         assert "Reload this page in a moment" in page.text

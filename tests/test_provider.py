@@ -16,12 +16,12 @@ from sqlalchemy import func, select, update
 
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import matches
-from oauth_store.database.models import NEVER, Client, Code, Token
+from oauth_store.database.models import Client, Code, Token
 from oauth_store.flows.clients import OwnersClient, check_redirect_uris
-from oauth_store.flows.registration import store_registration
+from oauth_store.flows.registration import add_client
 from tests.approvals import Asks
 from tests.clocks import stopped, stopped_at
-from tests.databases import rows_of, value_of
+from tests.databases import rows_of, transaction, value_of
 from tests.flows import (
     BASE_URL,
     REDIRECT_URI,
@@ -370,7 +370,7 @@ class TestAudience:
         """A token without a resource, as VS-2 left them, works; the next pair names this server."""
         client = await registered(provider)
         token = await sign_in(provider, client)
-        async with provider._database.write() as session:
+        async with transaction(provider) as session:
             await session.execute(update(Token).values(resource=None))
         assert await provider.verify_token(token.access_token) is not None
         found = await provider.verify_token((await refresh(provider, client, token)).access_token)
@@ -382,7 +382,7 @@ class TestAudience:
     ) -> None:
         """get_well_known_routes() without a path leaves the audience check in force."""
         provider.get_well_known_routes()
-        assert provider._own_resource == RESOURCE
+        assert provider.issuer.resource == RESOURCE
 
 
 class TestApprove:
@@ -445,7 +445,7 @@ class TestApprove:
     async def test_a_request_waits_to_its_last_second(self, pending: tuple[SQLAlchemyOAuthProvider, Any, str]) -> None:
         """A request can be answered until the second in which it expires."""
         provider, _, handle = pending
-        async with provider._database.read() as session:
+        async with transaction(provider) as session:
             expires_at = (await session.execute(select(Code.expires_at))).scalar_one()
         with stopped_at(expires_at):
             for answer in (provider.approve, provider.deny):
@@ -561,7 +561,7 @@ class TestStoredClient:
         options = registration_options("read", "write")
         provider = make_provider(client_registration_options=options, required_scopes=["read"])
         added = kind.model_validate(new_client(scope="read").model_dump())
-        await store_registration(provider._database, added, last_used_at=NEVER)
+        await provider._store.write(add_client, added)
         for _ in range(2):
             client = await provider.get_client(added.client_id)
             assert client is not None
@@ -575,7 +575,7 @@ class TestStoredClient:
         clients = []
         for scope in ("write admin", "admin"):
             added = OwnersClient.model_validate(new_client(scope=scope).model_dump())
-            await store_registration(provider._database, added, last_used_at=NEVER)
+            await provider._store.write(add_client, added)
             clients.append(await provider.get_client(added.client_id))
         some, none = clients
         assert some is not None
@@ -724,7 +724,7 @@ async def test_a_code_is_dead_once_its_client_is_gone(provider: SQLAlchemyOAuthP
     client = await registered(provider)
     loaded = await provider.load_authorization_code(client, await authorize(provider, client))
     assert loaded is not None
-    async with provider._database.write() as session:
+    async with transaction(provider) as session:
         await session.execute(Client.__table__.delete())  # type: ignore[attr-defined]
     with pytest.raises(TokenError) as caught:
         await provider.exchange_authorization_code(client, loaded)

@@ -2,17 +2,18 @@
 
 import os
 import time
+from typing import Any
 
 import pytest
 from sqlalchemy import func, insert, select, update
 
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
-from oauth_store.database.models import Client, Code, Token
-from oauth_store.database.purge import BATCH, INTERVAL_SECONDS, UNUSED_CLIENT_SECONDS, purge
+from oauth_store.database.models import UNUSED_CLIENT_SECONDS, Client, Code, Token
+from oauth_store.database.purge import BATCH, INTERVAL_SECONDS, _purge, purge
 from tests.approvals import Asks
 from tests.clocks import stopped
-from tests.databases import rows_of, value_of
+from tests.databases import rows_of, transaction, value_of
 from tests.flows import Provider, authorization_params, authorize, new_client, refresh, registered, sign_in
 from tests.workers import settle
 
@@ -29,8 +30,8 @@ async def counts(provider: SQLAlchemyOAuthProvider) -> dict[str, int]:
 
 async def purged(provider: SQLAlchemyOAuthProvider, at: float) -> dict[str, int]:
     """Purge one batch, as if it were `at`."""
-    async with provider._database.write() as session:
-        return await purge(session, int(at))
+    async with transaction(provider) as session:
+        return await session.run_sync(purge, int(at))
 
 
 async def test_what_has_expired_is_deleted(provider: SQLAlchemyOAuthProvider) -> None:
@@ -105,7 +106,7 @@ async def test_a_batch_is_bounded_and_the_next_step_goes_on(provider: SQLAlchemy
         }
         for number in range(3 * BATCH)
     ]
-    async with provider._database.write() as session:
+    async with transaction(provider) as session:
         await session.execute(insert(Code), rows)
     with stopped(2 * INTERVAL_SECONDS):
         left = []
@@ -116,18 +117,20 @@ async def test_a_batch_is_bounded_and_the_next_step_goes_on(provider: SQLAlchemy
     assert left == [2 * BATCH, BATCH, 0, 0, 0]
 
 
-async def test_a_purge_runs_at_most_once_a_minute(provider: SQLAlchemyOAuthProvider) -> None:
+async def test_a_purge_runs_at_most_once_a_minute(
+    provider: SQLAlchemyOAuthProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A busy server does not purge with every request."""
     client = await registered(provider)
     purges = 0
-    original = provider._purger._purge
+    write = provider._store.write
 
-    async def counted() -> None:
+    async def counted(step: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal purges
-        purges += 1
-        await original()
+        purges += step is _purge
+        return await write(step, *args, **kwargs)
 
-    provider._purger._purge = counted  # type: ignore[method-assign]  # watches, and does the same
+    monkeypatch.setattr(provider._store, "write", counted)  # watches, and does the same
     with stopped(1) as clock:
         start = time.time()
         for second in range(0, 10 * INTERVAL_SECONDS, 5):
@@ -174,7 +177,7 @@ async def test_a_lost_answer_is_found_again_after_purges(provider: SQLAlchemyOAu
 
 async def test_the_purge_finds_its_rows_by_index(provider: SQLAlchemyOAuthProvider) -> None:
     """No table is scanned, however large it has grown."""
-    if not provider._database.sqlite:
+    if not provider._store.sqlite:
         pytest.skip("PostgreSQL scans small tables whatever their indexes")
     await provider.check_schema()
     statements = {
@@ -225,13 +228,13 @@ async def test_two_years_leave_a_handful_of_rows(make_provider: Provider, databa
 async def test_a_purge_waits_for_nobody(make_provider: Provider) -> None:
     """A row that another transaction holds is passed over, and goes with a later purge."""
     provider = make_provider()
-    if provider._database.url.get_backend_name() != "postgresql":
+    if provider._store.url.get_backend_name() != "postgresql":
         pytest.skip("SQLite has one writer, and MariaDB locks all rows of a table as small as this one")
     client = await registered(provider)
     for _ in range(2):
         await sign_in(provider, client)
     other = make_provider()
-    async with other._database.write() as session:
+    async with transaction(other) as session:
         first = (await session.execute(select(Token.token_hash).limit(1))).scalar_one()
         await session.execute(update(Token).where(Token.token_hash == first).values(first_used_at=1))
         assert (await purged(provider, time.time() + 31 * DAY))["tokens"] == 3

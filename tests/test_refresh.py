@@ -20,14 +20,15 @@ from sqlalchemy import Row, delete, func, select, update
 
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret, mint, seal, unseal
+from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS
 from oauth_store.database.models import Client, Token
 from oauth_store.database.purge import purge
-from oauth_store.database.sqlite import BUSY_TIMEOUT_SECONDS
 from oauth_store.errors import LostRaceError
-from oauth_store.flows import tokens as grants
+from oauth_store.flows import refresh as refresh_flow
+from oauth_store.flows.tokens import presented, update_one
 from tests.approvals import Owner
 from tests.clocks import Clock
-from tests.databases import rows_of, tokens_of, value_of
+from tests.databases import rows_of, tokens_of, transaction, value_of
 from tests.flows import BASE_URL, RESOURCE, Provider, authorize, new_client, provider_on, registered, sign_in
 from tests.workers import Processes, answer, present_code, present_refresh_token, refresh_with_tasks, settle
 
@@ -56,8 +57,8 @@ async def row_of(provider: SQLAlchemyOAuthProvider, secret: str | None) -> Row[A
 async def purged(provider: SQLAlchemyOAuthProvider, access_token: str) -> None:
     """Purge, now that an access token has expired, and make sure that it is gone."""
     await settle(provider)
-    async with provider._database.write() as session:
-        await purge(session, int(time.time()))
+    async with transaction(provider) as session:
+        await session.run_sync(purge, int(time.time()))
     gone = select(Token.token_hash).where(Token.token_hash == hash_secret(access_token))
     assert await rows_of(provider, gone) == []
 
@@ -150,7 +151,7 @@ class TestLive:
     ) -> None:
         """Tokens that came from VS-2 name no resource: the next refresh makes it this server's."""
         first = await sign_in(provider, client)
-        async with provider._database.write() as session:
+        async with transaction(provider) as session:
             await session.execute(update(Token).values(resource=None))
         second = await present_refresh_token(provider, client, first.refresh_token)
         assert (await row_of(provider, second.access_token)).resource == RESOURCE
@@ -161,7 +162,7 @@ class TestLive:
     ) -> None:
         """A resource that names this server in another spelling is carried to the letter."""
         first = await sign_in(provider, client)
-        async with provider._database.write() as session:
+        async with transaction(provider) as session:
             await session.execute(update(Token).values(resource=f"{RESOURCE}/"))
         second = await present_refresh_token(provider, client, first.refresh_token)
         assert (await row_of(provider, second.access_token)).resource == f"{RESOURCE}/"
@@ -199,14 +200,14 @@ class TestLive:
         one, other = make_provider(), make_provider()
         first = await sign_in(one, client)
         secret, now = str(first.refresh_token), int(time.time())
-        with pytest.raises(LostRaceError):
-            async with one._database.write() as session:
-                which = grants.client_and_refresh_token
-                _, row = await session.run_sync(one._presented, which, client.client_id, secret, now)
-                assert row is not None
-                second = await present_refresh_token(other, client, secret)
-                await session.run_sync(grants.consume_refresh_token, row, None, now)
-                await session.run_sync(one._issue, grants.Pair.mint(with_refresh_token=True), row, ["read"], now)
+        async with transaction(one, locks=False) as session:
+            query = refresh_flow._client_and_token
+            _, row = await session.run_sync(presented, query, one.issuer, client.client_id, secret, now)
+            assert row is not None
+            second = await present_refresh_token(other, client, secret)
+            values = {"b_hash": row.token_hash, "b_replay": None, "b_now": now}
+            with pytest.raises(LostRaceError):
+                await session.run_sync(update_one, refresh_flow._consume, **values)
         assert len(await tokens_of(one)) == 4
         assert await is_live(other, client, second)
 
@@ -400,7 +401,7 @@ class TestWithinGrace:
     ) -> None:
         """A chain is followed so far and no further: the answer is an error then, and the grant lives."""
         first = newest = await sign_in(provider, client)
-        for _ in range(grants.GENERATIONS + 2):
+        for _ in range(refresh_flow.GENERATIONS + 2):
             newest = await present_refresh_token(provider, client, newest.refresh_token)
         await refused(present_refresh_token(provider, client, first.refresh_token))
         assert await is_live(provider, client, newest)
@@ -427,7 +428,7 @@ class TestWithinGrace:
         first = await sign_in(provider, client)
         second = await present_refresh_token(provider, client, first.refresh_token)
         successor = Token.token_hash.in_([hash_secret(second.access_token), hash_secret(str(second.refresh_token))])
-        async with provider._database.write() as session:
+        async with transaction(provider) as session:
             await session.execute(update(Token).where(successor).values(revoked_at=1))
         stored = await tokens_of(provider)
         await refused(present_refresh_token(provider, client, first.refresh_token))
@@ -863,7 +864,7 @@ class TestDead:
         first = await sign_in(provider, client)
         loaded = await provider.load_refresh_token(client, str(first.refresh_token))
         assert loaded is not None
-        async with provider._database.write() as session:
+        async with transaction(provider) as session:
             await session.execute(delete(Client).where(Client.client_id == client.client_id))
         await refused(provider.exchange_refresh_token(client, loaded, loaded.scopes))
         assert await tokens_of(provider) == []
@@ -998,6 +999,6 @@ class TestSeal:
         await present_refresh_token(provider, client, attacker.refresh_token)
         sealed = (await row_of(provider, victim.refresh_token)).replay
         attackers = Token.token_hash == hash_secret(str(attacker.refresh_token))
-        async with provider._database.write() as session:
+        async with transaction(provider) as session:
             await session.execute(update(Token).where(attackers).values(replay=sealed))
         await refused(present_refresh_token(provider, client, attacker.refresh_token))

@@ -15,10 +15,14 @@ from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import mint
 from oauth_store.database.models import Code
 from oauth_store.errors import LostRaceError
-from oauth_store.flows import tokens as grants
+from oauth_store.flows import code as code_flow
+from oauth_store.flows import refresh
+from oauth_store.flows.code import PresentedCode
 from oauth_store.flows.connected import revoke_grants
+from oauth_store.flows.refresh import PresentedRefreshToken
+from oauth_store.flows.tokens import presented, update_one
 from tests.clocks import Clock
-from tests.databases import tokens_of, value_of
+from tests.databases import tokens_of, transaction, value_of
 from tests.flows import Provider, authorize, registered, sign_in
 from tests.workers import (
     Answer,
@@ -142,7 +146,7 @@ class TestWhatItEnds:
     ) -> None:
         """A grant that ends before its code was redeemed gives no tokens any more."""
         code = await authorize(provider, client)
-        async with provider._database.write() as session:
+        async with transaction(provider) as session:
             grant_id = (await session.execute(select(Code.grant_id))).scalar_one()
             await session.run_sync(revoke_grants, [grant_id], "revoked by the owner", int(time.time()))
         assert await answer(present_code(provider, client, code)) == "invalid_grant"
@@ -220,7 +224,7 @@ async def two(make_provider: Provider) -> AsyncIterator[tuple[SQLAlchemyOAuthPro
 
 def kind_of(provider: SQLAlchemyOAuthProvider) -> str:
     """Which database it is: `sqlite`, `postgresql` or `mysql`."""
-    return provider._database.url.get_backend_name()
+    return provider._store.url.get_backend_name()
 
 
 async def deadlocks(provider: SQLAlchemyOAuthProvider) -> int:
@@ -306,16 +310,10 @@ class TestItWins:
         one, other = two
         first = await sign_in(one, client)
         _, loaded = await loaded_pair(one, client, first)
-        pair = grants.Pair.mint(with_refresh_token=True)
-        now = int(time.time())
-        async with one._database.write() as session:
-            _, row = await session.run_sync(
-                one._presented, grants.client_and_refresh_token, client.client_id, loaded.token, now
-            )
-            assert row is not None
-            await session.run_sync(grants.consume_refresh_token, row, b"sealed", now)
-            second = await session.run_sync(one._issue, pair, row, loaded.scopes, now)
-            await session.execute(select(1))  # what waits for the COMMIT is sent
+        presented = PresentedRefreshToken(client.client_id, loaded.token, checked=True)
+        async with transaction(one) as session:
+            second = await session.run_sync(refresh._refresh, one.issuer, presented, int(time.time()))
+            assert second is not None
             revocation = asyncio.create_task(other.revoke_token(loaded))
             await someone_waits(other)
         await revocation
@@ -328,7 +326,7 @@ class TestItWins:
         one, other = two
         first = await sign_in(one, client)
         grant_id = (await tokens_of(one))[0].grant_id
-        async with one._database.write() as session:
+        async with transaction(one) as session:
             await session.run_sync(revoke_grants, [grant_id], "revoked by the client", int(time.time()))
             await session.execute(select(1))  # what waits for the COMMIT is sent
             refresh = asyncio.create_task(answer(present_refresh_token(other, client, first.refresh_token)))
@@ -483,13 +481,13 @@ class TestCodeReplay:
         one, other = two
         code = await authorize(one, client)
         now = int(time.time())
-        with pytest.raises(LostRaceError):
-            async with one._database.write() as session:
-                _, row = await session.run_sync(one._presented, grants.client_and_code, client.client_id, code, now)
-                assert row is not None
-                first = await present_code(other, client, code)
-                await session.run_sync(grants.consume_code, row, now)
-                await session.run_sync(one._issue, grants.Pair.mint(with_refresh_token=True), row, ["read"], now)
+        async with transaction(one, locks=False) as session:
+            query = code_flow._client_and_code
+            _, row = await session.run_sync(presented, query, one.issuer, client.client_id, code, now)
+            assert row is not None
+            first = await present_code(other, client, code)
+            with pytest.raises(LostRaceError):
+                await session.run_sync(update_one, code_flow._consume, b_hash=row.code_hash, b_now=now)
         assert len(await tokens_of(one)) == 2
         assert await one.verify_token(first.access_token) is not None
 
@@ -497,14 +495,12 @@ class TestCodeReplay:
         """A replay that comes while the first exchange is about to commit waits for it, and ends what it inserted."""
         one, other = two
         code = await authorize(one, client)
-        now = int(time.time())
-        async with one._database.write() as session:
-            _, row = await session.run_sync(one._presented, grants.client_and_code, client.client_id, code, now)
-            assert row is not None
-            await session.run_sync(grants.consume_code, row, now)
-            pair = grants.Pair.mint(with_refresh_token=True)
-            first = await session.run_sync(one._issue, pair, row, ["read"], now)
-            await session.execute(select(1))  # what waits for the COMMIT is sent
+        exchanged = PresentedCode(client.client_id, code, checked=True)
+        async with transaction(one) as session:
+            first = await session.run_sync(
+                code_flow._exchange_authorization_code, one.issuer, exchanged, int(time.time())
+            )
+            assert first is not None
             replay = asyncio.create_task(answer(present_code(other, client, code)))
             await someone_waits(other)
         assert await replay == "invalid_grant"

@@ -36,6 +36,7 @@ from tests.databases import (
     execute,
     file_bytes,
     is_postgres,
+    rows_of,
     select,
     shape,
 )
@@ -238,12 +239,14 @@ async def test_memory_has_the_schema_of_a_file(tmp_path: Path) -> None:
 
 async def definitions_in(database: str) -> list[tuple[str, list[str]]]:
     """The SQL of everything that a provider creates in SQLite, but for the version."""
-    statement = f"SELECT name, coalesce(sql, '') FROM sqlite_master WHERE tbl_name != '{VERSION_TABLE}' ORDER BY name"
+    statement = (
+        f"SELECT name, coalesce(sql, '') AS sql FROM sqlite_master WHERE tbl_name != '{VERSION_TABLE}' ORDER BY name"
+    )
     async with provider_on(database) as provider:
         await provider.check_schema()
-        async with provider._database.read() as session:
-            # SQLite puts the name of a table that was renamed into quotes.
-            return [(name, sql.replace('"', "").split()) for name, sql in await session.execute(text(statement))]
+        rows = await rows_of(provider, statement)
+        # SQLite puts the name of a table that was renamed into quotes.
+        return [(row.name, row.sql.replace('"', "").split()) for row in rows]
 
 
 # Engines that are passed in.

@@ -186,7 +186,7 @@ class TestLimits:
     async def test_a_forged_cookie_is_no_known_browser(self, wiki: Site, cookie: str) -> None:
         """A cookie that was not made with the password's hash gives no allowance."""
         async with Browser() as attacker:
-            name = wiki.provider._cookies._name("oauth_store_known")
+            name = wiki.provider.cookies._name("oauth_store_known")
             headers = {b"X-Forwarded-For": b"203.0.113.1", b"Cookie": f"{name}={cookie}".encode()}
             statuses = [
                 (await attacker.http.post(f"{wiki.url}/apps", data={"password": "x"}, headers=headers)).status_code
@@ -306,7 +306,7 @@ class TestUsers:
 
     def test_an_unknown_user_costs_what_some_user_costs(self) -> None:
         """Where hashes differ in cost, each unknown name has the cost of one of them, always the same one."""
-        sign_in = PasswordApproval(users={"ada": USERS["ada"], "bob": slow.hash("bob's password")}).sign_in
+        sign_in = PasswordApproval(users={"ada": USERS["ada"], "bob": slow.hash("bob's password")})._sign_in
         costs = {name: sign_in._nobody(name).split("$")[3] for name in map(str, range(40))}
         assert set(costs.values()) == {"m=8,t=1,p=1", "m=32768,t=3,p=1"}
         assert costs == {name: sign_in._nobody(name).split("$")[3] for name in costs}

@@ -39,7 +39,7 @@ from oauth_store.credentials import hash_secret
 from oauth_store.database.models import Client, Code, Token
 from oauth_store.database.purge import purge
 from tests.approvals import Owner
-from tests.databases import rows_of
+from tests.databases import rows_of, transaction
 from tests.flows import BASE_URL, RESOURCE, authorize, new_client
 from tests.workers import Answer, answer, present_code, present_for_revocation, present_refresh_token, settle
 
@@ -176,7 +176,7 @@ class Refreshing(RuleBasedStateMachine):
         self.one, self.other = self.providers
 
     async def begin(self) -> None:
-        async with self.one._database.write() as session:
+        async with transaction(self.one) as session:
             for table in (Token, Code, Client):
                 await session.execute(delete(table))
         for client in self.clients:
@@ -365,8 +365,8 @@ class Refreshing(RuleBasedStateMachine):
             self.open()
 
     async def purge(self) -> None:
-        async with self.one._database.write() as session:
-            await purge(session, self.now)
+        async with transaction(self.one) as session:
+            await session.run_sync(purge, self.now)
 
     def turn_clock(self, seconds: int) -> None:
         self.clock.shift(seconds)

@@ -25,7 +25,7 @@ async def sites(database_url: str) -> AsyncIterator[tuple[Site, Site]]:
 
 def name_at(served: Site, cookie: str) -> str:
     """The name that a server has for the cookie of another one."""
-    return f"{cookie.rpartition('_')[0]}_{served.provider._cookies._server}"
+    return f"{cookie.rpartition('_')[0]}_{served.provider.cookies._server}"
 
 
 async def allowed(served: Site, **metadata: Any) -> tuple[str, OAuthToken]:

@@ -65,8 +65,8 @@ async def answer(step: Awaitable[OAuthToken]) -> Answer:
 
 async def settle(provider: SQLAlchemyOAuthProvider) -> None:
     """Wait for what a provider does off its requests' path: stamps and purges."""
-    while provider._database._steps:
-        await asyncio.wait(provider._database._steps)  # gather() does not let the loop remove those that are done
+    while provider._store._steps:
+        await asyncio.wait(provider._store._steps)  # gather() does not let the loop remove those that are done
 
 
 # The work of processes: it begins when all of them are ready.

@@ -19,12 +19,13 @@ from oauth_store.cli.password import hash_password
 from oauth_store.cli.terminal import (
     DatabaseOption,
     Json,
+    OpenStore,
     Verbose,
     Yes,
     confirm,
     counted,
     flag,
-    on_database,
+    opened,
     print_json,
     print_table,
     print_text,
@@ -36,7 +37,7 @@ from oauth_store.database.engines import database_url, display_name
 from oauth_store.database.purge import purge as purge_batch
 from oauth_store.database.purge import purgeable
 from oauth_store.database.status import Inventory, as_json, take_inventory
-from oauth_store.database.store import Database
+from oauth_store.database.store import Store
 from oauth_store.display import ago, visible
 from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit
@@ -70,13 +71,14 @@ def status(*, database: DatabaseOption = None, json: Json = False) -> int:
 
     Exits with 1 unless a server of this release can use the database as it is.
     """
-    target = Database(database, schema.prepare)
+    target = Store(database, schema.prepare)
     told: dict[str, Any] = {"database": target.display_name, "schema_found": None, "schema_needed": schema.HEAD}
     told["problem"] = None
     inventory: Inventory | None = None
     try:
         if require_file(target, missing_ok=True):
-            told["schema_found"], inventory = on_database(database, _look, require=_any_schema)
+            with opened(database, _any_schema) as store:
+                told["schema_found"], inventory = _look(store)
             if told["schema_found"] is not None:
                 schema.check(told["schema_found"], target.display_name)
     except OAuthStoreError as error:
@@ -93,16 +95,15 @@ def status(*, database: DatabaseOption = None, json: Json = False) -> int:
     return 0 if told["problem"] is None else 1
 
 
-async def _any_schema(_database: Database) -> None:
+async def _any_schema(_store: Store) -> None:
     """Let a database of every schema be looked at."""
 
 
-async def _look(database: Database) -> tuple[str | None, Inventory | None]:
-    revision = await schema.state(database)
+def _look(store: OpenStore) -> tuple[str | None, Inventory | None]:
+    revision = store.revision()
     if revision != schema.HEAD:
         return None if revision == schema.EMPTY else revision, None
-    async with database.read() as session:
-        return revision, await take_inventory(database, session, int(time.time()))
+    return revision, store.read(take_inventory, store.store, int(time.time()))
 
 
 def _print_inventory(inventory: Inventory) -> None:
@@ -137,7 +138,8 @@ def purge(
     """
     if verbose:
         tell_events()
-    deleted = on_database(database, _count_purgeable if dry_run else _purge)
+    with opened(database) as store:
+        deleted = store.read(purgeable, int(time.time())) if dry_run else _purge(store)
     if json:
         print_json({**deleted, "dry_run": dry_run})
     else:
@@ -145,20 +147,11 @@ def purge(
         print(f"{'Would delete' if dry_run else 'Deleted'}: {told}.")
 
 
-async def _count_purgeable(database: Database) -> dict[str, int]:
-    async with database.read() as session:
-        return await purgeable(session, int(time.time()))
-
-
-async def _purge(database: Database) -> dict[str, int]:
+def _purge(store: OpenStore) -> dict[str, int]:
     deleted = {"tokens": 0, "codes": 0, "clients": 0}
 
-    async def batch() -> dict[str, int]:
-        async with database.write() as session:
-            return await purge_batch(session, int(time.time()), PURGE_BATCH)
-
     try:
-        while any(batched := await database.run(batch, "purge")):
+        while any(batched := store.write(purge_batch, int(time.time()), PURGE_BATCH)):
             deleted = {name: number + batched[name] for name, number in deleted.items()}
             if max(batched.values()) < PURGE_BATCH:
                 break

@@ -15,12 +15,13 @@ from oauth_store.cli.terminal import (
     DatabaseOption,
     Json,
     Limit,
+    OpenStore,
     Verbose,
     Yes,
     confirm,
     counted,
     flag,
-    on_database,
+    opened,
     operator,
     print_json,
     print_more,
@@ -28,19 +29,9 @@ from oauth_store.cli.terminal import (
     print_text,
     tell_events,
 )
-from oauth_store.database.store import Database
 from oauth_store.display import ago, in_full, iso, shown, visible
 from oauth_store.errors import OAuthStoreError
-from oauth_store.events import emit
-from oauth_store.flows.connected import (
-    BATCH,
-    Connection,
-    GrantName,
-    grants_named,
-    grants_to_end,
-    live_grants,
-    revoke_grants,
-)
+from oauth_store.flows.connected import BATCH, LiveGrant, end_grants, grants_named, grants_to_end, live_grants
 
 if TYPE_CHECKING:
     from oauth_store.flows.explain import Explanation
@@ -77,11 +68,8 @@ def grants(
     token of a refresh is used.
     """
 
-    async def look(found: Database) -> tuple[list[Connection], int]:
-        async with found.read() as session:
-            return await live_grants(session, subject=subject, client_id=client, limit=limit or None)
-
-    listed, total = on_database(database, look)
+    with opened(database) as store:
+        listed, total = store.read(live_grants, subject=subject, client_id=client, limit=limit or None)
     if json:
         print_json({"total": total, "grants": [_as_json(grant) for grant in listed]})
     elif not listed:
@@ -91,7 +79,7 @@ def grants(
         print_more(total - len(listed), "grant", "--limit shows more of them; --limit 0 shows all")
 
 
-def _print_grants(listed: list[Connection]) -> None:
+def _print_grants(listed: list[LiveGrant]) -> None:
     now = int(time.time())
     columns = ["Grant", "Client", "Host", "Scopes", "Subject", "Created", "Last used", "Expires"]
     rows = [
@@ -110,7 +98,7 @@ def _print_grants(listed: list[Connection]) -> None:
     print_table(columns, rows, whole=["Grant", "Created", "Last used", "Expires"])
 
 
-def _as_json(grant: Connection) -> dict[str, Any]:
+def _as_json(grant: LiveGrant) -> dict[str, Any]:
     return {
         "grant_id": grant.grant_id.hex(),
         "client_id": grant.client_id,
@@ -145,16 +133,20 @@ def revoke(
     """
     if verbose:
         tell_events()
-    grant_id = None if grant is None else on_database(database, lambda found: _named(found, grant))
-    which: dict[str, Any] = {"subject": subject, "client_id": client, "grant_id": grant_id}
-    if not yes:
-        ending, listed, total = on_database(database, lambda found: _look(found, which))
-        if ending:
+    with opened(database) as store:
+        grant_id = None if grant is None else _named(store, grant)
+        which: dict[str, Any] = {"subject": subject, "client_id": client, "grant_id": grant_id}
+        ended = store.read(grants_to_end, int(time.time()), **which)
+        if ended and not yes:
             if not json:
+                listed, total = store.read(live_grants, limit=PREVIEW, **which)
                 _print_grants(listed)
                 print_more(total - len(listed), "grant", "`oauth-store grants` shows them")
-            confirm(f"End {counted(ending, 'grant')}, for good?", yes=False)
-    ended = on_database(database, lambda found: _end(found, which))
+            confirm(f"End {counted(len(ended), 'grant')}, for good?", yes=False)
+        by = f"{operator()}, with oauth-store"
+        for start in range(0, len(ended), BATCH):
+            batch = ended[start : start + BATCH]
+            store.write(end_grants, batch, f"revoked with oauth-store by {operator()}", by, int(time.time()))
     if not ended and not everything:
         raise OAuthStoreError("nothing that is connected is meant by that; see `oauth-store grants`")
     if json:
@@ -163,40 +155,16 @@ def revoke(
         print(f"Ended {counted(len(ended), 'grant')}." if ended else "Nothing is connected.")
 
 
-async def _named(database: Database, prefix: str) -> bytes:
+def _named(store: OpenStore, prefix: str) -> bytes:
     if not re.fullmatch("[0-9a-f]{6,32}", prefix.lower()):
         raise OAuthStoreError(f"{visible(prefix)!r} names no grant; expected 6 to 32 hex digits of its id")
-    async with database.read() as session:
-        found = await grants_named(session, prefix.lower())
+    found = store.read(grants_named, prefix.lower())
     if len(found) == 1:
         return found[0]
     if found:
         some = " and ".join(one.hex() for one in found[:2])
         raise OAuthStoreError(f"several grants begin with {prefix}, such as {some}; give more digits")
     raise OAuthStoreError(f"no grant begins with {prefix}; see `oauth-store grants`")
-
-
-async def _look(database: Database, which: dict[str, Any]) -> tuple[int, list[Connection], int]:
-    async with database.read() as session:
-        ending = await grants_to_end(session, int(time.time()), **which)
-        return len(ending), *await live_grants(session, limit=PREVIEW, **which)
-
-
-async def _end(database: Database, which: dict[str, Any]) -> list[GrantName]:
-    async with database.read() as session:
-        ending = await grants_to_end(session, int(time.time()), **which)
-    who = operator()
-    reason = f"revoked with oauth-store by {who}"[:64]
-    for start in range(0, len(ending), BATCH):
-        batch = ending[start : start + BATCH]
-        await database.run(lambda batch=batch: _end_batch(database, batch, reason), "revoke")  # type: ignore[misc]  # its default
-        for name in batch:
-            emit("revoked", grant_id=name.grant_id, client_id=name.client_id, by=f"{who}, with oauth-store")
-    return ending
-
-
-async def _end_batch(database: Database, batch: list[GrantName], reason: str) -> None:
-    await database.write().run(revoke_grants, [name.grant_id for name in batch], reason, int(time.time()))
 
 
 def explain(*, database: DatabaseOption = None, json: Json = False) -> int:
@@ -207,13 +175,10 @@ def explain(*, database: DatabaseOption = None, json: Json = False) -> int:
     """
     secret = _read_secret()
 
-    async def look(found: Database) -> "Explanation":
-        from oauth_store.flows.explain import explain  # brings cryptography
+    from oauth_store.flows.explain import explain as explain_secret  # brings cryptography
 
-        async with found.read() as session:
-            return await explain(session, secret, int(time.time()))
-
-    explanation = on_database(database, look)
+    with opened(database) as store:
+        explanation = store.read(explain_secret, secret, int(time.time()))
     if json:
         print_json(_explanation_as_json(explanation))
     else:

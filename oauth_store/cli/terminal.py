@@ -7,10 +7,11 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from cyclopts import Parameter
 from rich import box
@@ -18,12 +19,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.orm import Session
 
 from oauth_store.database import schema
-from oauth_store.database.store import Database
+from oauth_store.database.store import Store
 from oauth_store.display import visible
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 DatabaseOption = Annotated[
@@ -55,47 +58,60 @@ _NARROW = 60
 """Columns of a terminal below which a table is told line by line."""
 
 
-async def require(database: Database) -> None:
+async def require(store: Store) -> None:
     """Raise `OAuthStoreError` unless a database exists and is at the schema of this release. Creates nothing."""
-    require_file(database)
-    revision = await schema.state(database)
+    require_file(store)
+    revision = await schema.state(store)
     if revision == schema.EMPTY:
-        raise SchemaError(f"{database.display_name} is empty; {_NAME_IT}, or run `oauth-store upgrade`")
-    schema.check(revision, database.display_name)
+        raise SchemaError(f"{store.display_name} is empty; {_NAME_IT}, or run `oauth-store upgrade`")
+    schema.check(revision, store.display_name)
 
 
-def on_database(
-    setting: str | None,
-    work: Callable[[Database], Coroutine[Any, Any, T]],
-    *,
-    require: Callable[[Database], Awaitable[None]] = require,
-) -> T:
-    """Return what `work` returns on a database, once `require` let it pass. Raises `OAuthStoreError`."""
+class OpenStore:
+    """A database that is open for a command, which takes its steps one after the other."""
 
-    async def run() -> T:
-        database = Database(setting, require)
+    def __init__(self, store: Store, runner: asyncio.Runner) -> None:
+        self.store = store
+        self._runner = runner
+
+    def revision(self) -> str:
+        """Return what schema the database is at: see `schema.state`."""
+        return self._runner.run(schema.state(self.store))
+
+    def read(self, step: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a step that reads: see `Store.read`."""
+        return self._runner.run(self.store.read(step, *args, **kwargs))
+
+    def write(self, step: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a step that writes: see `Store.write`."""
+        return self._runner.run(self.store.write(step, *args, **kwargs))
+
+
+@contextmanager
+def opened(setting: str | None, check: Callable[[Store], Awaitable[None]] = require) -> Iterator[OpenStore]:
+    """Open a database for a command, once `check` let it pass. Raises `OAuthStoreError`."""
+    store = Store(setting, check)
+    with asyncio.Runner() as runner:
         try:
-            await database.ready()
-            return await database.run(lambda: work(database))
+            runner.run(store.open())
+            yield OpenStore(store, runner)
         finally:
-            await database.aclose()
-
-    return asyncio.run(run())
+            runner.run(store.close())
 
 
 _NAME_IT = "name the server's database by --database or MCP_OAUTH_DB"
 
 
-def require_file(database: Database, *, missing_ok: bool = False) -> bool:
+def require_file(store: Store, *, missing_ok: bool = False) -> bool:
     """Tell whether a database is there, as far as that can be seen from outside. Opens and creates nothing.
 
     Raises `OAuthStoreError` for what can be none of ours.
     """
-    if database.memory:
+    if store.in_memory:
         raise ConfigurationError(f"an in-memory database is gone with its server; {_NAME_IT}")
-    if not database.sqlite:
+    if not store.sqlite:
         return True
-    path = Path(str(database.url.database))
+    path = Path(str(store.url.database))
     try:
         exists, is_file = path.exists(), path.is_file()
     except OSError as error:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oauth_store.database import schema
-from oauth_store.database.engines import database_url, is_memory
-from oauth_store.database.sqlite import BUSY_TIMEOUT_SECONDS
-from oauth_store.database.store import Database
+from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, database_url, is_memory
+from oauth_store.database.store import Store
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
 
 PAGES = 2000
@@ -69,11 +68,11 @@ def backup(database: str | None, file: str | Path, *, on_progress: Progress = la
 
 def _revision(path: str) -> str:
     async def look() -> str:
-        database = Database(Path(path), schema.prepare)
+        store = Store(Path(path), schema.prepare)
         try:
-            return await schema.state(database)
+            return await schema.state(store)
         finally:
-            await database.aclose()
+            await store.close()
 
     return asyncio.run(look())
 

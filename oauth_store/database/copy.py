@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 from oauth_store.database import schema
 from oauth_store.database.engines import create_engine, database_url, display_name, is_memory
 from oauth_store.database.models import Base
-from oauth_store.database.store import Database
+from oauth_store.database.store import Store
 from oauth_store.errors import ConfigurationError, OAuthStoreError
 
 T = TypeVar("T")
@@ -121,11 +121,11 @@ async def _check_apart(origin: "_Side", target_url: URL) -> None:
 
 async def _create(target: str) -> None:
     """Give the target its schema, unless it has one. Raises `SchemaError` for one that this release does not need."""
-    database = Database(target, schema.prepare)
+    store = Store(target, schema.prepare)
     try:
-        await database.ready()
+        await store.open()
     finally:
-        await database.aclose()
+        await store.close()
 
 
 @asynccontextmanager

@@ -2,21 +2,20 @@
 
 import importlib.util
 import os
-import sqlite3
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event, exc
+from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database.sqlite import BUSY_TIMEOUT_SECONDS, Connection
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable
 
 DEFAULT_DATABASE = "mcp_oauth.db"
+BUSY_TIMEOUT_SECONDS = 5
+"""How long a writer waits for its turn."""
 POOL_SIZE = 10
 CONNECT_TIMEOUT_SECONDS = 10
 COMMAND_TIMEOUT_SECONDS = 30
@@ -115,13 +114,10 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
     `wal=False` leaves the journal mode of an SQLite file as it is: for a look at a file that may be none of ours.
     """
     if url.get_backend_name() == "sqlite":
-        # autocommit as far as the driver goes: write() and the migrations begin their transactions themselves
-        connect = partial(sqlite3.connect, sqlite_name(url), isolation_level=None)
-        options["async_creator"] = lambda: Connection(connect)
-        engine = create_async_engine(url, hide_parameters=True, **options)
-        event.listen(engine.sync_engine, "connect", _configure_sqlite)
-        if wal:
-            event.listen(engine.sync_engine, "connect", _configure_wal)
+        # autocommit as far as the driver goes: what uses this begins its transactions itself
+        file = url.set(database=sqlite_name(url))
+        engine = create_async_engine(file, hide_parameters=True, connect_args={"isolation_level": None}, **options)
+        configure_sqlite(engine.sync_engine, wal=wal)
         return engine
     pooled = options.get("poolclass") is not NullPool
     if pooled:
@@ -146,6 +142,13 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
 
 def sqlite_name(url: URL) -> str:
     return ":memory:" if is_memory(url) else os.path.abspath(str(url.database))
+
+
+def configure_sqlite(engine: Engine, *, wal: bool) -> None:
+    """Give each connection of an SQLite engine the settings that we need."""
+    event.listen(engine, "connect", _configure_sqlite)
+    if wal:
+        event.listen(engine, "connect", _configure_wal)
 
 
 def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:

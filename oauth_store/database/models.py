@@ -1,6 +1,18 @@
 """The three tables. Times are integer epoch seconds, scopes are space-separated, secrets are SHA-256 hashes."""
 
-from sqlalchemy import VARBINARY, BigInteger, Boolean, ForeignKey, Index, LargeBinary, MetaData, String, Text
+from sqlalchemy import (
+    VARBINARY,
+    BigInteger,
+    BindParameter,
+    Boolean,
+    ColumnElement,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
@@ -121,3 +133,24 @@ class Token(Base):
 clients = Base.metadata.tables[Client.__tablename__]
 codes = Base.metadata.tables[Code.__tablename__]
 tokens = Base.metadata.tables[Token.__tablename__]
+
+
+UNUSED_CLIENT_SECONDS = 30 * 24 * 3600
+"""How long a registration that never led to an approved grant is kept. One that did is never deleted by itself."""
+
+Now = int | BindParameter[int]
+
+
+def is_live(now: Now) -> ColumnElement[bool]:
+    """Whether a token's row is neither expired, consumed nor revoked."""
+    return (Token.expires_at > now) & Token.consumed_at.is_(None) & Token.revoked_at.is_(None)
+
+
+def is_expired(model: type["Token"] | type["Code"], now: Now) -> ColumnElement[bool]:
+    """Whether a row is good for nothing any more."""
+    return model.expires_at <= now
+
+
+def is_unused(now: Now) -> ColumnElement[bool]:
+    """Whether a client's row is that of a registration which nobody approved in time."""
+    return Client.last_used_at.is_(None) & (Client.created_at <= now - UNUSED_CLIENT_SECONDS)

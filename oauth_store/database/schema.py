@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, inspect, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database.engines import create_engine, create_file, database_url
+from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, create_engine, create_file, database_url
 from oauth_store.database.models import Base
 from oauth_store.database.outages import outage
-from oauth_store.database.sqlite import BUSY_TIMEOUT_SECONDS
-from oauth_store.database.store import Database
+from oauth_store.database.store import Store
 from oauth_store.errors import OAuthStoreError, SchemaError
 
 if TYPE_CHECKING:
@@ -109,33 +110,38 @@ def check(revision: str, where: str) -> None:
     )
 
 
-async def prepare(database: Database) -> None:
+async def prepare(store: Store) -> None:
     """Look at the schema before the first step: create it in an empty database, never change one that has data.
 
     Raises `SchemaError` if the schema is behind, ahead, or not ours, and `DatabaseUnavailable` if the file cannot be
     created.
     """
-    if database.sqlite and not database.memory and database.owned:
-        await asyncio.to_thread(create_file, database.url)
-    if database.memory and database.owned:  # nobody else can have left anything in it
-        async with database.write() as session:
-            await (await session.connection()).run_sync(Base.metadata.create_all)
-        return
-    revision = await state(database)
+    if store.in_memory and store.owned:  # nobody else can have left anything in it
+        return await store.transact(_create_tables, True)
+    if store.sqlite and store.owned:
+        await asyncio.to_thread(create_file, store.url)
+    revision = await state(store)
     if revision == EMPTY:
         # to its end, also if this start is cancelled: it would cost an engine that was passed in a connection
-        await asyncio.shield(database.keep(asyncio.create_task(_create(database))))
-        revision = await state(database)
-    check(revision, database.display_name)
+        await asyncio.shield(store.keep(asyncio.create_task(_create(store))))
+        revision = await state(store)
+    return check(revision, store.display_name)
 
 
-async def state(database: Database) -> str:
+def _create_tables(session: Session) -> None:
+    Base.metadata.create_all(session.connection())
+
+
+async def state(store: Store) -> str:
     """Return what `found` returns, without changing the database."""
     try:
-        async with database.read() as session:
-            return await (await session.connection()).run_sync(found)
+        return await store.transact(_state, False)
     except (DBAPIError, OSError) as error:
-        raise explained(error, database.display_name) from error
+        raise explained(error, store.display_name) from error
+
+
+def _state(session: Session) -> str:
+    return found(session.connection())
 
 
 def explained(error: Exception, where: str) -> Exception:
@@ -145,12 +151,13 @@ def explained(error: Exception, where: str) -> Exception:
     return outage(error, where) or error
 
 
-async def _create(database: Database) -> None:
+async def _create(store: Store) -> None:
     """Create the schema in an empty database, in one transaction: tables and the row of their revision.
 
     Without Alembic, whose context is global to the process: an application may be migrating its own database with it.
     """
-    engine = create_engine(database.url, poolclass=NullPool) if database.owned else database.writer
+    passed_in = store.writer if isinstance(store.writer, AsyncEngine) and not store.owned else None
+    engine = passed_in or create_engine(store.url, poolclass=NullPool)
     give_up = time.monotonic() + BUSY_TIMEOUT_SECONDS
     try:
         while True:
@@ -163,7 +170,7 @@ async def _create(database: Database) -> None:
             # SQLite does not wait to change the journal mode
             await asyncio.sleep(random.uniform(0, 0.05))  # noqa: S311 (spread, not a secret)
     finally:
-        if database.owned:
+        if passed_in is None:
             await engine.dispose()
 
 

@@ -5,13 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, case, func, select, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
-from oauth_store.database.models import ACCESS, REFRESH, Base, Client, Code, Token
-from oauth_store.database.purge import UNUSED_CLIENT_SECONDS
-from oauth_store.database.store import Database
+from oauth_store.database.models import ACCESS, REFRESH, Base, Client, Code, Token, is_expired, is_live, is_unused
+from oauth_store.database.store import Store
 from oauth_store.display import iso
-from oauth_store.flows.connected import is_live
 
 _TABLE_SIZE = {
     "postgresql": "SELECT pg_total_relation_size(CAST(CAST(:name AS text) AS regclass))",
@@ -42,12 +40,12 @@ class Inventory:
     newest_grant_at: int | None
 
 
-async def take_inventory(database: Database, session: AsyncSession, now: int) -> Inventory:
+def take_inventory(session: Session, store: Store, now: int) -> Inventory:
     """Count everything. One pass over each table, and one more over the live tokens."""
     live = is_live(now) & Token.kind.in_((ACCESS, REFRESH))
     granted_at = func.coalesce(Token.granted_at, Token.created_at)
     grants = (
-        await session.execute(
+        session.execute(
             select(
                 func.count(Token.grant_id.distinct()),
                 func.count(Token.client_id.distinct()),
@@ -56,16 +54,15 @@ async def take_inventory(database: Database, session: AsyncSession, now: int) ->
             ).where(live)
         )
     ).one()
-    unused = Client.last_used_at.is_(None) & (Client.created_at <= now - UNUSED_CLIENT_SECONDS)
     tables = {
-        Client.__tablename__: await _rows(session, Client, live=None, expired=unused, known_live=grants[1]),
-        Code.__tablename__: await _rows(
-            session, Code, live=Code.consumed_at.is_(None) & (Code.expires_at > now), expired=Code.expires_at <= now
+        Client.__tablename__: _rows(session, Client, live=None, expired=is_unused(now), known_live=grants[1]),
+        Code.__tablename__: _rows(
+            session, Code, live=Code.consumed_at.is_(None) & (Code.expires_at > now), expired=is_expired(Code, now)
         ),
-        Token.__tablename__: await _rows(session, Token, live=is_live(now), expired=Token.expires_at <= now),
+        Token.__tablename__: _rows(session, Token, live=is_live(now), expired=is_expired(Token, now)),
     }
     return Inventory(
-        size_bytes=await _size(database, session),
+        size_bytes=_size(session, store),
         tables=tables,
         live_grants=grants[0],
         oldest_grant_at=grants[2],
@@ -73,8 +70,8 @@ async def take_inventory(database: Database, session: AsyncSession, now: int) ->
     )
 
 
-async def _rows(
-    session: AsyncSession,
+def _rows(
+    session: Session,
     model: type[Base],
     *,
     live: ColumnElement[bool] | None,
@@ -84,21 +81,21 @@ async def _rows(
     counts = [func.count(), func.count(case((expired, 1)))]
     if live is not None:
         counts.append(func.count(case((live, 1))))
-    total, gone, *rest = (await session.execute(select(*counts).select_from(model))).one()
+    total, gone, *rest = session.execute(select(*counts).select_from(model)).one()
     in_use = rest[0] if rest else known_live
     return Rows(rows=total, live=in_use, expired=gone, idle=total - in_use - gone)
 
 
-async def _size(database: Database, session: AsyncSession) -> int:
-    if database.sqlite:
-        pages = (await session.execute(text("PRAGMA page_count"))).scalar_one()
-        size = int(pages * (await session.execute(text("PRAGMA page_size"))).scalar_one())
+def _size(session: Session, store: Store) -> int:
+    if store.sqlite:
+        pages = session.execute(text("PRAGMA page_count")).scalar_one()
+        size = int(pages * session.execute(text("PRAGMA page_size")).scalar_one())
         try:
-            return size + os.stat(f"{database.url.database}-wal").st_size
+            return size + os.stat(f"{store.url.database}-wal").st_size
         except OSError:  # none is there
             return size
-    statement = text(_TABLE_SIZE[database.url.get_backend_name()])
-    sizes = [(await session.execute(statement, {"name": name})).scalar_one() for name in Base.metadata.tables]
+    statement = text(_TABLE_SIZE[store.url.get_backend_name()])
+    sizes = [session.execute(statement, {"name": name}).scalar_one() for name in Base.metadata.tables]
     return sum(map(int, sizes))
 
 

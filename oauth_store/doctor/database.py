@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from sqlalchemy import Row, func, select, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from oauth_store.database import schema
 from oauth_store.database.engines import POOL_SIZE
 from oauth_store.database.models import Base
 from oauth_store.database.purge import BATCH, INTERVAL_SECONDS
-from oauth_store.database.store import Database
+from oauth_store.database.store import Store
 from oauth_store.doctor.finding import Finding, duration, ok, problem, warning
 from oauth_store.errors import OAuthStoreError
 
@@ -22,14 +22,14 @@ BACKLOG = 100 * BATCH
 """Expired rows of one table that the server, busy all the time, deletes in a hundred minutes."""
 
 
-async def examine_database(database: Database) -> AsyncIterator[Finding]:
+async def examine_database(store: Store) -> AsyncIterator[Finding]:
     """Look at a database that is there: can it be reached, is its schema ours, is it sound, is anything amiss in it."""
     try:
-        revision = await schema.state(database)
+        revision = await schema.state(store)
     except OAuthStoreError as error:
         yield problem("database", str(error), "mend what it says; while it lasts, clients get 503")
         return
-    yield ok("database", f"{database.display_name} can be reached")
+    yield ok("database", f"{store.display_name} can be reached")
     if revision == schema.EMPTY:
         yield warning(
             "schema",
@@ -38,14 +38,13 @@ async def examine_database(database: Database) -> AsyncIterator[Finding]:
         )
         return
     try:
-        schema.check(revision, database.display_name)
+        schema.check(revision, store.display_name)
     except OAuthStoreError as error:
         yield problem("schema", *_split(str(error)))
         return
     yield ok("schema", f"{revision}, which this release needs")
-    async with database.read() as session:
-        for finding in await _examine(session, database):
-            yield finding
+    for finding in await store.transact(_examine, False, store.url.get_backend_name()):
+        yield finding
 
 
 def _split(message: str) -> tuple[str, str]:
@@ -53,15 +52,14 @@ def _split(message: str) -> tuple[str, str]:
     return (found, advice) if separator else (message, "see what it says")
 
 
-async def _examine(session: AsyncSession, database: Database) -> list[Finding]:
-    kind = database.url.get_backend_name()
-    findings = [finding async for finding in _KINDS[kind](session)]
+def _examine(session: Session, kind: str) -> list[Finding]:
+    findings = list(_KINDS[kind](session))
     now = int(time.time())
-    return [*findings, await _future(session, now), await _backlog(session, now)]
+    return [*findings, _future(session, now), _backlog(session, now)]
 
 
-async def _sqlite(session: AsyncSession) -> AsyncIterator[Finding]:
-    mode = (await session.execute(text("PRAGMA journal_mode"))).scalar()
+def _sqlite(session: Session) -> Iterator[Finding]:
+    mode = session.execute(text("PRAGMA journal_mode")).scalar()
     if mode == "wal":
         yield ok("journal mode", "WAL")
     else:
@@ -70,8 +68,8 @@ async def _sqlite(session: AsyncSession) -> AsyncIterator[Finding]:
             f"{mode}, not WAL: readers and the writer wait for each other",
             "start the server, which sets it; if it stays so, the file system does not let it: use a local disk",
         )
-    damage = [row[0] for row in await session.execute(text("PRAGMA quick_check(3)")) if row[0] != "ok"]
-    damage += [f"{row[0]} names no {row[2]}" for row in await session.execute(text("PRAGMA foreign_key_check"))][:3]
+    damage = [row[0] for row in session.execute(text("PRAGMA quick_check(3)")) if row[0] != "ok"]
+    damage += [f"{row[0]} names no {row[2]}" for row in session.execute(text("PRAGMA foreign_key_check"))][:3]
     if damage:
         yield problem(
             "integrity",
@@ -82,10 +80,10 @@ async def _sqlite(session: AsyncSession) -> AsyncIterator[Finding]:
         yield ok("integrity", "quick_check found nothing")
 
 
-async def _postgresql(session: AsyncSession) -> AsyncIterator[Finding]:
-    for finding in await _clock(session, "SELECT extract(epoch FROM clock_timestamp())"):
+def _postgresql(session: Session) -> Iterator[Finding]:
+    for finding in _clock(session, "SELECT extract(epoch FROM clock_timestamp())"):
         yield finding
-    row = await _one(
+    row = _one(
         session,
         "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only, "
         "current_setting('fsync') = 'off' OR current_setting('synchronous_commit') = 'off' AS loses, "
@@ -107,10 +105,10 @@ async def _postgresql(session: AsyncSession) -> AsyncIterator[Finding]:
         yield ok("privileges", "this user may read and write the tables")
 
 
-async def _mysql(session: AsyncSession) -> AsyncIterator[Finding]:
-    for finding in await _clock(session, "SELECT unix_timestamp(now(6))"):
+def _mysql(session: Session) -> Iterator[Finding]:
+    for finding in _clock(session, "SELECT unix_timestamp(now(6))"):
         yield finding
-    row = await _one(
+    row = _one(
         session,
         "SELECT @@read_only AS read_only, @@innodb_flush_log_at_trx_commit <> 1 AS loses, @@max_connections AS slots, "
         "@@sql_mode LIKE '%STRICT_TRANS_TABLES%' OR @@sql_mode LIKE '%STRICT_ALL_TABLES%' AS strict, "
@@ -133,14 +131,14 @@ async def _mysql(session: AsyncSession) -> AsyncIterator[Finding]:
         yield ok("tables", "InnoDB, utf8mb4")
 
 
-async def _one(session: AsyncSession, query: str) -> Row[Any]:
-    return (await session.execute(text(query))).one()
+def _one(session: Session, query: str) -> Row[Any]:
+    return session.execute(text(query)).one()
 
 
-async def _clock(session: AsyncSession, query: str) -> list[Finding]:
-    await session.execute(text(query))  # the first one connects
+def _clock(session: Session, query: str) -> list[Finding]:
+    session.execute(text(query))  # the first one connects
     before = time.time()
-    theirs = float((await session.execute(text(query))).scalar_one())
+    theirs = float(session.execute(text(query)).scalar_one())
     after = time.time()
     return [clock("database's clock", theirs - (before + after) / 2, after - before)]
 
@@ -186,11 +184,11 @@ def _server(row: Row[Any], durable: str, *, utf8: bool) -> Iterator[Finding]:
         yield ok("connections", f"the server allows {row.slots}: enough for {row.slots // POOL_SIZE} processes at most")
 
 
-async def _future(session: AsyncSession, now: int) -> Finding:
+def _future(session: Session, now: int) -> Finding:
     latest = []
     for table in Base.metadata.sorted_tables:
         created = table.columns["created_at"]
-        latest.append((await session.execute(select(func.max(created)))).scalar() or 0)
+        latest.append((session.execute(select(func.max(created)))).scalar() or 0)
     ahead = max(latest) - now
     if ahead > FUTURE_SECONDS:
         return problem(
@@ -202,12 +200,12 @@ async def _future(session: AsyncSession, now: int) -> Finding:
     return ok("stored times", "none is in the future")
 
 
-async def _backlog(session: AsyncSession, now: int) -> Finding:
+def _backlog(session: Session, now: int) -> Finding:
     expired = {}
     for table in Base.metadata.sorted_tables:
         if "expires_at" in table.columns:
             query = select(func.count()).select_from(table).where(table.columns["expires_at"] <= now)
-            expired[table.name] = (await session.execute(query)).scalar_one()
+            expired[table.name] = session.execute(query).scalar_one()
     shown = ", ".join(f"{count:,} of {name}" for name, count in expired.items())
     if max(expired.values()) > BACKLOG:
         return warning(

@@ -3,7 +3,8 @@
 import asyncio
 
 from oauth_store.doctor.finding import Finding, ok, warning
-from oauth_store.flows.metadata_documents import DocumentError, MetadataDocuments
+from oauth_store.flows.documented_clients import DocumentError
+from oauth_store.flows.metadata_documents import MetadataDocuments
 
 CLAUDE = "https://claude.ai/oauth/mcp-oauth-client-metadata"
 """The document of Claude.ai, which never registers where documents are offered."""

@@ -13,7 +13,7 @@ from argon2.exceptions import InvalidHashError
 
 from oauth_store.approval import PASSWORD_HASH
 from oauth_store.database import schema
-from oauth_store.database.store import Database
+from oauth_store.database.store import Store
 from oauth_store.doctor.database import examine_database
 from oauth_store.doctor.files import examine_files
 from oauth_store.doctor.finding import Finding, ok, problem, warning
@@ -35,25 +35,25 @@ def examine(database: str | None, url: str | None) -> Iterator[Finding]:
     for a database that cannot be one.
     """
     if url is None or database is not None or os.environ.get("MCP_OAUTH_DB"):
-        yield from _inside(Database(database, schema.prepare))
+        yield from _inside(Store(database, schema.prepare))
     if url is not None:
         yield from examine_url(url)
 
 
-def _inside(database: Database) -> Iterator[Finding]:
-    yield _versions(database.url.get_backend_name())
+def _inside(store: Store) -> Iterator[Finding]:
+    yield _versions(store.url.get_backend_name())
     password_hash = os.environ.get(PASSWORD_HASH)
     if password_hash is not None:
         yield examine_password_hash(password_hash)
-    if database.memory:
+    if store.in_memory:
         yield warning(
             "database",
             "it is in the memory of the server's process: nothing survives a restart",
             "set MCP_OAUTH_DB to a file's path, unless this is a test",
         )
         return
-    if database.sqlite:
-        path = Path(str(database.url.database))
+    if store.sqlite:
+        path = Path(str(store.url.database))
         if not path.is_absolute():
             yield warning(
                 "path",
@@ -69,14 +69,14 @@ def _inside(database: Database) -> Iterator[Finding]:
             )
             return
         yield from examine_files(path)
-    yield from asyncio.run(_ask(database))
+    yield from asyncio.run(_ask(store))
 
 
-async def _ask(database: Database) -> list[Finding]:
+async def _ask(store: Store) -> list[Finding]:
     try:
-        return [finding async for finding in examine_database(database)]
+        return [finding async for finding in examine_database(store)]
     finally:
-        await database.aclose()
+        await store.close()
 
 
 def _versions(kind: str) -> Finding:

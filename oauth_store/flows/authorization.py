@@ -1,31 +1,42 @@
-"""An authorization request, in a session: stored, looked up, answered. Who may answer is decided elsewhere."""
+"""An authorization request: stored, looked up, answered (RFC 6749, section 4.1)."""
 
+import re
+import time
+from dataclasses import dataclass
 from typing import Any
 
-from mcp.server.auth.provider import AuthorizeError
+from fastmcp.server.auth.redirect_validation import build_client_redirect
+from mcp.server.auth.provider import AuthorizationParams, AuthorizeError
+from mcp.shared.auth import InvalidScopeError
 from sqlalchemy import Row, Select, Update, bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
-from oauth_store.credentials import hash_secret
+from oauth_store.credentials import hash_secret, mint, mint_grant_id
 from oauth_store.database.models import NEVER, clients, codes
-from oauth_store.database.sqlite import FIRST, LATER, LATER_IF_CHANGED, SEND
-from oauth_store.flows.clients import owners
+from oauth_store.events import emit_after_commit
+from oauth_store.flows.clients import StoredClient, owners
+from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.tokens import lookup, update_one
-from oauth_store.urls import is_for
+from oauth_store.urls import same_resource
 
-insert_request = insert(codes).execution_options(**{SEND: LATER})
+REQUEST_EXPIRY_SECONDS = 600
+"""How long the owner may take to approve a request."""
+STATE_LENGTH = 8 * 1024
+CODE_CHALLENGE = r"[A-Za-z0-9_-]{43}"
+"""RFC 7636, section 4.2."""
+
+_insert_request = insert(codes)
 _is_pending = (
     codes.c.handle_hash == bindparam("b_hash"),
     codes.c.consumed_at.is_(None),
     codes.c.expires_at > bindparam("b_now"),
 )
-_pending: Select[Any] = (
+_request_by_handle: Select[Any] = (
     select(*codes.c, clients.c.client_id.label("registered_id"), clients.c.client_metadata, clients.c.last_used_at)
     .select_from(codes.outerjoin(clients, clients.c.client_id == codes.c.client_id))
     .where(*_is_pending)
-    .execution_options(**{SEND: FIRST})
 )
-_approve = (
+_give_code = (
     update(codes)
     .where(*_is_pending)
     .values(
@@ -34,71 +45,126 @@ _approve = (
         approved_at=bindparam("b_now"),
         expires_at=bindparam("b_expires_at"),
     )
-    .execution_options(**{SEND: LATER_IF_CHANGED})
 )
-_deny = (
-    update(codes)
-    .where(*_is_pending)
-    .values(consumed_at=bindparam("b_now"))
-    .execution_options(**{SEND: LATER_IF_CHANGED})
-)
+_end_request = update(codes).where(*_is_pending).values(consumed_at=bindparam("b_now"))
 _mark_owners = (
     update(clients)
     .where(clients.c.client_id == bindparam("b_client_id"))
     .values(client_metadata=bindparam("b_metadata"))
-    .execution_options(**{SEND: LATER_IF_CHANGED})
 )
 _stamp_client = (
-    update(clients)
-    .where(clients.c.client_id == bindparam("b_client_id"))
-    .values(last_used_at=bindparam("b_now"))
-    .execution_options(**{SEND: LATER_IF_CHANGED})
+    update(clients).where(clients.c.client_id == bindparam("b_client_id")).values(last_used_at=bindparam("b_now"))
 )
 
 
-def pending(session: Session, handle: str, own_resource: str | None, now: int) -> Row[Any] | None:
-    """Return a request to this server that may still be answered, or None.
+@dataclass(frozen=True, slots=True, repr=False)
+class Started:
+    """A request that was stored, and the secrets that name it and the browser that it came from."""
+
+    handle: str
+    browser: str
+    scopes: list[str]
+    resource: str | None
+    expires_at: int
+
+
+async def start(issuer: Issuer, client: StoredClient, params: AuthorizationParams) -> Started:
+    """Store a request. Raises `AuthorizeError`."""
+    own = issuer.resource
+    if params.resource is not None and own is not None and not same_resource(params.resource, own):
+        raise AuthorizeError("invalid_target", "resource is not this server")
+    if len(params.state or "") > STATE_LENGTH or "\0" in (params.state or ""):
+        raise AuthorizeError("invalid_request", f"state has more than {STATE_LENGTH} characters, or a NUL")
+    if not re.fullmatch(CODE_CHALLENGE, params.code_challenge):
+        raise AuthorizeError("invalid_request", "code_challenge is not one of S256: 43 characters of base64url")
+    try:
+        scopes = client.validate_scope(" ".join(params.scopes or ())) or []
+    except InvalidScopeError as error:
+        raise AuthorizeError("invalid_scope", error.message) from error
+    now = int(time.time())
+    resource = own or params.resource
+    started = Started(mint("request"), mint("browser"), scopes, resource, now + REQUEST_EXPIRY_SECONDS)
+    await issuer.store.write(_store_request, started, client.client_id, params, now)
+    issuer.after_commit()
+    return started
+
+
+def _store_request(session: Session, started: Started, client_id: str, params: AuthorizationParams, now: int) -> None:
+    grant_id = mint_grant_id()
+    row = {
+        "handle_hash": hash_secret(started.handle),
+        "browser_hash": hash_secret(started.browser),
+        "client_id": client_id,
+        "grant_id": grant_id,
+        "redirect_uri": str(params.redirect_uri),
+        "redirect_uri_provided_explicitly": params.redirect_uri_provided_explicitly,
+        "code_challenge": params.code_challenge,
+        "scopes": " ".join(started.scopes),
+        "resource": started.resource,
+        "state": params.state,
+        "created_at": now,
+        "expires_at": started.expires_at,
+    }
+    session.execute(_insert_request, row)
+    emit_after_commit(session, "approval_asked", grant_id=grant_id, client_id=client_id)
+
+
+async def pending(issuer: Issuer, handle: str) -> Row[Any] | None:
+    """Return the row of a request to this server that may still be answered, or None.
 
     Its `registered_id` is null if its client is gone.
     """
-    row = lookup(session, _pending, b_hash=hash_secret(handle), b_now=now)
-    return row if row is not None and is_for(row.resource, own_resource) else None
+    return await issuer.store.read(_pending, issuer, handle, int(time.time()))
 
 
-def approve(
-    session: Session,
-    handle: str,
-    code: str,
-    own_resource: str | None,
-    *,
-    subject: str | None,
-    expires_at: int,
-    now: int,
-) -> Row[Any]:
-    """Give a request its code, and return its row. Its client is one that was used, from now on.
+def _pending(session: Session, issuer: Issuer, handle: str, now: int) -> Row[Any] | None:
+    row = lookup(session, _request_by_handle, b_hash=hash_secret(handle), b_now=now)
+    return row if row is not None and issuer.is_ours(row.resource) else None
 
-    Raises `AuthorizeError`.
+
+async def approve(issuer: Issuer, handle: str, subject: str | None) -> str:
+    """Give a request its code, and return the URL that takes it to the client.
+
+    Its client is one that was used, from now on. Raises `AuthorizeError`.
     """
-    values = {"b_code_hash": hash_secret(code), "b_subject": subject, "b_expires_at": expires_at}
-    row = _answer(session, _approve, handle, own_resource, now, **values)
+    code = mint("code")
+    row = await issuer.store.write(_approve, issuer, handle, code, subject, int(time.time()))
+    return _redirect(issuer, row, code=code)
+
+
+def _approve(session: Session, issuer: Issuer, handle: str, code: str, subject: str | None, now: int) -> Row[Any]:
+    values = {"b_subject": subject, "b_expires_at": now + issuer.code_expiry_seconds}
+    row = _answer(session, issuer, _give_code, handle, now, b_code_hash=hash_secret(code), **values)
     if row.registered_id is None:
         raise AuthorizeError("unauthorized_client", "the client is not registered")
     if row.last_used_at == NEVER:  # one that the owner added before registrations said so
         update_one(session, _mark_owners, b_client_id=row.client_id, b_metadata=owners(row.client_metadata))
     update_one(session, _stamp_client, b_client_id=row.client_id, b_now=now)
+    emit_after_commit(session, "approval_granted", grant_id=row.grant_id, client_id=row.client_id, subject=subject)
     return row
 
 
-def deny(session: Session, handle: str, own_resource: str | None, now: int) -> Row[Any]:
-    """End a request, and return its row. Raises `AuthorizeError`."""
-    return _answer(session, _deny, handle, own_resource, now)
+async def deny(issuer: Issuer, handle: str) -> str:
+    """End a request, and return the URL that tells its client so. Raises `AuthorizeError`."""
+    row = await issuer.store.write(_deny, issuer, handle, int(time.time()))
+    return _redirect(issuer, row, error="access_denied", error_description="the owner of this server said no")
 
 
-def _answer(
-    session: Session, answer: Update, handle: str, own_resource: str | None, now: int, **values: Any
-) -> Row[Any]:
-    row = pending(session, handle, own_resource, now)
+def _deny(session: Session, issuer: Issuer, handle: str, now: int) -> Row[Any]:
+    row = _answer(session, issuer, _end_request, handle, now)
+    emit_after_commit(session, "approval_denied", grant_id=row.grant_id, client_id=row.client_id)
+    return row
+
+
+def _answer(session: Session, issuer: Issuer, answer: Update, handle: str, now: int, **values: Any) -> Row[Any]:
+    row = _pending(session, issuer, handle, now)
     if row is None:
         raise AuthorizeError("invalid_request", "this request is unknown, expired or already answered; start again")
     update_one(session, answer, b_hash=row.handle_hash, b_now=now, **values)
     return row
+
+
+def _redirect(issuer: Issuer, row: Row[Any], **params: str) -> str:
+    if row.state is not None:
+        params["state"] = row.state
+    return build_client_redirect(row.redirect_uri, params, iss=issuer.url)

@@ -2,15 +2,22 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from fastmcp.server.auth.redirect_validation import is_loopback_host
-from mcp.server.auth.provider import RegistrationError
+from mcp.server.auth.middleware.client_auth import AuthenticationError
+from mcp.server.auth.provider import RegistrationError, TokenError
 from mcp.shared.auth import InvalidRedirectUriError, InvalidScopeError, OAuthClientInformationFull
 from pydantic import AnyUrl, PrivateAttr
+from sqlalchemy import Row, bindparam, select
+from sqlalchemy.orm import Session
+
+from oauth_store.credentials import matches
+from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
+from oauth_store.flows.issuer import Issuer, ServerScopes
 
 OFFLINE_ACCESS = "offline_access"
 """The scope by which clients ask for a refresh token. Accepted, whatever the server's scopes are."""
@@ -56,23 +63,11 @@ DESCRIPTION_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
-class ServerScopes:
-    """The scopes of a server."""
-
-    usual: Sequence[str] = ()
-    """Of a client that names none."""
-    required: Sequence[str] = ()
-    """Of every token."""
-    valid: Mapping[str, None] | None = None
-    """All that there are; None where the server does not list them."""
-
-
-@dataclass(frozen=True, slots=True)
 class Standing:
     """What a server knows of a client beside its registration."""
 
     secret_hash: bytes | None = None
-    scopes: ServerScopes = ServerScopes()
+    scopes: ServerScopes = field(default_factory=ServerScopes)
     limited: bool = False
     """Whether the scopes that it registered are all that it may have, as of a client that the owner added by hand."""
 
@@ -104,6 +99,11 @@ class StoredClient(OAuthClientInformationFull):
         client = cls.model_validate_json(metadata)
         client._standing = standing
         return client
+
+    @classmethod
+    def of(cls, row: Row[Any], scopes: ServerScopes, *, limited: bool = False) -> "StoredClient":
+        """Return the client of a row that has its columns."""
+        return cls.load(row.client_metadata, Standing(row.client_secret_hash, scopes, limited))
 
     @property
     def secret_hash(self) -> bytes | None:
@@ -148,6 +148,51 @@ class StoredClient(OAuthClientInformationFull):
         if any(_same(presented, urlsplit(str(uri))) for uri in registered):
             return redirect_uri
         raise InvalidRedirectUriError("redirect_uri is not registered for this client")
+
+
+_client_by_id = select(clients).where(clients.c.client_id == bindparam("b_client_id"))
+
+
+async def find(issuer: Issuer, client_id: str) -> StoredClient | None:
+    """Return a registered client, or None."""
+    return await issuer.store.read(_get_client, issuer.scopes, client_id) if is_client_id(client_id) else None
+
+
+def _get_client(session: Session, scopes: ServerScopes, client_id: str) -> StoredClient | None:
+    """Return a registered client, or None."""
+    row = session.execute(_client_by_id, {"b_client_id": client_id}).one_or_none()
+    if row is None or row.client_id != client_id:  # MariaDB pads: 'abc ' equals 'abc'
+        return None
+    return StoredClient.of(row, scopes, limited=row.last_used_at == NEVER or is_owners(row.client_metadata))
+
+
+def is_client_id(text: str) -> bool:
+    """Tell whether a text can be a client_id: PostgreSQL has no text with a NUL."""
+    return len(text) <= CLIENT_ID_LENGTH and "\0" not in text
+
+
+def authenticate(client: StoredClient | None, secret: str | None) -> StoredClient:
+    """Return the client if the secret is its own, by the hash of it; the SDK's authenticator would need it in clear.
+
+    Raises `AuthenticationError`.
+    """
+    if client is None:
+        raise AuthenticationError("client_id is not registered")
+    if client.secret_hash is None:
+        if client.token_endpoint_auth_method in (None, "none"):
+            return client
+        raise AuthenticationError("this server has lost the client's secret; register again")
+    if secret is None or not matches(secret, client.secret_hash):
+        raise AuthenticationError("client_secret is missing or wrong")
+    if client.client_secret_expires_at and client.client_secret_expires_at < time.time():
+        raise AuthenticationError("client_secret has expired")
+    return client
+
+
+def admit(client: StoredClient | None, secret: str | None, grant_type: str) -> None:
+    """Raise `AuthenticationError`, or `TokenError`, unless a client may come in with this grant type."""
+    if grant_type not in authenticate(client, secret).grant_types:
+        raise TokenError("unauthorized_client", f"the client did not register for {grant_type}")
 
 
 def is_scope(text: str) -> bool:

@@ -9,21 +9,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, null, select, true, update
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from oauth_store.database.models import ACCESS, REFRESH, SESSION, Client, Code, Token, codes, tokens
-from oauth_store.database.sqlite import LATER, SEND
+from oauth_store.database.models import ACCESS, REFRESH, SESSION, Client, Code, Token, codes, is_live, tokens
 from oauth_store.display import link_start
+from oauth_store.events import emit_after_commit
 
 BATCH = 1000
-"""Grants that one statement ends at most."""
+"""Values that one statement names at most: no database takes any number of them."""
+
 
 _close_codes = (
     update(codes)
     .where(codes.c.grant_id.in_(bindparam("b_grant_ids", expanding=True)))
     .values(consumed_at=func.coalesce(codes.c.consumed_at, bindparam("b_now")))
-    .execution_options(**{SEND: LATER})
 )
 _revoke_tokens = (
     update(tokens)
@@ -33,12 +32,11 @@ _revoke_tokens = (
         tokens.c.revoked_at.is_(None),
     )
     .values(revoked_at=bindparam("b_now"), revoked_reason=bindparam("b_reason"), replay=null())
-    .execution_options(**{SEND: LATER})
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
+class LiveGrant:
     """One live grant: one device or application that the owner has let in, and that can still come in."""
 
     grant_id: bytes
@@ -57,13 +55,8 @@ class Connection:
     """When the grant ends unless it is refreshed before."""
 
 
-def is_live(now: int) -> ColumnElement[bool]:
-    """Whether a token's row is neither expired, consumed nor revoked."""
-    return (Token.expires_at > now) & Token.consumed_at.is_(None) & Token.revoked_at.is_(None)
-
-
-async def live_grants(
-    session: AsyncSession,
+def live_grants(
+    session: Session,
     *,
     subject: str | None = None,
     client_id: str | None = None,
@@ -71,7 +64,7 @@ async def live_grants(
     resource: str | None = None,
     limit: int | None = None,
     now: int | None = None,
-) -> tuple[list[Connection], int]:
+) -> tuple[list[LiveGrant], int]:
     """Return the live grants, those that were used last first, and how many there are beyond the limit too.
 
     They are all, or those of a subject, of a client, of the server with this resource, or just one.
@@ -89,10 +82,10 @@ async def live_grants(
         .order_by(func.max(_last_used_at).desc(), Token.grant_id)
         .limit(limit)
     )
-    wanted = (await session.execute(newest)).all()
+    wanted = session.execute(newest).all()
     if len(wanted) <= BATCH:
         live &= Token.grant_id.in_([row.grant_id for row in wanted])
-    details = {row.grant_id: row for row in await session.execute(_details(live))}
+    details = {row.grant_id: row for row in session.execute(_details(live))}
     found = [_connection(details[row.grant_id]) for row in wanted if row.grant_id in details]
     return found, wanted[0].total if wanted else 0
 
@@ -146,9 +139,9 @@ def _details(live: ColumnElement[bool]) -> Select[Any]:
     return select(rows, Client.client_metadata).join(Client, Client.client_id == rows.c.client_id)
 
 
-def _connection(row: Row[Any]) -> Connection:
+def _connection(row: Row[Any]) -> LiveGrant:
     name, hosts = described(row.client_metadata)
-    return Connection(
+    return LiveGrant(
         grant_id=row.grant_id,
         client_id=row.client_id,
         client_name=name,
@@ -170,8 +163,8 @@ class GrantName:
     client_id: str
 
 
-async def grants_to_end(
-    session: AsyncSession,
+def grants_to_end(
+    session: Session,
     now: int,
     *,
     subject: str | None = None,
@@ -188,16 +181,43 @@ async def grants_to_end(
         .where(chosen, _of(model, subject, client_id, grant_id, resource))
         for model, chosen in ((Token, chosen_tokens), (Code, chosen_codes))
     )
-    rows = [row for query in queries for row in await session.execute(query)]
+    rows = [row for query in queries for row in session.execute(query)]
     return list({row.grant_id: GrantName(row.grant_id, str(row.client_id)) for row in rows}.values())
 
 
-async def grants_named(session: AsyncSession, prefix: str) -> list[bytes]:
+def grants_named(session: Session, prefix: str) -> list[bytes]:
     """Return the ids of grants, live or not, that begin with some hex digits: a few of them, if they are many."""
     first, last = bytes.fromhex(prefix.ljust(32, "0")), bytes.fromhex(prefix.ljust(32, "f"))
     tokens_of = select(Token.grant_id).where(Token.kind != SESSION, Token.grant_id.between(first, last))
     codes_of = select(Code.grant_id).where(Code.approved_at.is_not(None), Code.grant_id.between(first, last))
-    return sorted((await session.execute(tokens_of.union(codes_of).limit(4))).scalars())
+    return sorted(session.execute(tokens_of.union(codes_of).limit(4)).scalars())
+
+
+def end_all(session: Session, subject: str | None, resource: str | None, *, by: str, now: int) -> list[GrantName]:
+    """End all grants of a server, or of one subject of it, and return them. `by` is who did, for the log."""
+    chosen = grants_to_end(session, now, subject=subject, resource=resource)
+    _end(session, chosen, by, now)
+    return chosen
+
+
+def end_one(
+    session: Session, grant_id: bytes, subject: str | None, resource: str | None, *, by: str, now: int
+) -> LiveGrant | None:
+    """End one live grant of a server and a subject, and return it as it was; None if there is none such."""
+    listed, _ = live_grants(session, subject=subject, grant_id=grant_id, resource=resource, now=now)
+    _end(session, [GrantName(grant.grant_id, grant.client_id) for grant in listed], by, now)
+    return listed[0] if listed else None
+
+
+def _end(session: Session, chosen: list[GrantName], by: str, now: int) -> None:
+    end_grants(session, chosen, f"revoked on the page by {by}", by, now)
+
+
+def end_grants(session: Session, chosen: Collection[GrantName], reason: str, by: str, now: int) -> None:
+    """End exactly these grants. `reason` stands in their rows, and `by` in the log."""
+    for grant in chosen:
+        emit_after_commit(session, "revoked", grant_id=grant.grant_id, client_id=grant.client_id, by=by)
+    revoke_grants(session, [grant.grant_id for grant in chosen], reason[:64], now)
 
 
 def revoke_grants(session: Session, grant_ids: Collection[bytes], reason: str, now: int) -> None:

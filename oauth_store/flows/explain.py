@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Row, Select, func, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret, unseal
 from oauth_store.database.models import ACCESS, REFRESH, SESSION, clients, codes, tokens
@@ -73,19 +73,19 @@ class Explanation:
         return self.state in ("live", "waiting")
 
 
-async def explain(session: AsyncSession, secret: str, now: int) -> Explanation:
+def explain(session: Session, secret: str, now: int) -> Explanation:
     """Return what a secret is, whose, and why it works or does not. Reads only."""
     hashed = hash_secret(secret)
-    token = await _first(session, _with_client(tokens).where(tokens.c.token_hash == hashed))
+    token = _first(session, _with_client(tokens).where(tokens.c.token_hash == hashed))
     if token is not None:
-        return await (_session if token.kind == SESSION else _token)(session, secret, token, now)
-    code = await _first(session, _with_client(codes).where(codes.c.code_hash == hashed))
+        return (_session if token.kind == SESSION else _token)(session, secret, token, now)
+    code = _first(session, _with_client(codes).where(codes.c.code_hash == hashed))
     if code is not None:
-        return await _code(session, "authorization code", code, now)
-    request = await _first(session, _with_client(codes).where(codes.c.handle_hash == hashed))
+        return _code(session, "authorization code", code, now)
+    request = _first(session, _with_client(codes).where(codes.c.handle_hash == hashed))
     if request is not None:
-        return await _code(session, "authorization request", request, now)
-    client = await _first(session, select(clients).where(clients.c.client_secret_hash == hashed))
+        return _code(session, "authorization request", request, now)
+    client = _first(session, select(clients).where(clients.c.client_secret_hash == hashed))
     return _unknown(secret) if client is None else _client_secret(client, now)
 
 
@@ -94,14 +94,14 @@ def _with_client(table: Any) -> Select[Any]:
     return select(table, metadata).join(clients, clients.c.client_id == table.c.client_id, isouter=True)
 
 
-async def _first(session: AsyncSession, query: Select[Any]) -> Row[Any] | None:
-    row: Row[Any] | None = (await session.execute(query)).first()
+def _first(session: Session, query: Select[Any]) -> Row[Any] | None:
+    row: Row[Any] | None = session.execute(query).first()
     return row
 
 
-async def _about(session: AsyncSession, kind: str, row: Row[Any], now: int) -> Explanation:
+def _about(session: Session, kind: str, row: Row[Any], now: int) -> Explanation:
     """Return what a row of a grant says of itself, for the rest to be filled in."""
-    grant, _ = await live_grants(session, grant_id=row.grant_id, now=now)
+    grant, _ = live_grants(session, grant_id=row.grant_id, now=now)
     name, hosts = described(row.client_metadata) if row.client_metadata is not None else (None, ())
     return Explanation(
         kind=kind,
@@ -122,10 +122,10 @@ async def _about(session: AsyncSession, kind: str, row: Row[Any], now: int) -> E
     )
 
 
-async def _token(session: AsyncSession, secret: str, row: Row[Any], now: int) -> Explanation:
+def _token(session: Session, secret: str, row: Row[Any], now: int) -> Explanation:
     kind = "access token" if row.kind == ACCESS else "refresh token"
     about = replace(
-        await _about(session, kind, row, now),
+        _about(session, kind, row, now),
         first_used_at=row.first_used_at,
         revoked_at=row.revoked_at,
         revoked_reason=row.revoked_reason,
@@ -135,7 +135,7 @@ async def _token(session: AsyncSession, secret: str, row: Row[Any], now: int) ->
     if row.revoked_at is not None and row.revoked_at < row.expires_at:
         return _ended(about, row.revoked_at, row.revoked_reason, now)
     if row.consumed_at is not None:
-        return await _rotated(session, secret, about, row, now)
+        return _rotated(session, secret, about, row, now)
     if row.expires_at > now:
         said = f"It is good until {in_full(row.expires_at, now)}."
         advice = "If the server refuses it all the same, it is not for this server's URL: compare the resource."
@@ -163,7 +163,7 @@ def _ended(about: Explanation, at: int, reason: str | None, now: int) -> Explana
     return replace(about, state=state, said=said, advice=advice, revoked_at=at, revoked_reason=reason)
 
 
-async def _rotated(session: AsyncSession, secret: str, about: Explanation, row: Row[Any], now: int) -> Explanation:
+def _rotated(session: Session, secret: str, about: Explanation, row: Row[Any], now: int) -> Explanation:
     at = in_full(row.consumed_at, now)
     grant = "The grant lives." if about.grant_live else "The grant is over too."
     advice = NOTHING if about.grant_live else AGAIN
@@ -171,7 +171,7 @@ async def _rotated(session: AsyncSession, secret: str, about: Explanation, row: 
     if row.kind == ACCESS:
         said = f"Its client refreshed at {at}, and got a new pair in its place. {grant}"
         return replace(about, said=said, advice=advice)
-    successor = await _successor(session, secret, row, now)
+    successor = _successor(session, secret, row, now)
     said = f"It was exchanged for a new pair at {at}"
     if successor == "unused":
         said += ", which nobody has used yet: the answer may have been lost. Presented again, it gets the same pair."
@@ -190,11 +190,11 @@ async def _rotated(session: AsyncSession, secret: str, about: Explanation, row: 
     return replace(about, said=said, advice=advice, successor=successor)
 
 
-async def _successor(session: AsyncSession, secret: str, row: Row[Any], now: int) -> str | None:
+def _successor(session: Session, secret: str, row: Row[Any], now: int) -> str | None:
     if row.replay is None:  # the server never answers twice, or it was wiped when nobody could need it any more
         return None
     _, refresh_token = unseal(secret, row.replay)
-    after = await _first(session, select(tokens).where(tokens.c.token_hash == hash_secret(refresh_token)))
+    after = _first(session, select(tokens).where(tokens.c.token_hash == hash_secret(refresh_token)))
     if after is None or after.revoked_at is not None or after.expires_at <= now:
         return "ended"
     if after.consumed_at is not None:
@@ -202,7 +202,7 @@ async def _successor(session: AsyncSession, secret: str, row: Row[Any], now: int
     return "unused" if after.first_used_at is None else "used"
 
 
-async def _session(_session: AsyncSession, _secret: str, row: Row[Any], now: int) -> Explanation:
+def _session(_session: Session, _secret: str, row: Row[Any], now: int) -> Explanation:
     live = row.expires_at > now
     return Explanation(
         kind="session",
@@ -216,12 +216,12 @@ async def _session(_session: AsyncSession, _secret: str, row: Row[Any], now: int
     )
 
 
-async def _code(session: AsyncSession, kind: str, row: Row[Any], now: int) -> Explanation:
-    about = await _about(session, kind, row, now)
+def _code(session: Session, kind: str, row: Row[Any], now: int) -> Explanation:
+    about = _about(session, kind, row, now)
     of_grant = select(func.max(tokens.c.revoked_at), func.max(tokens.c.revoked_reason), func.count()).where(
         tokens.c.grant_id == row.grant_id
     )
-    revoked_at, reason, issued = (await session.execute(of_grant)).one()
+    revoked_at, reason, issued = session.execute(of_grant).one()
     approved = f"It was approved at {in_full(row.approved_at, now)}" if row.approved_at is not None else ""
     if row.consumed_at is not None:
         at = in_full(row.consumed_at, now)

@@ -1,7 +1,6 @@
 """Client ID metadata documents: a client whose client_id is the https URL of its own description."""
 
 import asyncio
-import json
 import re
 import threading
 import time
@@ -15,13 +14,10 @@ from urllib.parse import urlsplit
 
 import httpx2
 from fastmcp.server.auth.cimd import CIMDFetcher
-from fastmcp.server.auth.redirect_validation import is_loopback_host
 from fastmcp.server.auth.ssrf import SSRFError, SSRFFetchError, ssrf_safe_fetch_response
-from mcp.server.auth.provider import RegistrationError
 from mcp.shared.auth import OAuthClientInformationFull
-from pydantic import ValidationError
 
-from oauth_store.flows.clients import check_redirect_uris
+from oauth_store.flows.documented_clients import DocumentUnavailableError, InvalidDocumentError, read_document
 
 DOCUMENT_BYTES = 5 * 1024
 """The size of the largest document that is read, as the specification recommends."""
@@ -46,37 +42,6 @@ KEPT_DOCUMENTS, KEPT_FAILURES = 100, 1000
 _GONE = re.compile(r"HTTP (404|410) ")
 _TOO_LARGE = "Response too large"
 _NO_ADDRESS = "DNS resolution"
-_FIELDS = (
-    "client_name",
-    "client_uri",
-    "logo_uri",
-    "contacts",
-    "tos_uri",
-    "policy_uri",
-    "software_id",
-    "software_version",
-    "scope",
-    "grant_types",
-    "response_types",
-)
-"""What is taken from a document beside its redirect URIs. Keys and secrets are not: its client is a public one."""
-
-
-class DocumentError(Exception):
-    """A client_id is the URL of a document, and no client can be made of it."""
-
-
-class InvalidDocumentError(DocumentError):
-    """A document was retrieved, and describes no client that can be let in. The message says what is wrong with it."""
-
-
-class DocumentUnavailableError(DocumentError):
-    """A document cannot be had now: nothing is known of the client."""
-
-    def __init__(self, reason: str, retry_after: int) -> None:
-        """`retry_after` is in seconds."""
-        super().__init__(reason)
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,78 +210,6 @@ class MetadataDocuments:
             return _Kept(kept.client, kept.validators | _validators(response.headers), lifetime, now + lifetime)
         client = read_document(client_id, response.content)
         return _Kept(client, _validators(response.headers), lifetime, now + lifetime)
-
-
-def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
-    """Return the client that the document at `client_id` describes. Bad redirect URIs are left out of it.
-
-    A client that may do without authentication is a public one, whatever it would rather be. Empty fields count as
-    absent. Raises `InvalidDocumentError`.
-    """
-    try:
-        document = json.loads(content)
-        json.dumps(document, ensure_ascii=False).encode()  # or it could not be stored: JSON has halves of characters
-    except (ValueError, RecursionError) as error:
-        raise InvalidDocumentError("it is not JSON") from error
-    if not isinstance(document, dict):
-        raise InvalidDocumentError("it is not a JSON object")
-    if document.get("client_id") != client_id:
-        raise InvalidDocumentError("its client_id is not the URL that it is at")
-    if "none" not in _methods(document):
-        raise InvalidDocumentError(
-            "it does not offer the token_endpoint_auth_method none, and no other is served for documents"
-        )
-    metadata = {name: document[name] for name in _FIELDS if document.get(name) not in (None, "", [], {})}
-    known = {
-        "client_id": client_id,
-        "token_endpoint_auth_method": "none",
-        "grant_types": ["authorization_code"],  # RFC 7591, section 2
-        "redirect_uris": _redirect_uris(document.get("redirect_uris")),
-    }
-    try:
-        client = OAuthClientInformationFull.model_validate(known | metadata)
-        check_redirect_uris(client)
-    except ValidationError as error:
-        raise InvalidDocumentError(f"its {error.errors()[0]['loc'][0]} cannot be read") from error
-    except RegistrationError as error:
-        raise InvalidDocumentError(str(error.error_description)) from error
-    return client
-
-
-def _methods(document: Mapping[str, Any]) -> list[Any]:
-    """Return how a client may authenticate: by what it prefers, or by any that it lists."""
-    preferred = document.get("token_endpoint_auth_method") or None
-    listed = document.get("token_endpoint_auth_methods_supported")
-    methods = [*(listed if isinstance(listed, list) else []), *([] if preferred is None else [preferred])]
-    return methods or ["none"]
-
-
-def _redirect_uris(given: object) -> list[str]:
-    """Return those redirect URIs to which a code may be sent, each once. Raises `InvalidDocumentError` if none is."""
-    if not isinstance(given, list) or not given:
-        raise InvalidDocumentError("it has no redirect_uris")
-    good: dict[str, None] = {}
-    reason = ""
-    for uri in given:
-        try:
-            known = _any_port(uri)
-            check_redirect_uris(OAuthClientInformationFull.model_validate({"client_id": "-", "redirect_uris": [known]}))
-            good[known] = None
-        except RegistrationError as error:
-            reason = f": {error.error_description}"
-        except (ValueError, TypeError, AttributeError):  # no text, or none that is a URL
-            reason = ": a redirect URI is no URL"
-    if not good:
-        raise InvalidDocumentError(f"none of its redirect_uris can be used{reason}")
-    return list(good)
-
-
-def _any_port(uri: str) -> str:
-    """Return a redirect URI without a port of `*`. On loopback none stands for any (RFC 8252, section 7.3)."""
-    parts = urlsplit(uri)
-    if parts.scheme == "http" and parts.netloc.endswith(":*") and is_loopback_host(parts.hostname):
-        return parts._replace(netloc=parts.netloc.removesuffix(":*")).geturl()
-    return uri
 
 
 def _lifetime(headers: Mapping[str, str], now: float) -> float:

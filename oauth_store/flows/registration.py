@@ -1,28 +1,50 @@
 """Registrations (RFC 7591): what is checked of each, and how it is stored."""
 
 import time
+from typing import Any
 
 from mcp.server.auth.provider import RegistrationError
 from mcp.shared.auth import OAuthClientInformationFull
-from sqlalchemy import bindparam, insert, update
+from sqlalchemy import Insert, Update, bindparam, insert, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret
-from oauth_store.database.models import CLIENT_ID_LENGTH, clients
-from oauth_store.database.sqlite import LATER, SEND
-from oauth_store.database.store import Database
-from oauth_store.flows.clients import check_redirect_uris
+from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
+from oauth_store.events import emit_after_commit
+from oauth_store.flows.clients import OFFLINE_ACCESS, check_redirect_uris, is_scope
+from oauth_store.flows.issuer import Issuer
 
 METADATA_BYTES = 32 * 1024
 """The size of the largest registration that is stored: anyone may register."""
 
+_insert_client = insert(clients)
 _replace_client = (
     update(clients)
     .where(clients.c.client_id == bindparam("b_client_id"))
-    .values(client_metadata=bindparam("b_metadata"), client_secret_hash=bindparam("b_secret_hash"))
+    .values(client_metadata=bindparam("b_client_metadata"), client_secret_hash=bindparam("b_client_secret_hash"))
 )
-_insert_client = insert(clients).execution_options(**{SEND: LATER})
+_withdraw_client = (
+    update(clients)
+    .where(clients.c.client_id == bindparam("b_client_id"))
+    .values(client_metadata=bindparam("b_client_metadata"))
+)
+
+
+async def register(issuer: Issuer, client: OAuthClientInformationFull) -> None:
+    """Store a registration, or replace the one of the same client_id. Raises `RegistrationError`."""
+    check_registration(client)
+    refused = [scope for scope in (client.scope or "").split() if not is_valid_scope(issuer, scope)]
+    if refused:
+        raise RegistrationError("invalid_client_metadata", f"scopes not valid here: {' '.join(refused)}")
+    await _store(issuer, client)
+    issuer.after_commit()
+
+
+def is_valid_scope(issuer: Issuer, scope: str) -> bool:
+    """Tell whether a client may register for a scope: any, where the server does not list them."""
+    listed = issuer.scopes.listed
+    return is_scope(scope) and (listed is None or scope in listed or scope == OFFLINE_ACCESS)
 
 
 def check_registration(client: OAuthClientInformationFull) -> None:
@@ -34,24 +56,45 @@ def check_registration(client: OAuthClientInformationFull) -> None:
         raise RegistrationError("invalid_client_metadata", f"more than {METADATA_BYTES} bytes of metadata")
 
 
-async def store_registration(
-    database: Database, client: OAuthClientInformationFull, *, last_used_at: int | None = None
-) -> None:
-    """Store a registration, or replace the one of the same client_id. Its secret is stored as a hash."""
-    metadata = _metadata(client)
-    secret_hash = hash_secret(client.client_secret) if client.client_secret else None
-    new = {
-        "client_id": client.client_id,
-        "client_metadata": metadata,
-        "client_secret_hash": secret_hash,
-        "created_at": int(time.time()),
-        "last_used_at": last_used_at,
-    }
+async def _store(issuer: Issuer, client: OAuthClientInformationFull) -> None:
+    row = client_row(client)
     try:
-        await database.write().run(Session.execute, _insert_client, new)
+        await issuer.store.write(_register_client, _insert_client, row, client.client_id)
     except IntegrityError:
-        known = {"b_client_id": client.client_id, "b_metadata": metadata, "b_secret_hash": secret_hash}
-        await database.write().run(Session.execute, _replace_client, known)
+        values = {f"b_{name}": row[name] for name in ("client_id", "client_metadata", "client_secret_hash")}
+        await issuer.store.write(_register_client, _replace_client, values, client.client_id)
+
+
+def client_row(client: OAuthClientInformationFull) -> dict[str, Any]:
+    """Return the row of a registration. Its secret is stored as a hash."""
+    return {
+        "client_id": client.client_id,
+        "client_metadata": _metadata(client),
+        "client_secret_hash": hash_secret(client.client_secret) if client.client_secret else None,
+        "created_at": int(time.time()),
+        "last_used_at": None,
+    }
+
+
+def add_client(session: Session, client: OAuthClientInformationFull) -> None:
+    """Store a client that the owner adds."""
+    session.execute(_insert_client, client_row(client) | {"last_used_at": NEVER})
+
+
+async def withdraw(issuer: Issuer, client: OAuthClientInformationFull) -> None:
+    """Keep a client for the grants that it has, without a redirect URI: it gets no more until it has one again."""
+    metadata = _metadata(client.model_copy(update={"redirect_uris": None}))
+    values = {"b_client_id": client.client_id, "b_client_metadata": metadata}
+    await issuer.store.write(_withdraw, values)
+
+
+def _register_client(session: Session, statement: Insert | Update, values: dict[str, Any], client_id: str) -> None:
+    session.execute(statement, values)
+    emit_after_commit(session, "client_registered", client_id=client_id)
+
+
+def _withdraw(session: Session, values: dict[str, Any]) -> None:
+    session.execute(_withdraw_client, values)
 
 
 def _metadata(client: OAuthClientInformationFull) -> str:

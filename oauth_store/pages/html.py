@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from oauth_store.errors import ConfigurationError
@@ -101,11 +100,6 @@ class Pages:
 def plain_pages() -> Pages:
     """Return the pages of a server whose approval has none. To build them takes a while."""
     return Pages()
-
-
-def wants_page(request: Request) -> bool:
-    """Tell whether a person sits in front of a request: browsers ask for HTML when they navigate, clients do not."""
-    return "text/html" in request.headers.get("accept", "")
 
 
 def _source(logo_url: str | None) -> str:

@@ -4,19 +4,17 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from starlette.responses import Response
 from starlette.routing import Route
 
-from oauth_store.approval import PASSWORD_HASH, AuthorizationRequest
+from oauth_store.approval import PASSWORD_HASH, Approver, AuthorizationRequest
 from oauth_store.errors import ConfigurationError
 from oauth_store.pages.apps import AppsPage
-from oauth_store.pages.consent import ConsentPage
+from oauth_store.pages.consent import ConsentPage, consent_url
 from oauth_store.pages.html import DEFAULT_ACCENT, Pages
 from oauth_store.pages.sign_in import OWNER, USER_LENGTH, SignIn, normalized
-
-if TYPE_CHECKING:
-    from oauth_store.provider import SQLAlchemyOAuthProvider
+from oauth_store.pages.wording import Wording
 
 TAKEN = (ConsentPage.path, "/authorize", "/token", "/register", "/revoke")
 """Paths that are in use beside the MCP endpoint's, which nobody knows yet."""
@@ -77,21 +75,26 @@ class PasswordApproval:
             if len(user) > USER_LENGTH:
                 raise ConfigurationError(f"users has the name {user[:20]!r}..., longer than {USER_LENGTH} characters")
         named = {normalized(user): (f"users[{user!r}]", hashed) for user, hashed in (users or {}).items()}
-        self.sign_in = SignIn(named or {OWNER: (source, str(password_hash))}, asks_user=users is not None)
-        self.pages = Pages(name=name, logo_url=logo_url, accent=accent, templates=templates)
-        self.scope_descriptions = dict(scope_descriptions or {})
-        self.known_hosts = frozenset(known_hosts)
+        self._sign_in = SignIn(named or {OWNER: (source, str(password_hash))}, asks_user=users is not None)
+        self._pages = Pages(name=name, logo_url=logo_url, accent=accent, templates=templates)
+        self._wording = Wording(dict(scope_descriptions or {}), frozenset(known_hosts))
         self._apps_path = apps_path
 
-    async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:
+    async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:
         """Send the browser to the page that asks."""
-        return ConsentPage(provider, self).url(request.handle)
+        return consent_url(provider, request.handle)
 
-    def routes(self, provider: "SQLAlchemyOAuthProvider") -> list[Route]:
+    def routes(self, provider: Approver) -> list[Route]:
         """Return the routes of the pages."""
-        consent = ConsentPage(provider, self)
+        consent = ConsentPage(provider, self._sign_in, self._pages, self._wording)
         routes = [Route(consent.path, consent.handle, methods=["GET", "POST"])]
         if self._apps_path is not None:
-            apps = AppsPage(provider, self, self._apps_path)
+            apps = AppsPage(provider, self._sign_in, self._pages, self._wording, self._apps_path)
             routes.append(Route(apps.path, apps.handle, methods=["GET", "POST"]))
         return routes
+
+    def message_page(
+        self, title: str, *paragraphs: str, server: str, status_code: int, headers: Mapping[str, str]
+    ) -> Response:
+        """Return a page that says what happened and what to do, in the look of the others."""
+        return self._pages.message(title, *paragraphs, server=server, status_code=status_code, headers=headers)

@@ -1,8 +1,11 @@
-"""Errors as clients read them."""
+"""What is answered where something is wrong: errors as clients read them, and pages for people."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
+
+MessagePage = Callable[[str, str, str, int, Mapping[str, str]], Response]
+"""Makes a page of a title, a text, a detail, a status and headers."""
 
 
 def error_answer(

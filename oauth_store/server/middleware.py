@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from starlette.datastructures import Headers, MutableHeaders
@@ -10,13 +9,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from oauth_store.browser import wants_page
 from oauth_store.display import shown
 from oauth_store.errors import OAuthStoreError
-from oauth_store.pages.html import wants_page
-from oauth_store.server.answers import error_answer
-
-if TYPE_CHECKING:
-    from oauth_store.provider import SQLAlchemyOAuthProvider
+from oauth_store.rate_limits import FloodGuard
+from oauth_store.server.answers import MessagePage, error_answer
 
 NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 RETRY_AFTER_SECONDS = 5
@@ -54,6 +51,38 @@ class CookieLimitMiddleware:
             await refused(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+
+def too_many(seconds: int) -> Response:
+    """Return the answer to what is over a limit until so many seconds have passed (RFC 6585, section 4)."""
+    description = f"too many requests; try again in {seconds} s"
+    return error_answer(429, "temporarily_unavailable", description, {"Retry-After": str(seconds)})
+
+
+class FloodMiddleware:
+    """Answers 429 to what is over a limit (RFC 6585, section 4)."""
+
+    def __init__(
+        self, app: ASGIApp, guard: FloodGuard, path: str, refunds: Callable[[int], bool] = lambda _status: False
+    ) -> None:
+        """`refunds` tells by the status of an answer whether its request left nothing behind, and is not to count."""
+        self.app = app
+        self._guard, self._path = guard, path
+        self._refunds = refunds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        seconds = self._guard.retry_after(self._path, request)
+        if seconds is None:
+
+            async def watch(message: Message) -> None:
+                if message["type"] == "http.response.start" and self._refunds(message["status"]):
+                    self._guard.refund(self._path, request)
+                await send(message)
+
+            await self.app(scope, receive, watch)
+            return
+        await too_many(seconds)(scope, receive, send)
 
 
 class OutageMiddleware:
@@ -113,9 +142,9 @@ class ChallengeMiddleware:
 class ProblemPages:
     """Says in a page what went wrong where a browser navigates; clients get what they always get."""
 
-    def __init__(self, app: ASGIApp, provider: "SQLAlchemyOAuthProvider") -> None:
+    def __init__(self, app: ASGIApp, message_page: MessagePage) -> None:
         self.app = app
-        self._provider = provider
+        self._message_page = message_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not wants_page(Request(scope)):
@@ -151,7 +180,7 @@ class ProblemPages:
         else:
             title = "This request cannot be answered"
             text = "Go back to your app, and connect again. If that does not help, remove the server there, and add it."
-        return self._provider.message_page(title, text, _description(body) if status == 400 else "", status, kept)
+        return self._message_page(title, text, _description(body) if status == 400 else "", status, kept)
 
 
 def _is_problem(start: Message) -> bool:

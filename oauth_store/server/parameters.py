@@ -2,21 +2,11 @@
 
 from collections.abc import Iterable
 
-from starlette.datastructures import Headers
-
 from oauth_store.urls import same_resource
-
-FORM = "application/x-www-form-urlencoded"
-"""The one encoding of forms. The other takes a charset from the sender, and so yields text that cannot be encoded."""
 
 
 class ParameterError(Exception):
     """A request cannot be read; the message says why, and quotes nothing."""
-
-
-def media_type(headers: Headers) -> str:
-    """Return what a body is said to be, without its parameters, in small letters (RFC 9110, section 8.3.1)."""
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def single(pairs: Iterable[tuple[str, object]], own_resource: str | None) -> dict[str, str]:

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from oauth_store.browser import media_type
 from oauth_store.server.answers import error_answer
-from oauth_store.server.parameters import media_type
 
 LIST_LENGTH = 100
 """Entries of any list of a registration."""

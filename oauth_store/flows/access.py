@@ -1,0 +1,79 @@
+"""An access token is verified with every call; its first use is noted (RFC 6750)."""
+
+import time
+from typing import Any
+
+from fastmcp.server.auth import AccessToken
+from sqlalchemy import Row, bindparam, select, update
+from sqlalchemy.orm import Session
+
+from oauth_store.credentials import hash_secret
+from oauth_store.database.models import ACCESS, tokens
+from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.tokens import lookup
+
+_live_token_by_hash = select(tokens).where(
+    tokens.c.token_hash == bindparam("b_hash"),
+    tokens.c.kind == ACCESS,
+    tokens.c.consumed_at.is_(None),
+    tokens.c.revoked_at.is_(None),
+    tokens.c.expires_at > bindparam("b_now"),
+)
+_first_use = (
+    update(tokens)
+    .where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.first_used_at.is_(None))
+    .values(first_used_at=bindparam("b_now"))
+)
+
+
+async def load(issuer: Issuer, token: str) -> AccessToken | None:
+    """Return a live access token, or None. It has no side effects: the revocation endpoint calls it too."""
+    row = await _look_up(issuer, hash_secret(token))
+    return None if row is None else AccessToken(token=token, **_fields(row))
+
+
+async def verify(issuer: Issuer, token: str) -> AccessToken | None:
+    """Return a live access token that was issued for this server (RFC 8707), or None."""
+    token_hash = hash_secret(token)
+    remembered = issuer.store.remembered
+    known = remembered.recall(token_hash) if remembered is not None else None
+    if known is None or known["expires_at"] <= time.time():
+        row = await _look_up(issuer, token_hash)
+        if row is None:
+            return None
+        known = _fields(row)
+        if row.first_used_at is None and issuer.is_ours(row.resource):
+            issuer.store.start_write(_stamp_first_use, row, int(time.time()))
+    return AccessToken(token=token, **known) if issuer.is_ours(known["resource"]) else None
+
+
+async def _look_up(issuer: Issuer, token_hash: bytes) -> Row[Any] | None:
+    remembered = issuer.store.remembered
+    version = remembered.version() if remembered is not None else None  # before the row: see Memory.remember
+    row = await issuer.store.read(_live_access_token, token_hash, int(time.time()))
+    if remembered is not None and row is not None and row.first_used_at is not None:
+        remembered.remember(row.token_hash, _fields(row), version)
+    return row
+
+
+def _live_access_token(session: Session, token_hash: bytes, now: int) -> Row[Any] | None:
+    """Return the row of a live access token, or None."""
+    return lookup(session, _live_token_by_hash, b_hash=token_hash, b_now=now)
+
+
+def _stamp_first_use(session: Session, row: Row[Any], now: int) -> None:
+    """Note on both of a pair that its access token was presented: its predecessor is no longer answered again."""
+    for token_hash in (row.paired_hash, row.token_hash):  # the refresh token first, see revoke_grants()
+        if token_hash is not None:
+            session.execute(_first_use, {"b_hash": token_hash, "b_now": now})
+
+
+def _fields(row: Row[Any]) -> dict[str, Any]:
+    """Return what an `AccessToken` says beside the token itself."""
+    return {
+        "client_id": row.client_id,
+        "scopes": row.scopes.split(),
+        "expires_at": row.expires_at,
+        "resource": row.resource,
+        "subject": row.subject,
+    }

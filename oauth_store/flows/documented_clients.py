@@ -1,0 +1,163 @@
+"""A client that is described by a metadata document: what is taken of it, and what is refused."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from fastmcp.server.auth.redirect_validation import is_loopback_host
+from mcp.server.auth.provider import RegistrationError
+from mcp.shared.auth import OAuthClientInformationFull
+from pydantic import ValidationError
+
+from oauth_store.flows import clients
+from oauth_store.flows.clients import StoredClient, check_redirect_uris
+from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.registration import is_valid_scope, register, withdraw
+
+_FIELDS = (
+    "client_name",
+    "client_uri",
+    "logo_uri",
+    "contacts",
+    "tos_uri",
+    "policy_uri",
+    "software_id",
+    "software_version",
+    "scope",
+    "grant_types",
+    "response_types",
+)
+"""What is taken from a document beside its redirect URIs. Keys and secrets are not: its client is a public one."""
+
+
+logger = logging.getLogger("oauth_store")
+
+
+class Documents(Protocol):
+    """Where documents come from: `MetadataDocuments`."""
+
+    async def fetch(self, client_id: str, address: str) -> OAuthClientInformationFull: ...
+
+
+class DocumentError(Exception):
+    """A client_id is the URL of a document, and no client can be made of it."""
+
+
+class InvalidDocumentError(DocumentError):
+    """A document was retrieved, and describes no client that can be let in. The message says what is wrong with it."""
+
+
+class DocumentUnavailableError(DocumentError):
+    """A document cannot be had now: nothing is known of the client."""
+
+    def __init__(self, reason: str, retry_after: int) -> None:
+        """`retry_after` is in seconds."""
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
+    """Return the client that the document at `client_id` describes. Bad redirect URIs are left out of it.
+
+    A client that may do without authentication is a public one, whatever it would rather be. Empty fields count as
+    absent. Raises `InvalidDocumentError`.
+    """
+    try:
+        document = json.loads(content)
+        json.dumps(document, ensure_ascii=False).encode()  # or it could not be stored: JSON has halves of characters
+    except (ValueError, RecursionError) as error:
+        raise InvalidDocumentError("it is not JSON") from error
+    if not isinstance(document, dict):
+        raise InvalidDocumentError("it is not a JSON object")
+    if document.get("client_id") != client_id:
+        raise InvalidDocumentError("its client_id is not the URL that it is at")
+    if "none" not in _methods(document):
+        raise InvalidDocumentError(
+            "it does not offer the token_endpoint_auth_method none, and no other is served for documents"
+        )
+    metadata = {name: document[name] for name in _FIELDS if document.get(name) not in (None, "", [], {})}
+    known = {
+        "client_id": client_id,
+        "token_endpoint_auth_method": "none",
+        "grant_types": ["authorization_code"],  # RFC 7591, section 2
+        "redirect_uris": _redirect_uris(document.get("redirect_uris")),
+    }
+    try:
+        client = OAuthClientInformationFull.model_validate(known | metadata)
+        check_redirect_uris(client)
+    except ValidationError as error:
+        raise InvalidDocumentError(f"its {error.errors()[0]['loc'][0]} cannot be read") from error
+    except RegistrationError as error:
+        raise InvalidDocumentError(str(error.error_description)) from error
+    return client
+
+
+def _methods(document: Mapping[str, Any]) -> list[Any]:
+    """Return how a client may authenticate: by what it prefers, or by any that it lists."""
+    preferred = document.get("token_endpoint_auth_method") or None
+    listed = document.get("token_endpoint_auth_methods_supported")
+    methods = [*(listed if isinstance(listed, list) else []), *([] if preferred is None else [preferred])]
+    return methods or ["none"]
+
+
+def _redirect_uris(given: object) -> list[str]:
+    """Return those redirect URIs to which a code may be sent, each once. Raises `InvalidDocumentError` if none is."""
+    if not isinstance(given, list) or not given:
+        raise InvalidDocumentError("it has no redirect_uris")
+    good: dict[str, None] = {}
+    reason = ""
+    for uri in given:
+        try:
+            known = _any_port(uri)
+            check_redirect_uris(OAuthClientInformationFull.model_validate({"client_id": "-", "redirect_uris": [known]}))
+            good[known] = None
+        except RegistrationError as error:
+            reason = f": {error.error_description}"
+        except (ValueError, TypeError, AttributeError):  # no text, or none that is a URL
+            reason = ": a redirect URI is no URL"
+    if not good:
+        raise InvalidDocumentError(f"none of its redirect_uris can be used{reason}")
+    return list(good)
+
+
+def _any_port(uri: str) -> str:
+    """Return a redirect URI without a port of `*`. On loopback none stands for any (RFC 8252, section 7.3)."""
+    parts = urlsplit(uri)
+    if parts.scheme == "http" and parts.netloc.endswith(":*") and is_loopback_host(parts.hostname):
+        return parts._replace(netloc=parts.netloc.removesuffix(":*")).geturl()
+    return uri
+
+
+async def find(
+    issuer: Issuer, documents: Documents, client_id: str, address: str, count_new: Callable[[], None]
+) -> StoredClient | None:
+    """Return the client of an authorization request, whose client_id is the URL of its metadata document.
+
+    It is looked up there, and stored: /token and /revoke ask the database alone, so that nobody can make this server
+    fetch there, and a refresh works while the document's host is away. `address` asks for it; `count_new` is called
+    for a client that is new, and raises where there are too many.
+
+    Raises `InvalidDocumentError`, and `DocumentUnavailableError` where there is no stored client to go on with.
+    """
+    stored = await clients.find(issuer, client_id)
+    try:
+        described = await documents.fetch(client_id, address)
+    except InvalidDocumentError as error:
+        logger.warning("client metadata document %s is not usable: %s", client_id, error)
+        if stored is not None and stored.redirect_uris:
+            await withdraw(issuer, stored)  # or an outage of its host would bring back what the document took away
+        raise
+    except DocumentUnavailableError as error:
+        logger.warning("client metadata document %s cannot be retrieved: %s", client_id, error)
+        if stored is None or not stored.redirect_uris:
+            raise
+        return stored
+    if described.scope is not None:  # the document is for other servers too
+        described.scope = " ".join(scope for scope in described.scope.split() if is_valid_scope(issuer, scope)) or None
+    if stored is None:
+        count_new()
+    if stored is None or stored.model_dump() != described.model_dump():
+        await register(issuer, described)
+    return await clients.find(issuer, client_id)

@@ -1,0 +1,61 @@
+"""What each flow is given: the store, and how this server issues."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mcp.server.auth.settings import ClientRegistrationOptions
+
+from oauth_store.database.store import Store
+from oauth_store.errors import ConfigurationError
+from oauth_store.urls import is_for
+
+
+@dataclass(frozen=True, slots=True)
+class ServerScopes:
+    """The scopes of a server."""
+
+    usual: Sequence[str] = ()
+    """Of a client that names none."""
+    required: Sequence[str] = ()
+    """Of every token."""
+    valid: Mapping[str, None] | None = None
+    """All that there are; None where the server does not list them."""
+    listed: Collection[str] | None = None
+    """Those that a registration may name; None where the server does not list them."""
+
+    @classmethod
+    def of(cls, options: ClientRegistrationOptions | None, required: Sequence[str]) -> "ServerScopes":
+        """Return the scopes that a server's settings name."""
+        listed = None if options is None else options.valid_scopes
+        usual = (options and options.default_scopes) or listed or required
+        return cls(usual, required, None if listed is None else dict.fromkeys([*listed, *usual]), listed)
+
+
+def check_seconds(**settings: int) -> None:
+    """Raise `ConfigurationError` unless each setting is a number of seconds: a grace may be 0, nothing else."""
+    for name, seconds in settings.items():
+        least = 0 if "grace" in name else 1
+        if isinstance(seconds, bool) or not isinstance(seconds, int) or seconds < least:
+            raise ConfigurationError(f"{name} is {seconds!r}; expected a whole number of seconds, {least} or more")
+
+
+@dataclass(slots=True)
+class Issuer:
+    """The store and the settings of a server that issues codes and tokens."""
+
+    store: Store
+    url: str
+    """What RFC 9207 calls `iss`."""
+    scopes: ServerScopes
+    code_expiry_seconds: int
+    access_expiry_seconds: int
+    refresh_expiry_seconds: int
+    grace_seconds: int
+    after_commit: Callable[[], None]
+    """Called when a step has left rows that will expire: the purge may have its turn."""
+    resource: str | None = field(default=None, init=False)
+    """What tokens are for (RFC 8707): the URL of the MCP endpoint. None until its path is known."""
+
+    def is_ours(self, resource: str | None) -> bool:
+        """Tell whether a row is of this server: several may share a database."""
+        return is_for(resource, self.resource)

@@ -1,0 +1,32 @@
+"""A client ends its grant, with any token of it (RFC 7009)."""
+
+import time
+
+from sqlalchemy import bindparam, select
+from sqlalchemy.orm import Session
+
+from oauth_store.credentials import hash_secret
+from oauth_store.database.models import tokens
+from oauth_store.events import emit_after_commit
+from oauth_store.flows.connected import revoke_grants
+from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.tokens import lookup
+
+_token_by_hash = select(tokens).where(tokens.c.token_hash == bindparam("b_hash"))
+
+
+async def revoke(issuer: Issuer, client_id: str, token: str) -> None:
+    """End the grant of a token of a client, whether the token is live, consumed or expired.
+
+    An unknown one is revoked already (RFC 7009, section 2.2).
+    """
+    await issuer.store.write(_revoke_token, issuer, client_id, token, int(time.time()))
+
+
+def _revoke_token(session: Session, issuer: Issuer, client_id: str, token: str, now: int) -> None:
+    """End the grant of a token of this client and this server."""
+    row = lookup(session, _token_by_hash, b_hash=hash_secret(token))
+    if row is None or row.client_id != client_id or row.revoked_at is not None or not issuer.is_ours(row.resource):
+        return
+    emit_after_commit(session, "revoked", grant_id=row.grant_id, client_id=row.client_id, by="the client")
+    revoke_grants(session, [row.grant_id], "revoked by the client", now)

@@ -1,0 +1,185 @@
+"""/authorize: FastMCP's handler, but that outages are no `server_error`, people get pages, and browsers are known."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from fastmcp.server.auth import OAuthProvider
+from fastmcp.server.auth.handlers.authorize import AuthorizationHandler
+from fastmcp.server.auth.redirect_validation import is_loopback_host
+from mcp.server.auth.provider import AuthorizationParams, AuthorizeError
+from mcp.shared.auth import OAuthClientInformationFull
+from starlette.requests import Request
+from starlette.responses import Response
+
+from oauth_store.browser import REQUEST_COOKIE_SECONDS, Cookies, request_cookie, wants_page
+from oauth_store.database.models import CLIENT_ID_LENGTH
+from oauth_store.errors import OAuthStoreError
+from oauth_store.flows import clients, documented_clients
+from oauth_store.flows.authorization import Started
+from oauth_store.flows.clients import SCOPES, StoredClient
+from oauth_store.flows.documented_clients import DocumentError, DocumentUnavailableError
+from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.metadata_documents import MetadataDocuments
+from oauth_store.rate_limits import FloodGuard, OverLimitError
+from oauth_store.server.answers import MessagePage, error_answer
+from oauth_store.server.middleware import too_many
+from oauth_store.server.parameters import ParameterError, single
+
+SCOPE_LENGTH = 8 * 1024
+REDIRECT_URI_LENGTH = 8 * 1024
+"""Of what is asked for, in characters."""
+Begin = Callable[[OAuthClientInformationFull, AuthorizationParams, Request], Awaitable[tuple[str, Started]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What the routes are made of."""
+
+    provider: OAuthProvider
+    """For the SDK's handlers."""
+    issuer: Issuer
+    documents: MetadataDocuments | None
+    floods: FloodGuard
+    begin: Begin
+    """Stores a request, and asks the approval where the browser is to go."""
+    message_page: MessagePage
+    binds_browsers: bool
+    """Whether an approval has pages to which a browser comes back."""
+
+
+class AuthorizeEndpoint:
+    """The authorization endpoint (RFC 6749, section 3.1)."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._cookies = Cookies(str(server.provider.base_url))
+
+    async def handle(self, request: Request) -> Response:
+        try:
+            fields = await self._fields(request)
+        except ParameterError as error:
+            return error_answer(400, "invalid_request", str(error))
+        # The form of a POST is read as the query of a GET is (OpenID Connect Core, section 3.1.2.1).
+        request = Request({**request.scope, "method": "GET", "query_string": urlencode(fields).encode()})
+        client_id = fields.get("client_id", "")
+        if len(client_id) > CLIENT_ID_LENGTH or not client_id.isprintable():  # FastMCP would log it, and color it
+            return self._unknown(
+                request, f"client_id has more than {CLIENT_ID_LENGTH} characters, or cannot be printed"
+            )
+        attempt = _Attempt(self._server, request)
+        handler = AuthorizationHandler(
+            provider=attempt,  # type: ignore[arg-type]  # it calls these two methods
+            base_url=str(self._server.provider.base_url),
+            issuer_url=self._server.provider.issuer_url,
+        )
+        response = await handler.handle(request)
+        failure, started = attempt.failure, attempt.started
+        if isinstance(failure, OverLimitError):
+            return too_many(failure.retry_after)
+        if isinstance(failure, DocumentError):
+            return self._no_document(request, urlsplit(client_id).netloc, failure)
+        if failure is not None:
+            raise failure
+        if client_id and attempt.client is None and wants_page(request):
+            return self._unknown(request, "")
+        if started is None and response.status_code == 302 and _leads_away(response.headers["location"]):
+            answer = dict(parse_qsl(urlsplit(response.headers["location"]).query))
+            return error_answer(400, answer["error"], answer.get("error_description") or answer["error"])
+        if started is not None and self._server.binds_browsers:
+            name = request_cookie(started.handle)
+            self._cookies.set(response, name, started.browser, max_age_seconds=REQUEST_COOKIE_SECONDS)
+        return response
+
+    async def _fields(self, request: Request) -> dict[str, str]:
+        """Return the parameters of a request. Raises `ParameterError` where they are more than anyone needs."""
+        parameters = await request.form() if request.method == "POST" else request.query_params
+        fields = single(parameters.multi_items(), self._server.issuer.resource)
+        scope = fields.get("scope", "")
+        if len(scope) > SCOPE_LENGTH or len(scope.split()) > SCOPES:
+            raise ParameterError(f"scope has more than {SCOPES} scopes, or {SCOPE_LENGTH} characters")
+        if len(fields.get("redirect_uri", "")) > REDIRECT_URI_LENGTH:
+            raise ParameterError(f"redirect_uri has more than {REDIRECT_URI_LENGTH} characters")
+        return fields
+
+    def _unknown(self, request: Request, description: str) -> Response:
+        if not wants_page(request):
+            return error_answer(400, "invalid_request", description)
+        return self._server.message_page(
+            "This app is not registered here",
+            "It holds a registration that this server does not know. Remove this server from the app, and add it "
+            "again: the app then registers anew.",
+            "",
+            400,
+            {},
+        )
+
+    def _no_document(self, request: Request, host: str, error: DocumentError) -> Response:
+        """Say what is wrong with a client's metadata document, or that it cannot be had: 400, or 503 (RFC 9110)."""
+        if isinstance(error, DocumentUnavailableError):
+            status, code, headers = 503, "temporarily_unavailable", {"Retry-After": str(error.retry_after)}
+            description = f"the client's metadata document could not be fetched from {host}"
+            title = "This app's description could not be fetched"
+            text = f"The app is described at {host}, and this server cannot read it there now. "
+            advice = f"Wait {error.retry_after} seconds, then go back to your app, and connect again."
+            detail = "If that does not help, tell the server's owner: apps can do without (metadata_documents=False)."
+        else:
+            status, code, headers = 400, "invalid_request", {}
+            description = f"the client's metadata document at {host} cannot be used: {error}"
+            title = "This app's description cannot be used"
+            text = f"The app is described by a document at {host}, and something is wrong with it. "
+            advice = "Tell the app's maker what it is."
+            detail = f"The document: {error}."
+        if wants_page(request):
+            return self._server.message_page(title, text + advice, detail, status, headers)
+        return error_answer(status, code, description, headers)
+
+
+def _leads_away(url: str) -> bool:
+    """Tell whether an error would send the browser off this machine before the owner was asked.
+
+    Anyone may register any address: this server is not to be the link that leads there (RFC 9700, section 4.11.2).
+    """
+    target = urlsplit(url)
+    return not (target.scheme == "http" and is_loopback_host(target.hostname))
+
+
+class _Attempt:
+    """The provider for one request, as FastMCP's handler sees it.
+
+    The handler logs a traceback for every error that it does not know, and redirects `server_error`: so it learns that
+    there is no client, or that the request is refused, and the endpoint looks at the `failure`.
+    """
+
+    def __init__(self, server: Server, request: Request) -> None:
+        self._server = server
+        self._request = request
+        self.client: StoredClient | None = None
+        self.started: Started | None = None
+        self.failure: OAuthStoreError | DocumentError | OverLimitError | None = None
+
+    async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
+        try:
+            self.client = await self._find(client_id)
+        except (OAuthStoreError, DocumentError, OverLimitError) as error:
+            self.failure = error
+        return self.client
+
+    async def _find(self, client_id: str) -> StoredClient | None:
+        issuer, documents = self._server.issuer, self._server.documents
+        if documents is None or not documents.names(client_id):
+            return await clients.find(issuer, client_id)
+        address = self._server.floods.address(self._request)
+
+        def count_new() -> None:
+            self._server.floods.count_document(self._request)
+
+        return await documented_clients.find(issuer, documents, client_id, address, count_new)
+
+    async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
+        try:
+            url, self.started = await self._server.begin(client, params, self._request)
+        except OAuthStoreError as error:
+            self.failure = error
+            raise AuthorizeError("temporarily_unavailable", None) from error
+        return url

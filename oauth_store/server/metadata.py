@@ -1,0 +1,27 @@
+"""The server's metadata (RFC 8414), with what the SDK leaves out."""
+
+from typing import cast
+
+from fastmcp.server.auth import OAuthProvider
+from mcp.server.auth.routes import build_metadata
+from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
+from mcp.shared.auth import OAuthMetadata
+from pydantic import AnyHttpUrl
+
+
+def server_metadata(provider: OAuthProvider, *, takes_documents: bool) -> OAuthMetadata:
+    """Return the metadata of a server."""
+    metadata = build_metadata(
+        cast(AnyHttpUrl, provider.base_url),  # neither of the two is ever None here
+        provider.service_documentation_url,
+        provider.client_registration_options or ClientRegistrationOptions(),
+        provider.revocation_options or RevocationOptions(),
+    )
+    metadata.issuer = cast(AnyHttpUrl, provider.issuer_url)
+    metadata.token_endpoint_auth_methods_supported = ["none", "client_secret_post", "client_secret_basic"]
+    if metadata.revocation_endpoint is not None:
+        metadata.revocation_endpoint_auth_methods_supported = metadata.token_endpoint_auth_methods_supported
+    metadata.scopes_supported = metadata.scopes_supported or provider.required_scopes or None
+    metadata.client_id_metadata_document_supported = takes_documents or None
+    metadata.authorization_response_iss_parameter_supported = True  # RFC 9207
+    return metadata
