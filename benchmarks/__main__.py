@@ -33,7 +33,7 @@ from benchmarks.startup import measure_start_up
 from benchmarks.steps import measure_steps
 from benchmarks.timing import Measure
 from tests.counting import count_steps
-from tests.flows import BASE_URL
+from tests.steps import BASE_URL
 
 DIRECTORY = Path(__file__).parent.parent / "docs" / "benchmarks"
 

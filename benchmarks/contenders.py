@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
 from oauth_store.flows import access
-from tests.flows import BASE_URL, authorization_params, query_of, redeem, refresh
+from tests.steps import BASE_URL, authorization_params, query_of, redeem, refresh
 from tests.workers import settle
 
 IN_MEMORY = "InMemoryOAuthProvider"

@@ -15,7 +15,7 @@ from benchmarks.steps import REFRESH, VERIFY_ANEW, Grants
 from benchmarks.timing import Measure, take_turns
 from oauth_store.database.models import ACCESS
 from oauth_store.database.models import REFRESH as REFRESH_TOKEN
-from tests.flows import RESOURCE
+from tests.steps import RESOURCE
 
 CLIENTS = 100
 BATCH = 5_000

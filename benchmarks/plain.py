@@ -16,7 +16,7 @@ from benchmarks.contenders import Contender
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import ACCESS, REFRESH, tokens
 from oauth_store.flows import access, authorization, clients, code, refresh, revocation
-from tests.flows import REDIRECT_URI, RESOURCE
+from tests.steps import REDIRECT_URI, RESOURCE
 
 REPLAY_BYTES = 12 + 101 + 16  # of a nonce, two tokens and a space between them, and a tag
 

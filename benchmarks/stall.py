@@ -8,7 +8,7 @@ from mcp.shared.auth import OAuthToken
 
 from benchmarks.contenders import Contender
 from benchmarks.timing import Measure
-from tests.flows import new_client
+from tests.steps import new_client
 
 TICK_SECONDS = 0.001
 TASKS = 64

@@ -9,7 +9,7 @@ from mcp.shared.auth import OAuthToken
 
 from benchmarks.contenders import Contender
 from benchmarks.timing import Measure, seconds_per_call, take_turns
-from tests.flows import new_client
+from tests.steps import new_client
 
 TASKS = (1, 16, 64)
 VERIFY_AGAIN, VERIFY_ANEW, VERIFY_UNKNOWN = "verify, seen before", "verify, not seen", "verify, unknown token"

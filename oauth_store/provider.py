@@ -5,10 +5,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 from urllib.parse import urlsplit
 
-from fastmcp.server.auth import AccessToken, OAuthProvider, TokenVerificationError
+from fastmcp.server import auth as fastmcp_auth
+from fastmcp.server.auth import AccessToken, OAuthProvider
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.provider import AuthorizationCode, AuthorizationParams, RefreshToken
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
@@ -379,5 +380,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         ]
 
 
-class _Unverifiable(DatabaseUnavailable, TokenVerificationError):
+_VerificationError: Any = getattr(fastmcp_auth, "TokenVerificationError", RuntimeError)
+"""What `MultiAuth` does not swallow. FastMCP has it from 4.2 on."""
+
+
+class _Unverifiable(DatabaseUnavailable, _VerificationError):  # type: ignore[misc]  # a class of Any
     """An outage, inside `MultiAuth` too: a token of which nothing is known is not refused."""

@@ -30,8 +30,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider
 from tests.databases import engine_of
-from tests.flows import BASE_URL, authorize, new_client, redeem
 from tests.forks import context
+from tests.steps import BASE_URL, authorize, new_client, redeem
 from tests.workers import present_code, present_for_revocation, present_refresh_token
 
 START_SECONDS = 120

@@ -28,10 +28,10 @@ from tests.databases import (
 )
 from tests.documents import HOSTNAME, DocumentHost, serving_documents
 from tests.endpoints import Server, running
-from tests.flows import BASE_URL, Provider, registered
 from tests.house import House
-from tests.pages import Browser, Site, site
 from tests.serving import AUTHORITIES, self_signed
+from tests.sites import Browser, Site, site
+from tests.steps import BASE_URL, Provider, registered
 
 LOG_CHARACTERS = 8000
 """Of the end of a log, with a failure."""

@@ -13,7 +13,7 @@ from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.database.sqlite import Lane
 from tests.approvals import Asks
 from tests.databases import engine_of
-from tests.flows import BASE_URL, authorization_params, new_client, query_of
+from tests.steps import BASE_URL, authorization_params, new_client, query_of
 from tests.workers import settle
 
 

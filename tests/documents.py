@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tests.flows import REDIRECT_URI
 from tests.serving import AUTHORITIES, HTTPServer, free_port
+from tests.steps import REDIRECT_URI
 
 HOSTNAME = "client.example"
 REVALIDATE = {"cache-control": "no-cache"}

@@ -10,8 +10,8 @@ import httpx2
 
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
 from tests.deployments import wiki
-from tests.flows import REDIRECT_URI, authorization_request, pkce, query_of, token_request
 from tests.serving import free_port, serving
+from tests.steps import REDIRECT_URI, authorization_request, pkce, query_of, token_request
 
 
 class Server:

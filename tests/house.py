@@ -7,7 +7,7 @@ from oauth_store.credentials import hash_secret
 from oauth_store.database.models import Token
 from tests.approvals import Asks
 from tests.databases import value_of
-from tests.flows import Provider, authorization_params, new_client, query_of, redeem
+from tests.steps import Provider, authorization_params, new_client, query_of, redeem
 
 
 class House:

@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse
 from oauth_store import PasswordApproval, SQLAlchemyOAuthProvider
 from tests.chaos import NO_LIMITS
 from tests.deployments import wiki
-from tests.pages import USERS
 from tests.serving import serving
+from tests.sites import USERS
 
 
 def serve_and_tick(pipe: Connection, database: str, port: int) -> None:

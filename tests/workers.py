@@ -11,8 +11,8 @@ from mcp.server.auth.provider import RefreshToken, TokenError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 
 from oauth_store import SQLAlchemyOAuthProvider
-from tests.flows import provider_on
 from tests.forks import context
+from tests.steps import provider_on
 
 Answer = OAuthToken | str
 """What a client gets: a token pair, or an error code."""

@@ -1,0 +1,419 @@
+"""`oauth-store doctor` on real databases that something was done to."""
+
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from argon2 import PasswordHasher, Type
+from sqlalchemy import insert
+
+from oauth_store.database.models import Token
+from oauth_store.database.schema import upgrade
+from oauth_store.doctor.database import clock
+from oauth_store.doctor.examine import examine, examine_password_hash
+from oauth_store.doctor.files import file_system
+from oauth_store.doctor.finding import Finding
+from oauth_store.pages.sign_in import hash_password
+from tests.commands import run
+from tests.databases import execute
+from tests.stores import token
+
+DOCS = Path(__file__).parent.parent.parent / "docs" / "doctor.md"
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing owners and mounting need root")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A healthy file in a directory of its own."""
+    directory = tmp_path / "store"
+    directory.mkdir(mode=0o700)
+    upgrade(str(directory / "oauth.db"))
+    return directory / "oauth.db"
+
+
+def bad(database: object) -> dict[str, Finding]:
+    """The warnings and problems of a database, by what was looked at."""
+    found = {finding.check: finding for finding in examine(str(database), None) if finding.level != "ok"}
+    for finding in found.values():
+        assert finding.advice, finding
+    return found
+
+
+def finding(database: object, check: str, level: str) -> str:
+    """The one warning or problem that a database has."""
+    found = bad(database)
+    assert list(found) == [check], found
+    assert found[check].level == level
+    return f"{found[check].found} -> {found[check].advice}"
+
+
+def write(path: Path, *statements: str) -> None:
+    """Change a file without the settings that we use."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
+
+
+# All is well
+
+
+def test_a_healthy_database_has_no_finding(database_url: str) -> None:
+    """A database as `upgrade` makes it has neither a problem nor a warning."""
+    assert bad(database_url) == {}
+
+
+def test_the_command(path: Path) -> None:
+    """Each finding is a line, with what to do below it; the exit code is 1 if any is a problem."""
+    answer = run("doctor", database=str(path))
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "ok       schema: 0003, which this release needs\n" in answer.stdout
+    path.chmod(0o666)
+    answer = run("doctor", "--database", str(path))
+    assert answer.returncode == 1
+    assert (
+        f"problem  file modes: others than the owner may write: oauth.db 0666\n         -> run: chmod 600 {path}\n"
+        in (answer.stdout)
+    )
+
+
+def test_json(path: Path) -> None:
+    """--json has the same for programs, and the same exit code."""
+    path.chmod(0o666)
+    answer = run("doctor", "--json", database=str(path))
+    assert answer.returncode == 1
+    told = json.loads(answer.stdout)
+    assert told["ok"] is False
+    (problem,) = [finding for finding in told["findings"] if finding["level"] == "problem"]
+    assert problem == {
+        "check": "file modes",
+        "level": "problem",
+        "found": "others than the owner may write: oauth.db 0666",
+        "advice": f"run: chmod 600 {path}",
+    }
+
+
+def test_nothing_is_created(tmp_path: Path) -> None:
+    """A file that is not there is a warning that says so, and is still not there."""
+    assert "does not exist yet" in finding(tmp_path / "no.db", "database", "warning")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_that_is_none_is_one_line(tmp_path: Path) -> None:
+    """A database that is not supported is an error of the command, as everywhere."""
+    answer = run("doctor", database="mongodb://db/wiki")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("oauth-store: no support for 'mongodb'")
+
+
+def test_memory() -> None:
+    """A database in memory is a warning: it ends with its process."""
+    assert "nothing survives a restart" in finding(":memory:", "database", "warning")
+
+
+def test_a_relative_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that depends on the working directory is a warning that names the file that it is now."""
+    monkeypatch.chdir(path.parent)
+    assert str(path) in finding("oauth.db", "path", "warning")
+
+
+def test_the_documentation_has_a_section_for_each_check() -> None:
+    """Whatever the doctor may say stands in docs/doctor.md."""
+    sources = "".join(source.read_text() for source in (DOCS.parent.parent / "oauth_store" / "doctor").glob("*.py"))
+    checks = set(re.findall(r'(?:ok|warning|problem|clock)\(\s*"([A-Za-z\' ]+)"', sources))
+    checks |= set(re.findall(r'check = "([a-zA-Z ]+)"', sources)) | {"CORS"}
+    documented = set(re.findall(r"^### (.+)$", DOCS.read_text(), re.MULTILINE))
+    assert len(checks) > 20
+    assert checks <= documented
+
+
+# The schema
+
+
+def test_an_empty_database(empty_database_url: str) -> None:
+    """A database without tables is a warning: the server makes them, or looks elsewhere."""
+    if "://" not in empty_database_url:
+        Path(empty_database_url).touch(0o600)
+    assert "the server creates it at first use" in finding(empty_database_url, "schema", "warning")
+
+
+def test_an_old_schema(empty_database_url: str) -> None:
+    """A schema that is behind is a problem that names the command."""
+    upgrade(empty_database_url, "0002")
+    assert "oauth-store upgrade" in finding(empty_database_url, "schema", "problem")
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    """A text file is a problem, and untouched."""
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes\n" * 200)
+    path.chmod(0o600)
+    assert "is not an SQLite database" in finding(path, "database", "problem")
+    assert path.read_text() == "my notes\n" * 200
+
+
+def test_a_server_that_is_away() -> None:
+    """A server that cannot be reached is a problem without its password."""
+    told = finding("postgresql://ada:pa55word@127.0.0.1:1/wiki", "database", "problem")
+    assert "Connect call failed" in told
+    assert "pa55word" not in told
+
+
+# The file
+
+
+@pytest.mark.parametrize(("mode", "level"), [(0o640, "warning"), (0o604, "warning"), (0o620, "problem")])
+def test_a_file_that_others_may_open(mode: int, level: str, path: Path) -> None:
+    """A file that others may read is a warning, one that they may write a problem, with the chmod."""
+    path.chmod(mode)
+    assert f"chmod 600 {path}" in finding(path, "file modes", level)
+
+
+def test_a_wal_that_others_may_read(path: Path) -> None:
+    """The -wal and the -shm hold what the file will: their modes count too."""
+    connection = sqlite3.connect(path)
+    connection.execute("SELECT count(*) FROM oauth_clients").fetchone()
+    Path(f"{path}-wal").chmod(0o644)
+    # in another process: nothing here may open and close what SQLite has open
+    answer = run("doctor", database=str(path))
+    connection.close()
+    assert f"-> run: chmod 600 {path}-wal\n" in answer.stdout
+
+
+@needs_root
+def test_files_of_two_owners(path: Path) -> None:
+    """A -wal of another user, as a command run as root may leave it, keeps the server out."""
+    connection = sqlite3.connect(path)
+    connection.execute("SELECT count(*) FROM oauth_clients").fetchone()
+    os.chown(f"{path}-wal", 65534, -1)
+    answer = run("doctor", database=str(path))
+    connection.close()
+    assert answer.returncode == 1
+    assert "problem  file owner: oauth.db is root's, oauth.db-wal is nobody's" in answer.stdout
+    assert f"chown root {path} {path}-wal" in answer.stdout
+
+
+@needs_root
+def test_a_directory_that_its_owner_may_not_write(path: Path) -> None:
+    """Without a directory to write in there is no -wal."""
+    os.chown(path, 65534, -1)
+    assert "nobody's, who may not create its -wal" in finding(path, "directory", "problem")
+    os.chown(path.parent, 65534, -1)
+    assert bad(path) == {}
+
+
+@needs_root
+def test_a_user_that_is_a_number_alone(path: Path) -> None:
+    """In a container a user may have no name."""
+    for file in (path, path.parent):
+        os.chown(file, 23456, 23456)
+    assert bad(path) == {}
+
+
+def test_a_directory_that_is_everyones(path: Path) -> None:
+    """Whoever may write to the directory may exchange the file; with the sticky bit, only one's own."""
+    path.parent.chmod(0o777)
+    assert f"chmod o-w {path.parent}" in finding(path, "directory", "problem")
+    path.parent.chmod(0o1777)
+    assert bad(path) == {}
+
+
+@needs_root
+@pytest.mark.parametrize(("size", "level"), [("8m", "problem"), ("40m", "warning"), ("100m", None)])
+def test_a_disk_that_is_nearly_full(size: str, level: str | None, path: Path, tmp_path: Path) -> None:
+    """Little room is a warning, and almost none a problem, before it keeps clients out."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", disk], check=True)
+    try:
+        upgrade(str(disk / "oauth.db"))
+        if level is None:
+            assert bad(disk / "oauth.db") == {}
+        else:
+            assert "make room" in finding(disk / "oauth.db", "disk space", level)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_network_drive() -> None:
+    """The file system is found among the mounts: the longest path that leads to the file, the last one on it."""
+    mounts = (
+        "/dev/vda1 / ext4 rw 0 0\n"
+        "nas:/wiki /srv nfs4 rw 0 0\n"
+        "/dev/vdb1 /srv/local xfs rw 0 0\n"
+        "//nas/w /srv/my\\040share cifs rw 0 0\n"
+        "tmpfs /mnt tmpfs rw 0 0\n"
+        "host /mnt fuse.sshfs rw 0 0\n"
+    )
+
+    def kind(path: str) -> tuple[str, bool]:
+        (found,) = file_system(Path(path), mounts)
+        return found.level, "PostgreSQL" in str(found.advice)
+
+    assert kind("/srv/oauth.db") == ("problem", True)
+    assert kind("/srv/my share/oauth.db") == ("problem", True)
+    assert kind("/mnt/oauth.db") == ("problem", True)
+    assert kind("/srv/local/oauth.db") == ("ok", False)
+    assert kind("/srvlocal/oauth.db") == ("ok", False)
+    assert kind("/home/oauth.db") == ("ok", False)
+
+
+def test_a_journal_that_is_no_wal(path: Path) -> None:
+    """A file that is not in WAL mode is a warning, and stays as it is."""
+    write(path, "PRAGMA journal_mode = DELETE")
+    assert "delete, not WAL" in finding(path, "journal mode", "warning")
+    assert "delete, not WAL" in finding(path, "journal mode", "warning")
+
+
+def test_a_damaged_file(path: Path) -> None:
+    """A page that is not what it should be is a problem that names the way out."""
+    connection = sqlite3.connect(path)
+    connection.executemany(
+        "INSERT INTO oauth_clients VALUES (?, '{}', NULL, 1, NULL)", [(f"client {n}",) for n in range(2000)]
+    )
+    connection.commit()
+    query = "SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_oauth_clients_1'"
+    (page,) = connection.execute(query).fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size + size // 2)
+        file.write(b"\xff" * (size // 2))
+    told = bad(path)
+    assert "restore a backup" in str(told["integrity"].advice)
+
+
+def test_a_token_without_its_client(path: Path) -> None:
+    """A row that names nobody is damage, too: somebody wrote without foreign keys."""
+    write(
+        path,
+        "INSERT INTO oauth_tokens (token_hash, kind, grant_id, client_id, scopes, created_at, expires_at) "
+        "VALUES (x'00', 'access_token', x'00', 'nobody', '', 1, 9999999999)",
+    )
+    assert "oauth_tokens names no oauth_clients" in finding(path, "integrity", "problem")
+
+
+# What stands in it
+
+
+def test_times_from_the_future(database_url: str) -> None:
+    """A row that was created an hour from now says that a clock was, or is, wrong."""
+    row = token(client_id=None, kind="session", created_at=int(time.time()) + 3600, expires_at=2**40)
+    execute(database_url, insert(Token).values(row))
+    assert "60 minutes from now" in finding(database_url, "stored times", "problem")
+
+
+def test_a_purge_backlog(path: Path) -> None:
+    """More expired rows than the server deletes in some hours is a warning."""
+    write(
+        path,
+        "INSERT INTO oauth_tokens (token_hash, kind, grant_id, scopes, created_at, expires_at) "
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i <= 10000) "
+        "SELECT randomblob(32), 'session', randomblob(16), '', 1, 2 FROM n",
+    )
+    assert "10,001 of oauth_tokens" in finding(path, "purge backlog", "warning")
+
+
+@pytest.mark.parametrize(
+    ("ahead", "uncertainty", "level"),
+    [(0.2, 0, "ok"), (-4, 0, "ok"), (6, 2, "ok"), (-10, 0, "warning"), (61, 0, "problem"), (-7200, 1, "problem")],
+)
+def test_another_clock(ahead: float, uncertainty: float, level: str) -> None:
+    """5 seconds apart is a warning and 60 a problem, less the time that asking took."""
+    assert clock("clock", ahead, uncertainty).level == level
+
+
+# Servers
+
+
+def on_postgresql(database_url: str) -> None:
+    if not database_url.startswith("postgresql"):
+        pytest.skip("a matter of PostgreSQL")
+
+
+def with_setting(database_url: str, name: str, value: str) -> None:
+    """Change a setting of a PostgreSQL database for those who connect from now on."""
+    execute(
+        database_url,
+        f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET {name} = {value}', current_database()); END $$",
+    )
+
+
+def test_a_standby(database_url: str) -> None:
+    """A database that takes no writes is a problem, though all can be read."""
+    on_postgresql(database_url)
+    with_setting(database_url, "default_transaction_read_only", "on")
+    assert "use the primary" in finding(database_url, "writing", "problem")
+
+
+def test_commits_that_may_be_lost(database_url: str) -> None:
+    """synchronous_commit = off is a warning: clients may be told of what a crash then loses."""
+    on_postgresql(database_url)
+    with_setting(database_url, "synchronous_commit", "off")
+    assert "synchronous_commit" in finding(database_url, "durability", "warning")
+
+
+def test_privileges_that_are_missing(database_url: str) -> None:
+    """A user that may not write, or not delete, is a problem that names what is missing."""
+    on_postgresql(database_url)
+    user = f"oauth_store_test_{os.urandom(4).hex()}"
+    execute(
+        database_url,
+        f"CREATE ROLE {user} LOGIN PASSWORD 'pa55word'",
+        f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {user}",
+        f"GRANT INSERT, UPDATE ON oauth_tokens TO {user}",
+    )
+    try:
+        scheme, _, rest = database_url.partition("://")
+        other = f"{scheme}://{user}:pa55word@{rest.rpartition('@')[2]}"
+        told = finding(other, "privileges", "problem")
+        assert "DELETE on oauth_tokens" in told
+        assert "INSERT on oauth_clients" in told
+        assert "INSERT on oauth_tokens" not in told
+    finally:
+        execute(database_url, f"DROP OWNED BY {user}", f"DROP ROLE {user}")
+
+
+def test_a_table_that_is_not_transactional(database_url: str) -> None:
+    """On MariaDB, a table of another engine or character set is a problem."""
+    if not database_url.startswith(("mysql", "mariadb")):
+        pytest.skip("a matter of MariaDB")
+    execute(database_url, "ALTER TABLE oauth_codes ENGINE = MyISAM")
+    assert "oauth_codes MyISAM" in finding(database_url, "tables", "problem")
+
+
+# The password
+
+
+def test_a_password_hash_of_ours_is_fine(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `oauth-store hash-password` prints is looked at, and not shown."""
+    hashed = hash_password("correct horse")
+    monkeypatch.setenv("MCP_OAUTH_PASSWORD_HASH", hashed)
+    told = list(examine(str(path), None))
+    assert [finding.level for finding in told if finding.check == "password"] == ["ok"]
+    assert hashed.rpartition("$")[2] not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("value", "level"),
+    [
+        ("", "warning"),
+        ("pa55word", "problem"),
+        ("=19=65536,t=3,p=4", "problem"),  # what a shell leaves of one in double quotes
+        (PasswordHasher(time_cost=1, memory_cost=1024).hash("x"), "warning"),
+        (PasswordHasher(type=Type.I).hash("x"), "warning"),
+        (PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1).hash("x"), "ok"),
+        ("$argon2id$v=19$m=4194304,t=3,p=4$MTIzNDU2Nzg$MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMg", "warning"),
+    ],
+    ids=["none", "a password", "torn", "weak", "of another kind", "fine", "costly"],
+)
+def test_a_password_hash(value: str, level: str) -> None:
+    """What is no hash is a problem, a weak or a costly one a warning, and none is repeated."""
+    told = examine_password_hash(value)
+    assert told.level == level
+    assert not value or value not in str(told)

@@ -1,0 +1,57 @@
+"""Chromium, as people use it: where it is, and what the tests do with it. Without a screen it needs a quarter."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Page, ViewportSize
+
+from tests.sites import PASSWORD
+
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+ARGUMENTS = [
+    "--no-sandbox",  # which root cannot have
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # Every .example is this machine, and nothing else is anywhere: no test may reach the world.
+    "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+]
+DESK: ViewportSize = {"width": 800, "height": 720}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+
+
+def find_chromium() -> str:
+    """Return the path of a browser: the one that CHROMIUM names, or one on the PATH.
+
+    Without one the test is skipped; with OAUTH_STORE_TEST_REQUIRE_BROWSER=1, as in CI, it fails.
+    """
+    named = os.environ.get("CHROMIUM")
+    found = shutil.which(named) if named else next(filter(None, map(shutil.which, NAMES)), None)
+    if found is not None:
+        return found
+    missing = f"CHROMIUM is {named!r}, which cannot be run" if named else f"no browser here: none of {', '.join(NAMES)}"
+    if os.environ.get("OAUTH_STORE_TEST_REQUIRE_BROWSER") == "1":
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+async def press(page: Page, button: str) -> None:
+    """Click a button as a person does: who clicks Allow has had the mouse on the form for a while."""
+    await page.locator("form", has=page.get_by_role("button", name=button, exact=True)).hover()
+    await page.get_by_role("button", name=button, exact=True).click()
+
+
+async def allow(page: Page, password: str = PASSWORD) -> None:
+    """Type the password, and click Allow."""
+    await page.get_by_label("password").fill(password)
+    await press(page, "Allow")
+
+
+async def screenshot(page: Page, name: str) -> None:
+    """Take a picture, where OAUTH_STORE_SCREENSHOTS names a directory for it."""
+    directory = os.environ.get("OAUTH_STORE_SCREENSHOTS")
+    if directory:
+        await page.screenshot(path=Path(directory) / f"{name}.png", full_page=True)

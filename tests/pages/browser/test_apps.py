@@ -1,0 +1,191 @@
+"""The connected apps in a browser: who is in, and out again at once."""
+
+from typing import Any
+
+import httpx2
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from tests.clocks import turned
+from tests.sites import PASSWORD, Site
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+INITIALIZE = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+
+
+async def call(wiki: Site, access_token: str) -> int:
+    """Call the server as a client with this token, and return the status."""
+    headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json, text/event-stream"}
+    async with httpx2.AsyncClient() as http:
+        return (await http.post(f"{wiki.url}/mcp", json=INITIALIZE, headers=headers)).status_code
+
+
+async def sign_in(wiki: Site, page: Page, password: str = PASSWORD) -> None:
+    """Sign in to the connected apps, or fail to."""
+    await page.goto(f"{wiki.url}/apps")
+    await page.get_by_label("Password").fill(password)
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("button", name="Sign out").or_(page.get_by_role("alert"))).to_be_visible()
+
+
+def revoke_of(page: Page, name: str) -> Any:
+    """The button of an app."""
+    return (
+        page.get_by_role("listitem")
+        .filter(has=page.get_by_role("heading", name=name))
+        .get_by_role("button", name="Revoke")
+    )
+
+
+async def test_the_list_is_behind_the_password(wiki: Site, page: Page) -> None:
+    """Without the password nothing is shown of who is connected; a wrong one says so."""
+    await wiki.connect(client_name="Claude")
+    await sign_in(wiki, page, "wrong")
+    await expect(page.get_by_role("alert")).to_have_text("That password is wrong.")
+    await expect(page.get_by_text("Claude")).to_have_count(0)
+    await sign_in(wiki, page)
+    await expect(page.get_by_role("heading", level=2)).to_have_text("Claude")
+
+
+async def test_what_is_listed(wiki: Site, page: Page) -> None:
+    """Each grant has its app's name and address, what it can do, since when, and when it was used last."""
+    await wiki.connect(client_name="Claude", redirect_uris=["https://claude.ai/cb"], scope="read")
+    await sign_in(wiki, page)
+    listed = dict(
+        zip(
+            await page.locator("dt").all_inner_texts(),
+            await page.locator("dd").all_inner_texts(),
+            strict=True,
+        )
+    )
+    assert list(listed) == ["Address", "Can", "Since", "Last used"]
+    assert (listed["Address"], listed["Can"]) == ("claude.ai", "read")
+    assert listed["Last used"].startswith(listed["Since"])
+
+
+async def test_revoking_one(wiki: Site, page: Page) -> None:
+    """The very next call of a revoked app is 401; the others go on."""
+    one = await wiki.connect(client_name="One")
+    other = await wiki.connect(client_name="Other")
+    assert (await call(wiki, one.access_token), await call(wiki, other.access_token)) == (200, 200)
+    await sign_in(wiki, page)
+    await revoke_of(page, "One").click()
+    await expect(page.get_by_role("status")).to_have_text("One has no access any more.")
+    assert (await call(wiki, one.access_token), await call(wiki, other.access_token)) == (401, 200)
+    await expect(page.get_by_role("heading", level=2)).to_have_text(["Other"])
+
+
+async def test_two_devices_of_one_app(wiki: Site, page: Page) -> None:
+    """Each grant is revoked by itself, also where two devices share a registration."""
+    await wiki.connect(client_id="shared", client_name="App")
+    second = await wiki.connect(client_id="shared", client_name="App")
+    await sign_in(wiki, page)
+    await expect(page.get_by_role("button", name="Revoke", exact=True)).to_have_count(2)
+    await page.get_by_role("button", name="Revoke", exact=True).first.click()
+    await expect(page.get_by_role("button", name="Revoke", exact=True)).to_have_count(1)
+    await page.get_by_role("button", name="Revoke", exact=True).click()
+    await expect(page.get_by_text("No app can use")).to_be_visible()
+    assert await call(wiki, second.access_token) == 401
+
+
+async def test_revoking_all(wiki: Site, page: Page) -> None:
+    """Revoke all asks once more, and then ends every app's access at once."""
+    tokens = [await wiki.connect(client_name=f"App {number}") for number in range(3)]
+    await sign_in(wiki, page)
+    await expect(page.get_by_role("button", name="Yes, revoke all")).to_be_hidden()
+    await page.get_by_text("Revoke all", exact=True).click()
+    await page.get_by_role("button", name="Yes, revoke all").click()
+    await expect(page.get_by_role("status")).to_have_text("3 apps have no access any more.")
+    assert [await call(wiki, token.access_token) for token in tokens] == [401, 401, 401]
+    await expect(page.get_by_text("No app can use")).to_be_visible()
+
+
+async def test_revoking_twice(wiki: Site, page: Page) -> None:
+    """What another tab has revoked meanwhile is said to be so; a reload of the answer does no harm either."""
+    await wiki.connect(client_name="One")
+    await sign_in(wiki, page)
+    other = await page.context.new_page()
+    await other.goto(f"{wiki.url}/apps")
+    await page.get_by_role("button", name="Revoke", exact=True).click()
+    await expect(page.get_by_role("status")).to_be_visible()
+    await other.get_by_role("button", name="Revoke", exact=True).click()
+    await expect(other.get_by_role("status")).to_have_text("It was revoked already.")
+    await page.reload()
+    await expect(page.get_by_role("status")).to_have_text("It was revoked already.")
+
+
+async def test_signing_out(wiki: Site, page: Page) -> None:
+    """After Sign out the list is behind the password again, also for the back button and for a copy of the cookies."""
+    await wiki.connect(client_name="Claude")
+    await sign_in(wiki, page)
+    cookies = await page.context.cookies()
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_label("Password")).to_be_visible()
+    await page.go_back()
+    await expect(page.get_by_text("Claude")).to_have_count(0)
+    await page.context.add_cookies(cookies)  # type: ignore[arg-type]  # what it gave
+    await page.goto(f"{wiki.url}/apps")
+    await expect(page.get_by_text("Claude")).to_have_count(0)
+
+
+async def test_the_session_ends_after_fifteen_minutes(wiki: Site, page: Page) -> None:
+    """Until then the owner is signed in; then a button says that he was signed out, and does nothing."""
+    token = await wiki.connect(client_name="Claude")
+    await sign_in(wiki, page)
+    with turned(14 * 60):
+        await page.reload()
+        await expect(page.get_by_role("heading", level=2)).to_have_text("Claude")
+    with turned(15 * 60 + 1):
+        await page.get_by_role("button", name="Revoke", exact=True).click()
+        await expect(page.get_by_role("alert")).to_have_text("You were signed out meanwhile. Sign in again.")
+        assert await call(wiki, token.access_token) == 200
+        await page.get_by_label("Password").fill(PASSWORD)
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("heading", level=2)).to_have_text("Claude")
+
+
+async def test_a_session_is_of_one_browser(wiki: Site, page: Page, chromium: Browser) -> None:
+    """Another browser has to sign in itself."""
+    await sign_in(wiki, page)
+    other = await chromium.new_context()
+    tab = await other.new_page()
+    await tab.goto(f"{wiki.url}/apps")
+    await expect(tab.get_by_label("Password")).to_be_visible()
+    await other.close()
+
+
+async def test_without_javascript(wiki: Site, chromium: Browser) -> None:
+    """With JavaScript off, signing in, revoking one, revoking all and signing out work."""
+    tokens = [await wiki.connect(client_name=f"App {number}") for number in range(2)]
+    context = await chromium.new_context(java_script_enabled=False)
+    page = await context.new_page()
+    await sign_in(wiki, page)
+    await revoke_of(page, "App 0").click()
+    await expect(page.get_by_role("status")).to_have_text("App 0 has no access any more.")
+    await page.get_by_text("Revoke all", exact=True).click()
+    await page.get_by_role("button", name="Yes, revoke all").click()
+    await expect(page.get_by_text("No app can use")).to_be_visible()
+    assert [await call(wiki, token.access_token) for token in tokens] == [401, 401]
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_label("Password")).to_be_visible()
+    await context.close()
+
+
+async def test_by_keyboard(wiki: Site, page: Page) -> None:
+    """Tab, Enter and Space are enough to sign in and to revoke; the focus shows."""
+    token = await wiki.connect(client_name="Claude")
+    await page.goto(f"{wiki.url}/apps")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type(PASSWORD)
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", level=2)).to_be_visible()
+    seen = []
+    for _ in range(3):
+        await page.keyboard.press("Tab")
+        focused = page.locator(":focus")
+        seen.append(await focused.inner_text())
+        assert await focused.evaluate("one => getComputedStyle(one).outlineStyle") == "solid"
+    assert seen == ["Revoke all", "Sign out", "Revoke"]
+    await page.keyboard.press("Space")
+    await expect(page.get_by_role("status")).to_be_visible()
+    assert await call(wiki, token.access_token) == 401

@@ -1,0 +1,186 @@
+"""Every page, as it looks: no accessibility violation in light and in dark, and it fits on a phone.
+
+With OAUTH_STORE_SCREENSHOTS the tests write a picture of each into that directory, where it exists. Those that the
+documentation shows are in docs/images, under the same names.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page, expect
+from pydantic import AnyUrl
+
+from tests.clocks import turned
+from tests.pages.browser import DESK, PHONE, allow, screenshot
+from tests.sites import PASSWORD, USERS, site
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+WIKI = {
+    "name": "Our family wiki",
+    "scope_descriptions": {"read": "read every page", "write": "write and delete pages"},
+}
+CLAUDE = {"client_name": "Claude", "redirect_uris": [AnyUrl("https://claude.ai/api/mcp/auth_callback")]}
+LONG_HOST = f"claude.ai.{'.'.join(['long-label-in-a-name'] * 10)}.evil.example"
+LOGO = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24' width='24' height='24'%3E"
+    "%3Crect width='24' height='24' rx='6' fill='%23238636'/%3E%3C/svg%3E"
+)
+TARGETS: dict[str, dict[str, Any]] = {
+    "known": CLAUDE,
+    "loopback": {"client_name": "Claude Code", "redirect_uris": [AnyUrl("http://127.0.0.1:53682/callback")]},
+    "app": {"client_name": "Cursor", "redirect_uris": [AnyUrl("cursor://anysphere.cursor-mcp/oauth/callback")]},
+    "unknown": {"client_name": "Claude", "redirect_uris": [AnyUrl("https://claude-ai.example/callback")]},
+    "document": {
+        **CLAUDE,
+        "client_id": "https://client.example/oauth/claude.json",
+        "scope": "read offline_access",
+    },
+    "long": {
+        "client_name": "A name that goes on and on " * 5,
+        "redirect_uris": [AnyUrl(f"https://{LONG_HOST}/cb")],
+        "scope": " ".join(f"scope-number-{number}" for number in range(40)),
+    },
+}
+
+
+@asynccontextmanager
+async def people(chromium: Browser, *, phone: bool = False, dark: bool = False) -> AsyncIterator[Page]:
+    """A page of a browser as a person has set it up."""
+    context = await chromium.new_context(
+        viewport=PHONE if phone else DESK,
+        color_scheme="dark" if dark else "light",
+        is_mobile=phone,
+        has_touch=phone,
+        bypass_csp=True,  # for axe, a script of ours
+    )
+    context.set_default_timeout(15_000)
+    yield await context.new_page()
+    await context.close()
+
+
+async def check(page: Page, name: str) -> None:
+    """Look at a page: it has no accessibility violation, and nothing sticks out at the side."""
+    found = await Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    width, window = await page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert width <= window
+    await screenshot(page, name)
+
+
+LIGHT_DARK_PHONE = [
+    pytest.param(False, False, id="light"),
+    pytest.param(False, True, id="dark"),
+    pytest.param(True, False, id="phone"),
+]
+looks = pytest.mark.parametrize(("phone", "dark"), LIGHT_DARK_PHONE)
+
+
+def named(what: str, phone: bool, dark: bool) -> str:
+    """The name of a picture."""
+    return f"{what}-{'phone' if phone else 'dark' if dark else 'light'}"
+
+
+class TestConsent:
+    """The page that asks."""
+
+    @looks
+    @pytest.mark.parametrize("target", TARGETS)
+    async def test_every_target(self, chromium: Browser, tmp_path: Path, target: str, phone: bool, dark: bool) -> None:
+        """Wherever the code would go, the page can be read by everyone, and on a usual screen it is all in view."""
+        async with site(tmp_path / "oauth.db", approval=WIKI) as wiki, people(chromium, phone=phone, dark=dark) as page:
+            await page.goto(await wiki.authorize_url(**TARGETS[target]))
+            await check(page, named(f"consent-{target}", phone, dark))
+            if target != "long":
+                buttons = await page.get_by_role("button", name="Deny").bounding_box()
+                assert buttons is not None
+                assert buttons["y"] + buttons["height"] <= (PHONE["height"] if phone else 720)
+
+    @looks
+    async def test_a_wrong_password(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
+        """The error is read aloud, stands before the password, and the password has the focus."""
+        async with site(tmp_path / "oauth.db", approval=WIKI) as wiki, people(chromium, phone=phone, dark=dark) as page:
+            await page.goto(await wiki.authorize_url(**TARGETS["known"]))
+            await allow(page, "wrong")
+            await expect(page.get_by_role("alert")).to_be_visible()
+            password = page.get_by_label("Password")
+            assert await password.evaluate("field => field === document.activeElement")
+            described_by = await password.get_attribute("aria-describedby")
+            assert await page.locator(f"#{described_by}[role=alert]").inner_text() == "That password is wrong."
+            await check(page, named("consent-wrong", phone, dark))
+
+    @looks
+    async def test_several_users(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
+        """With users, the page asks for a name too, and has the owner's logo and colour."""
+        approval = {"users": USERS, "name": "Wiki", "logo_url": LOGO, "accent": "#ffd43b"}
+        async with (
+            site(tmp_path / "oauth.db", approval=approval) as wiki,
+            people(chromium, phone=phone, dark=dark) as page,
+        ):
+            await page.goto(await wiki.authorize_url(**TARGETS["unknown"]))
+            assert await page.get_by_label("Your name").is_visible()
+            assert await page.locator("img").evaluate("image => image.naturalWidth") > 0
+            await check(page, named("consent-users", phone, dark))
+
+
+class TestApps:
+    """The page of connected apps."""
+
+    @looks
+    @pytest.mark.parametrize("connected", [0, 1, 3, 7])
+    async def test_any_number(self, chromium: Browser, tmp_path: Path, connected: int, phone: bool, dark: bool) -> None:
+        """None, one, or many: the list can be read by everyone, before and after something was revoked."""
+        names = list(TARGETS)
+        async with site(tmp_path / "oauth.db", approval=WIKI) as wiki, people(chromium, phone=phone, dark=dark) as page:
+            for number in range(connected):
+                await wiki.connect(**{**TARGETS[names[number % len(names)]], "client_id": f"client-{number}"})
+            await page.goto(f"{wiki.url}/apps")
+            if not connected:
+                await check(page, named("sign-in", phone, dark))
+                await page.get_by_label("Password").fill("wrong")
+                await page.get_by_role("button", name="Sign in").click()
+                await expect(page.get_by_role("alert")).to_be_visible()
+                await check(page, named("sign-in-wrong", phone, dark))
+            await page.get_by_label("Password").fill(PASSWORD)
+            await page.get_by_role("button", name="Sign in").click()
+            await expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+            await expect(page.get_by_role("button", name="Revoke", exact=True)).to_have_count(connected)
+            await check(page, named(f"apps-{connected}", phone, dark))
+            if connected:
+                await page.get_by_role("button", name="Revoke", exact=True).first.click()
+                await expect(page.get_by_role("status")).to_be_visible()
+                await check(page, named(f"apps-{connected}-revoked", phone, dark))
+
+
+class TestMessages:
+    """What went wrong, and what to do."""
+
+    @looks
+    async def test_each(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
+        """Every message has a heading, says what to do, and can be read by everyone."""
+        async with site(tmp_path / "oauth.db", approval=WIKI) as wiki, people(chromium, phone=phone, dark=dark) as page:
+            url = await wiki.authorize_url(**TARGETS["known"])
+
+            async def says(heading: str, name: str) -> None:
+                await expect(page.get_by_role("heading", level=1)).to_have_text(heading)
+                assert await page.locator("p").count() >= 1
+                await check(page, named(name, phone, dark))
+
+            await page.goto(f"{wiki.url}/consent?handle=request_of-another-browser")
+            await says("This page belongs to another browser", "message-other-browser")
+            await page.goto(url.replace("client_id=", "client_id=un"))
+            await says("This app is not registered here", "message-unknown-client")
+            await page.goto(f"{url}&redirect_uri=https%3A%2F%2Fevil.example")
+            await says("This request cannot be answered", "message-bad-request")
+            await page.goto(url)
+            await page.evaluate("document.querySelector('[name=csrf]').value = 'x'")
+            await allow(page)
+            await says("This answer did not come from our page", "message-not-our-page")
+            await page.goto(url)
+            with turned(601):
+                await page.reload()
+                await says("This request is over", "message-over")

@@ -1,0 +1,315 @@
+"""The connected apps over HTTP, the pages' settings, and servers under paths of their own."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+import time_machine
+from pydantic import AnyUrl
+from sqlalchemy import select
+
+from oauth_store import ConfigurationError, PasswordApproval
+from oauth_store.credentials import hash_secret
+from oauth_store.database.models import SESSION, Token
+from oauth_store.pages.apps import SHOWN
+from tests.databases import rows_of, sqlite_rows, transaction
+from tests.serving import free_port
+from tests.sites import HASH, PASSWORD, USERS, Browser, Site, csrf_of, site
+from tests.steps import query_of
+
+
+def grant_ids(page: httpx2.Response) -> list[str]:
+    """The grants that a page can revoke."""
+    return [part.partition('"')[0] for part in page.text.split('name="revoke" value="')[1:] if part[:3] != "all"]
+
+
+class TestGrants:
+    """Who sees and ends what."""
+
+    async def test_users_see_their_own(self, database_url: str) -> None:
+        """Each user lists and revokes what they allowed themselves, on every database; "all" is all of theirs."""
+        async with site(database_url, approval={"users": USERS}) as wiki, Browser() as ada, Browser() as bob:
+            tokens = {
+                name: await wiki.connect(subject=name.partition(" ")[0], client_name=name)
+                for name in ("ada 1", "ada 2", "bob 1", "eve 1")
+            }
+
+            async def live() -> list[str]:
+                return [name for name, token in tokens.items() if await wiki.provider.verify_token(token.access_token)]
+
+            of_ada = await ada.sign_in(f"{wiki.url}/apps", "ada's password", username="ada")
+            of_bob = await bob.sign_in(f"{wiki.url}/apps", "bob's password", username="bob")
+            assert ("ada 1" in of_ada.text, "ada 2" in of_ada.text, "bob 1" in of_ada.text) == (True, True, False)
+            assert (len(grant_ids(of_ada)), len(grant_ids(of_bob))) == (2, 1)
+            answer = await ada.submit(of_ada, {"revoke": grant_ids(of_bob)[0]})
+            assert "It was revoked already." in answer.text
+            assert len(await live()) == 4
+            await ada.submit(of_ada, {"revoke": grant_ids(of_ada)[0]})
+            assert len(await live()) == 3
+            answer = await ada.submit(of_ada, {"revoke": "all"})
+            assert "1 app has no access any more." in answer.text
+            assert await live() == ["bob 1", "eve 1"]
+
+    async def test_one_password_sees_all(self, wiki: Site, browser: Browser) -> None:
+        """With one password the owner sees whoever was let in, also by a user of before."""
+        await wiki.connect(subject="ada", client_name="Of Ada")
+        await wiki.connect(subject=None, client_name="Of nobody")
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        assert ("Of Ada" in page.text, "Of nobody" in page.text) == (True, True)
+        assert page.text.count("Allowed by") == 1
+
+    async def test_revoking_ends_everything_of_the_grant(self, wiki: Site, browser: Browser) -> None:
+        """Refresh token, access token and the code are dead at once, and the row says who did it."""
+        token = await wiki.connect()
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        await browser.submit(page, {"revoke": grant_ids(page)[0]})
+        rows = await rows_of(wiki.provider, select(Token.revoked_reason).where(Token.kind != SESSION))
+        assert [row.revoked_reason for row in rows] == ["revoked on the page by owner"] * 2
+        assert await wiki.provider.verify_token(token.access_token) is None
+
+    async def test_very_many(self, wiki: Site, browser: Browser) -> None:
+        """Of very many apps those that were used last are shown, and the page says that there are more."""
+        url = await wiki.authorize_url(client_id="shared")
+        tokens = []
+        async with Browser() as app:
+            for _ in range(SHOWN + 3):
+                wiki.provider._flood_guard._limiter = type(wiki.provider._flood_guard._limiter)()
+                handle = query_of(str((await app.open(url)).request.url))["handle"]
+                tokens.append(await wiki.redeem(url, await wiki.provider.approve(handle)))
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        assert len(grant_ids(page)) == SHOWN
+        assert f"These are the {SHOWN} that were used last." in page.text
+        answer = await browser.submit(page, {"revoke": "all"})
+        assert f"{SHOWN + 3} apps have no access any more." in answer.text
+        assert [await wiki.provider.verify_token(token.access_token) for token in tokens] == [None] * (SHOWN + 3)
+
+
+class TestSession:
+    """What a sign-in leaves in the browser, and in the database."""
+
+    async def test_it_is_a_hashed_row(self, tmp_path: Path, browser: Browser) -> None:
+        """The row is of a kind of its own, for fifteen minutes, and holds the session's hash alone."""
+        async with site(tmp_path / "oauth.db") as wiki:
+            await browser.sign_in(f"{wiki.url}/apps")
+            session = session_of(wiki, browser)
+        rows = sqlite_rows(
+            str(tmp_path / "oauth.db"), "SELECT token_hash, kind, expires_at - created_at, client_id FROM oauth_tokens"
+        )
+        assert rows == [(hash_secret(session), "session", 900, None)]
+
+    async def test_it_is_no_token_and_a_token_is_none(self, wiki: Site, browser: Browser) -> None:
+        """A session is refused as a token, and a token as a session."""
+        token = await wiki.connect()
+        await browser.sign_in(f"{wiki.url}/apps")
+        session = session_of(wiki, browser)
+        assert await wiki.provider.verify_token(session) is None
+        assert await wiki.provider.load_access_token(session) is None
+        for secret in (token.access_token, str(token.refresh_token), f"{token.access_token}.x", "", "x", "é"):
+            async with Browser() as attacker:
+                cookie = f"{wiki.provider.cookies._name('oauth_store_session')}={secret}".encode()
+                page = await attacker.http.get(f"{wiki.url}/apps", headers={b"Cookie": cookie})
+                assert ("Password of this server" in page.text, "Sign out" in page.text) == (True, False)
+
+    async def test_it_ends_after_fifteen_minutes(self, wiki: Site, browser: Browser) -> None:
+        """To its last second it lists what is connected, and from then on it neither lists nor revokes."""
+        token = await wiki.connect()
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        async with transaction(wiki.provider) as session:
+            expires_at = (await session.execute(select(Token.expires_at).where(Token.kind == SESSION))).scalar_one()
+        cookie = f"{wiki.provider.cookies._name('oauth_store_session')}={session_of(wiki, browser)}"
+        async with Browser(Cookie=cookie) as other:  # no browser that would drop the cookie by itself
+            with time_machine.travel(expires_at - 1, tick=False):
+                assert len(grant_ids(await other.open(f"{wiki.url}/apps"))) == 1
+            with time_machine.travel(expires_at, tick=False):
+                assert grant_ids(await other.open(f"{wiki.url}/apps")) == []
+                answer = await other.submit(page, {"revoke": "all"})
+                assert "You were signed out meanwhile" in answer.text
+                assert await wiki.provider.verify_token(token.access_token) is not None
+
+    async def test_signing_out_ends_it_and_no_other(self, wiki: Site, browser: Browser) -> None:
+        """A session that was signed out is none any more, whoever kept its cookie; that of another browser goes on."""
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        cookie = f"{wiki.provider.cookies._name('oauth_store_session')}={session_of(wiki, browser)}"
+        async with Browser() as other, Browser(Cookie=cookie) as thief:
+            await other.sign_in(f"{wiki.url}/apps")
+            assert "Sign out" in (await thief.open(f"{wiki.url}/apps")).text
+            await browser.submit(page, {"sign_out": "yes"})
+            assert "Sign out" not in (await thief.open(f"{wiki.url}/apps")).text
+            assert "Sign out" in (await other.open(f"{wiki.url}/apps")).text
+
+    async def test_signing_in_makes_a_new_one(self, wiki: Site, browser: Browser) -> None:
+        """A session that was planted before is not the one that the owner is signed in with."""
+        browser.http.cookies.set(
+            wiki.provider.cookies._name("oauth_store_session"), "session_planted", domain="127.0.0.1"
+        )
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        assert "Sign out" in page.text
+        assert session_of(wiki, browser) != "session_planted"
+
+    @pytest.mark.parametrize("fields", [{"revoke": "all"}, {"sign_out": "yes"}])
+    async def test_its_forms_carry_its_token(self, wiki: Site, browser: Browser, fields: dict[str, str]) -> None:
+        """Without the token, with another session's, or from another page, nothing is revoked or signed out."""
+        await wiki.connect()
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        async with Browser() as other:
+            another = csrf_of(await other.sign_in(f"{wiki.url}/apps"))
+        for token in ("", "x", another):
+            assert (await browser.submit(page, {**fields, "csrf": token})).status_code == 403
+        for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "same-site"}):
+            assert (await browser.submit(page, fields, **headers)).status_code == 403
+        left = await browser.open(f"{wiki.url}/apps")
+        assert (len(grant_ids(left)), "Sign out" in left.text) == (1, True)
+
+    async def test_signing_in_from_another_page(self, wiki: Site, browser: Browser) -> None:
+        """A foreign page cannot sign a browser in, not even with a password that it knows."""
+        for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+            answer = await browser.http.post(f"{wiki.url}/apps", data={"password": PASSWORD}, headers=headers)
+            assert "set-cookie" not in answer.headers
+            assert answer.status_code == 200
+
+    async def test_a_get_changes_nothing(self, wiki: Site, browser: Browser) -> None:
+        """A link neither revokes nor signs out."""
+        await wiki.connect()
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        for link in (f"revoke=all&csrf={csrf_of(page)}", f"sign_out=yes&csrf={csrf_of(page)}"):
+            assert len(grant_ids(await browser.open(f"{wiki.url}/apps?{link}"))) == 1
+
+    @pytest.mark.parametrize("which", ["", "nonsense", "00", "ff" * 16, "0" * 10_000, "é", "' OR 1=1 --"])
+    async def test_nonsense_revokes_nothing(self, wiki: Site, browser: Browser, which: str) -> None:
+        """A grant that does not exist, or is no id at all, ends nothing, and nothing breaks."""
+        await wiki.connect()
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        answer = await browser.submit(page, {"revoke": which})
+        assert (answer.status_code, len(grant_ids(answer))) == (200, 1)
+
+
+class TestSettings:
+    """What the owner can change."""
+
+    async def test_branding(self, tmp_path: Path, browser: Browser) -> None:
+        """Name, logo and colour are the owner's; the policy lets in the logo's origin, and nothing else of it."""
+        approval = {"name": "Our <wiki>", "logo_url": "https://img.example/logo.png?a=1&b=2", "accent": "#ffee00"}
+        async with site(tmp_path / "oauth.db", approval=approval) as wiki:
+            page = await browser.open(await wiki.authorize_url())
+        assert "to use Our &lt;wiki&gt;?" in page.text
+        assert '<img src="https://img.example/logo.png?a=1&amp;b=2" alt="">' in page.text
+        assert "--accent: #ffee00; --on-accent: #000000;" in page.text
+        assert "img-src https://img.example;" in page.headers["content-security-policy"]
+
+    async def test_scope_descriptions(self, tmp_path: Path, browser: Browser) -> None:
+        """Scopes are in the owner's words, on both pages."""
+        async with site(tmp_path / "oauth.db", approval={"scope_descriptions": {"read": "read <all>"}}) as wiki:
+            page = await browser.open(await wiki.authorize_url())
+            assert "<li><bdi>read &lt;all&gt;</bdi></li>" in page.text
+            await wiki.connect()
+            assert "<bdi>read &lt;all&gt;</bdi>, <bdi>write</bdi>" in (await browser.sign_in(f"{wiki.url}/apps")).text
+
+    async def test_known_hosts(self, tmp_path: Path, browser: Browser) -> None:
+        """A host that the owner names is not warned of."""
+        redirect_uris = [AnyUrl("https://app.example/cb")]
+        for known_hosts, warned in (((), True), (("app.example",), False)):
+            async with site(tmp_path / "oauth.db", approval={"known_hosts": known_hosts}) as wiki:
+                page = await browser.open(await wiki.authorize_url(redirect_uris=redirect_uris))
+            assert ("This server does not know that address" in page.text) is warned
+
+    async def test_own_templates(self, tmp_path: Path, browser: Browser) -> None:
+        """A template of the owner's takes the place of ours, escapes as ours do, and may extend ours."""
+        directory = tmp_path / "templates"
+        directory.mkdir()
+        (directory / "consent.html").write_text(
+            '{% extends "base.html" %}{% block content %}<h1>Mine: {{ client }}</h1>'
+            '<form method="post" action="{{ action }}"><input type="hidden" name="csrf" value="{{ csrf }}">'
+            "{% include 'fields.html' %}<button name=answer value=allow>OK</button></form>{% endblock %}"
+        )
+        async with site(tmp_path / "oauth.db", approval={"templates": directory}) as wiki:
+            url = await wiki.authorize_url(client_name="<b>")
+            page = await browser.open(url)
+            assert "<h1>Mine: &lt;b&gt;</h1>" in page.text
+            assert (await browser.allow(page)).status_code == 303
+            assert "Connected apps" in (await browser.open(f"{wiki.url}/apps")).text
+
+    @pytest.mark.parametrize("text", [b"{% if %}", b"{{", b"\xff"])
+    def test_a_template_that_cannot_be_read(self, tmp_path: Path, text: bytes) -> None:
+        """A mistake in a template is an error at construction, not when somebody connects."""
+        (tmp_path / "message.html").write_bytes(text)
+        with pytest.raises(ConfigurationError, match=r"templates: message\.html cannot be read"):
+            PasswordApproval(password_hash=HASH, templates=tmp_path)
+
+    async def test_the_path_of_the_apps(self, tmp_path: Path, browser: Browser) -> None:
+        """The page is where the owner wants it, or nowhere."""
+        for path, statuses in (("/apps", [200, 404]), ("/manage/apps", [404, 200]), (None, [404, 404])):
+            async with site(tmp_path / "oauth.db", approval={"apps_path": path}) as wiki:
+                found = [await browser.open(f"{wiki.url}{one}") for one in ("/apps", "/manage/apps")]
+                assert [page.status_code for page in found] == statuses
+
+    @pytest.mark.parametrize("path", ["apps", "/", "", "/consent", "/token", "/a{b}", "/apps?x", "/apps#x", "//evil"])
+    def test_a_path_that_cannot_be(self, path: str) -> None:
+        """A path that is none, is taken already, or means something else to the router is an error at construction."""
+        with pytest.raises(ConfigurationError, match="apps_path is"):
+            PasswordApproval(password_hash=HASH, apps_path=path)
+
+
+class TestPaths:
+    """Servers that are not at the root of their host."""
+
+    async def test_under_a_path(self, tmp_path: Path, browser: Browser) -> None:
+        """Every link, form and redirect has the path in it; the cookies hold for it."""
+        async with site(tmp_path / "oauth.db", path="/wiki") as wiki:
+            assert wiki.url.endswith("/wiki")
+            url = await wiki.authorize_url()
+            page = await browser.open(url)
+            assert urlsplit(str(page.url)).path == "/wiki/consent"
+            assert f"to use {wiki.url.removeprefix('http://')}?" in page.text
+            answer = await browser.allow(page)
+            assert (await wiki.redeem(url, answer.headers["location"])).access_token
+            apps = await browser.sign_in(f"{wiki.url}/apps")
+            assert str(apps.url) == f"{wiki.url}/apps"
+            assert len(grant_ids(apps)) == 1
+            assert (await browser.submit(apps, {"sign_out": "yes"})).headers["location"] == f"{wiki.url}/apps"
+
+    async def test_two_servers_on_one_host(self, tmp_path: Path, browser: Browser) -> None:
+        """Browsers send the cookies of one to the other: neither takes them for its own, nor replaces them."""
+        async with site(tmp_path / "one.db", path="/one") as one, site(tmp_path / "two.db", path="/two") as two:
+            assert "Sign out" in (await browser.sign_in(f"{one.url}/apps")).text
+            assert "Sign out" not in (await browser.open(f"{two.url}/apps")).text
+            assert "Sign out" in (await browser.sign_in(f"{two.url}/apps")).text
+            assert "Sign out" in (await browser.open(f"{one.url}/apps")).text
+
+    async def test_on_https(self, tmp_path: Path) -> None:
+        """Behind a proxy that speaks https, every cookie is __Host-, Secure, HttpOnly, and for the path "/"."""
+        port = free_port()
+        async with (
+            site(tmp_path / "oauth.db", base_url="https://wiki.example.com/wiki", port=port) as wiki,
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as proxied,
+        ):
+            url = await wiki.authorize_url()
+            started = await proxied.get(f"/authorize?{urlsplit(url).query}")
+            page = started.headers["location"]
+            assert page.startswith("https://wiki.example.com/wiki/consent?")
+            cookie = started.headers["set-cookie"]
+            sent = {"Cookie": cookie.partition(";")[0]}
+            shown = await proxied.get(f"/consent?{urlsplit(page).query}", headers=sent)
+            assert "to use wiki.example.com/wiki?" in shown.text
+            fields = {"csrf": csrf_of(shown), "answer": "allow", "password": PASSWORD}
+            allowed = await proxied.post(f"/consent?{urlsplit(page).query}", data=fields, headers=sent)
+            signed_in = await proxied.post("/apps", data={"password": PASSWORD})
+        cookies = [cookie, *allowed.headers.get_list("set-cookie"), *signed_in.headers.get_list("set-cookie")]
+        assert len(cookies) == 4
+        for one in cookies:
+            name, _, attributes = one.partition("=")
+            assert name.startswith("__Host-oauth_store_")
+            strict = "session" in name
+            assert {part.strip() for part in attributes.split(";")[1:] if "Max-Age" not in part} == {
+                "HttpOnly",
+                "Secure",
+                "Path=/",
+                f"SameSite={'strict' if strict else 'lax'}",
+            }
+
+
+def session_of(wiki: Site, browser: Browser) -> str:
+    """The session that a browser has."""
+    session = browser.http.cookies.get(wiki.provider.cookies._name("oauth_store_session"))
+    assert session is not None
+    return session

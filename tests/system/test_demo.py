@@ -1,0 +1,30 @@
+"""What `make demo` runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+DEMO = Path(__file__).parent.parent.parent / "examples" / "demo.py"
+
+
+def test_the_demo_authorizes_once_on_a_database_and_twice_in_memory(tmp_path: Path) -> None:
+    """The demo exits 0, shows the page and a refresh, and says which of the two servers lost its client."""
+    done = subprocess.run(
+        [sys.executable, str(DEMO)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    persistent, in_memory = done.stdout.split("InMemoryOAuthProvider, the same again")
+    assert persistent.count("GET /authorize (PKCE S256)") == 1
+    assert [line.split("/consent")[1].split()[-1] for line in persistent.splitlines() if "POST /consent" in line] == [
+        "refused",
+        "code",
+    ]
+    assert "the page asks: Allow demo to use 127.0.0.1:" in persistent
+    assert persistent.count("POST /token (refresh_token)         200") == 1
+    assert persistent.count("tool answered") == 3
+    assert in_memory.count("GET /authorize (PKCE S256)          302") == 2
+    summary = in_memory.split("Had to authorize again after the kill?")[1].split()
+    assert summary[:4] == ["SQLAlchemyOAuthProvider", "no", "InMemoryOAuthProvider", "yes"]
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []  # what it needs is in a directory of its own, and gone
