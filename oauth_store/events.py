@@ -3,7 +3,6 @@
 import logging
 
 from opentelemetry import context, metrics, trace
-from sqlalchemy.event import listen
 from sqlalchemy.orm import Session
 
 logger = logging.getLogger("oauth_store")
@@ -30,6 +29,8 @@ _counter = metrics.get_meter("oauth_store").create_counter(
     "oauth_store.events", unit="{event}", description="What happened in the OAuth store, by `event`"
 )
 _tracer = trace.get_tracer("oauth_store")
+_EVENTS = "oauth_store_events"
+"""In a session's `info`, where they wait for its COMMIT."""
 
 
 def emit(event: str, **fields: str | int | bytes | None) -> None:
@@ -45,8 +46,14 @@ def emit(event: str, **fields: str | int | bytes | None) -> None:
 
 
 def emit_after_commit(session: Session, event: str, **fields: str | int | bytes | None) -> None:
-    """Tell of an event once the session commits: never of what was rolled back, nor twice of what was tried again."""
-    listen(session, "after_commit", lambda _session: emit(event, **fields), once=True)
+    """Tell of an event once the step commits: never of what was rolled back, nor twice of what was tried again."""
+    session.info.setdefault(_EVENTS, []).append((event, fields))
+
+
+def emit_committed(session: Session) -> None:
+    """Tell of what a session has committed."""
+    for event, fields in session.info.pop(_EVENTS, ()):
+        emit(event, **fields)
 
 
 class Span:

@@ -17,7 +17,7 @@ from oauth_store.database.outages import hung_up, is_broken, is_conflict, outage
 from oauth_store.database.remembered import Memory
 from oauth_store.database.sqlite import Lane
 from oauth_store.errors import DatabaseUnavailable, LostRaceError, OAuthStoreError
-from oauth_store.events import Span
+from oauth_store.events import Span, emit_committed
 
 logger = logging.getLogger("oauth_store")
 
@@ -180,6 +180,7 @@ class Store:
             if write:
                 self._check_file(inode)  # it may have waited long for its turn
                 self._commit(session)
+                emit_committed(session)
         except BaseException as error:
             # Nobody else would close a connection whose pool was disposed, and one that was opened while the file
             # could not be written is read-only for ever.
