@@ -20,7 +20,7 @@ _LATEST = 253402300799  # of year 9999, the last that a datetime knows
 
 def shown(text: str) -> str:
     """Return a text that a client chose, for people to read: short, on one line, and nothing that hides in it."""
-    text = visible(text[:LENGTH_LOOKED_AT])
+    text = one_line(text[:LENGTH_LOOKED_AT])
     return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}…"
 
 
@@ -50,7 +50,7 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", "".join(safe))
 
 
-def visible(text: str) -> str:
+def one_line(text: str) -> str:
     """Return a text on one line, without control characters, whatever its length.
 
     At most two marks on a letter: more of them would reach into the lines above and below. None without a letter: they
@@ -76,12 +76,12 @@ def link_start(link: SplitResult) -> str:
 
 def iso(seconds: int | None) -> str | None:
     """Return a time as ISO 8601 in UTC, such as 2026-07-28T09:15:00Z."""
-    return None if seconds is None else f"{moment(seconds):%Y-%m-%dT%H:%M:%SZ}"
+    return None if seconds is None else f"{utc(seconds):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def in_full(seconds: int, now: int) -> str:
+def with_age(seconds: int, now: int) -> str:
     """Return a time for people to compare with a log, and how far it is."""
-    return f"{moment(seconds):%Y-%m-%d %H:%M:%S} UTC ({ago(seconds, now)})"
+    return f"{utc(seconds):%Y-%m-%d %H:%M:%S} UTC ({ago(seconds, now)})"
 
 
 def ago(seconds: int | None, now: int) -> str:
@@ -93,6 +93,6 @@ def ago(seconds: int | None, now: int) -> str:
     return f"in {away // length} {unit}" if seconds > now else f"{away // length} {unit} ago"
 
 
-def moment(seconds: int) -> datetime:
+def utc(seconds: int) -> datetime:
     """Return a stored time, or the nearest that a datetime knows."""
     return datetime.fromtimestamp(min(max(seconds, 0), _LATEST), UTC)

@@ -38,7 +38,7 @@ from oauth_store.database.purge import purge as purge_batch
 from oauth_store.database.purge import purgeable
 from oauth_store.database.status import Inventory, as_json, take_inventory
 from oauth_store.database.store import Store
-from oauth_store.display import ago, visible
+from oauth_store.display import ago, one_line
 from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit
 
@@ -216,7 +216,7 @@ def main() -> None:
         code = app(error_console=Console(stderr=True), result_action="return_value")
         sys.stdout.flush()
     except OAuthStoreError as error:
-        sys.exit(f"oauth-store: {visible(str(error))}")
+        sys.exit(f"oauth-store: {one_line(str(error))}")
     except (KeyboardInterrupt, EOFError):
         sys.exit(130)
     except BrokenPipeError:  # whoever reads our output has seen enough: end as if SIGPIPE had ended us

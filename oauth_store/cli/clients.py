@@ -24,7 +24,7 @@ from oauth_store.cli.terminal import (
     print_table,
     tell_events,
 )
-from oauth_store.display import ago, iso, shown, visible
+from oauth_store.display import ago, iso, one_line, shown
 from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit
 from oauth_store.flows.registered import RegisteredClient, registered_clients, remove_client
@@ -106,7 +106,7 @@ def add(
 
     if verbose:
         tell_events()
-    if not visible(name):
+    if not one_line(name):
         raise OAuthStoreError("the client needs a name that people can read")
     secret = None if auth_method == "none" else secrets.token_urlsafe(32)
     now = int(time.time())
@@ -166,7 +166,7 @@ def remove(
         listed, _ = store.read(registered_clients, None, client_id)
         listed = [client for client in listed if client.client_id == client_id]  # MariaDB pads: 'abc ' equals 'abc'
         if not listed:
-            raise OAuthStoreError(f"no client has the id {visible(client_id)!r}; see `oauth-store clients`")
+            raise OAuthStoreError(f"no client has the id {one_line(client_id)!r}; see `oauth-store clients`")
         if not yes:
             if not json:
                 _print_clients(listed)

@@ -29,7 +29,7 @@ from oauth_store.cli.terminal import (
     print_text,
     tell_events,
 )
-from oauth_store.display import ago, in_full, iso, shown, visible
+from oauth_store.display import ago, iso, one_line, shown, with_age
 from oauth_store.errors import OAuthStoreError
 from oauth_store.flows.connected import BATCH, LiveGrant, end_grants, grants_named, grants_to_end, live_grants
 
@@ -157,7 +157,7 @@ def revoke(
 
 def _named(store: OpenStore, prefix: str) -> bytes:
     if not re.fullmatch("[0-9a-f]{6,32}", prefix.lower()):
-        raise OAuthStoreError(f"{visible(prefix)!r} names no grant; expected 6 to 32 hex digits of its id")
+        raise OAuthStoreError(f"{one_line(prefix)!r} names no grant; expected 6 to 32 hex digits of its id")
     found = store.read(grants_named, prefix.lower())
     if len(found) == 1:
         return found[0]
@@ -204,7 +204,7 @@ def _read_secret() -> str:
 
 def _print_explanation(explanation: "Explanation") -> None:
     now = int(time.time())
-    client = None if explanation.client_id is None else visible(explanation.client_id)
+    client = None if explanation.client_id is None else one_line(explanation.client_id)
     if name := shown(explanation.client_name or ""):
         client = f"{name} ({client})"
     times = {
@@ -221,13 +221,13 @@ def _print_explanation(explanation: "Explanation") -> None:
         "Subject": explanation.subject,
         "Scopes": " ".join(explanation.scopes),
         "Resource": explanation.resource,
-        **{name: None if at is None else in_full(at, now) for name, at in times.items()},
+        **{name: None if at is None else with_age(at, now) for name, at in times.items()},
     }
     state = explanation.state.replace("_", " ")
     print(f"{explanation.kind[0].upper()}{explanation.kind[1:]}: {state}")
     for name, value in facts.items():
         if value:
-            print(f"  {name + ':':11} {visible(value)}")
+            print(f"  {name + ':':11} {one_line(value)}")
     print_text(explanation.said)
     print_text(f"What to do: {explanation.advice}")
 

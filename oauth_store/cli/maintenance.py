@@ -15,7 +15,7 @@ from rich.text import Text
 from oauth_store.cli.terminal import DatabaseOption, Json, print_json
 from oauth_store.database import backup as backing_up
 from oauth_store.database import copy as copying
-from oauth_store.display import visible
+from oauth_store.display import one_line
 from oauth_store.doctor.finding import Finding
 
 
@@ -96,9 +96,9 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 def _print_finding(console: Console, finding: Finding) -> None:
     level = f"{finding.level:<8}", _STYLES[finding.level]
-    console.print(Text.assemble(level, f" {finding.check}: {visible(finding.found[:SHOWN_LENGTH])}"), soft_wrap=True)
+    console.print(Text.assemble(level, f" {finding.check}: {one_line(finding.found[:SHOWN_LENGTH])}"), soft_wrap=True)
     if finding.advice:
-        console.print(Text(f"         -> {visible(finding.advice[:SHOWN_LENGTH])}"), soft_wrap=True)
+        console.print(Text(f"         -> {one_line(finding.advice[:SHOWN_LENGTH])}"), soft_wrap=True)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from oauth_store.database import schema
 from oauth_store.database.store import Store
-from oauth_store.display import visible
+from oauth_store.display import one_line
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
 
 P = ParamSpec("P")
@@ -170,10 +170,10 @@ def print_table(
         for row in rows:
             width = max(map(len, columns))
             for column, value in zip(columns, row, strict=True):
-                print(f"{column:<{width}}  {visible(value)}")
+                print(f"{column:<{width}}  {one_line(value)}")
             print()
         return
-    shown = [[visible(value) for value in row] for row in rows]
+    shown = [[one_line(value) for value in row] for row in rows]
     if not console.is_terminal or len(rows) > MANY:
         _print_lines(columns, shown, numbers)
         return
@@ -207,7 +207,7 @@ def print_text(text: str) -> None:
     """Print a paragraph, in lines that fit the terminal; into a pipe or a file, on one line."""
     print()
     wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    print(textwrap.fill(visible(text), max(20, min(wide, LINE))) if wide != sys.maxsize else visible(text))
+    print(textwrap.fill(one_line(text), max(20, min(wide, LINE))) if wide != sys.maxsize else one_line(text))
 
 
 def print_more(number: int, noun: str, how: str) -> None:

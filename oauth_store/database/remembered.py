@@ -13,7 +13,7 @@ interpreter: at 16 connections, a look per verification costs 2 per cent of the 
 file is there any sooner."""
 
 
-class Memory:
+class Remembered:
     """The fields of tokens, by the tokens' hashes, each for as long as nothing is committed to the file.
 
     A token that any process revoked or rotated is refused by the very next verification that starts after that commit

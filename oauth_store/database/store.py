@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from oauth_store.database.engines import POOL_SIZE, create_engine, database_url, display_name, is_memory, sqlite_name
 from oauth_store.database.outages import hung_up, is_broken, is_conflict, outage
-from oauth_store.database.remembered import Memory
+from oauth_store.database.remembered import Remembered
 from oauth_store.database.sqlite import Lane
 from oauth_store.errors import DatabaseUnavailable, LostRaceError, OAuthStoreError
 from oauth_store.events import Span, emit_committed
@@ -46,7 +46,7 @@ class Store:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._steps: set[asyncio.Task[Any]] = set()
         self._inode: int | None = None
-        self.remembered: Memory | None = None
+        self.remembered: Remembered | None = None
         """Tokens that need not be looked up again: where a commit of any process can be noticed, and while open."""
         self.owned = not isinstance(database, AsyncEngine)
         self.url = database.url if isinstance(database, AsyncEngine) else database_url(database)
@@ -257,9 +257,9 @@ class Store:
             raise known from (None if known is error else error)
         self._opened = True
 
-    def _remember(self) -> tuple[int, Memory]:
+    def _remember(self) -> tuple[int, Remembered]:
         inode = os.stat(str(self.url.database)).st_ino
-        return inode, Memory(sqlite_name(self.url), inode)
+        return inode, Remembered(sqlite_name(self.url), inode)
 
     async def _disconnect(self, *, close: bool) -> None:
         """Close all connections, or just forget them: those of an event loop that may be dead."""

@@ -49,7 +49,7 @@ async def verify(issuer: Issuer, token: str) -> AccessToken | None:
 
 async def _look_up(issuer: Issuer, token_hash: bytes) -> Row[Any] | None:
     remembered = issuer.store.remembered
-    version = remembered.version() if remembered is not None else None  # before the row: see Memory.remember
+    version = remembered.version() if remembered is not None else None  # before the row: see Remembered.remember
     row = await issuer.store.read(_live_access_token, token_hash, int(time.time()))
     if remembered is not None and row is not None and row.first_used_at is not None:
         remembered.remember(row.token_hash, _fields(row), version)

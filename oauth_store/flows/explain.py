@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret, unseal
 from oauth_store.database.models import ACCESS, REFRESH, SESSION, clients, codes, tokens
-from oauth_store.display import in_full, visible
+from oauth_store.display import one_line, with_age
 from oauth_store.flows.connected import described, live_grants
 
 KINDS = {"access": "access token", "refresh": "refresh token", "code": "authorization code"} | {
@@ -137,11 +137,11 @@ def _token(session: Session, secret: str, row: Row[Any], now: int) -> Explanatio
     if row.consumed_at is not None:
         return _rotated(session, secret, about, row, now)
     if row.expires_at > now:
-        said = f"It is good until {in_full(row.expires_at, now)}."
+        said = f"It is good until {with_age(row.expires_at, now)}."
         advice = "If the server refuses it all the same, it is not for this server's URL: compare the resource."
         return replace(about, state="live", said=said, advice=advice)
     about = replace(about, state="expired")
-    said = f"It expired at {in_full(row.expires_at, now)}."
+    said = f"It expired at {with_age(row.expires_at, now)}."
     if row.kind == REFRESH:
         said += " A refresh token expires when its client did not refresh for that long."
         return replace(about, said=said, advice=AGAIN)
@@ -153,18 +153,18 @@ def _token(session: Session, secret: str, row: Row[Any], now: int) -> Explanatio
 
 
 def _client_gone(about: Explanation) -> Explanation:
-    said = f"Its client, {visible(str(about.client_id))}, is not registered any more: it was removed."
+    said = f"Its client, {one_line(str(about.client_id))}, is not registered any more: it was removed."
     return replace(about, state="client_gone", said=said, advice="The client has to register, and be connected, again.")
 
 
 def _ended(about: Explanation, at: int, reason: str | None, now: int) -> Explanation:
-    state, why, advice = _ENDED.get(reason or "", ("revoked", visible(reason or "for no known reason"), AGAIN))
-    said = f"Its grant was ended at {in_full(at, now)}: {why}."
+    state, why, advice = _ENDED.get(reason or "", ("revoked", one_line(reason or "for no known reason"), AGAIN))
+    said = f"Its grant was ended at {with_age(at, now)}: {why}."
     return replace(about, state=state, said=said, advice=advice, revoked_at=at, revoked_reason=reason)
 
 
 def _rotated(session: Session, secret: str, about: Explanation, row: Row[Any], now: int) -> Explanation:
-    at = in_full(row.consumed_at, now)
+    at = with_age(row.consumed_at, now)
     grant = "The grant lives." if about.grant_live else "The grant is over too."
     advice = NOTHING if about.grant_live else AGAIN
     about = replace(about, state="rotated")
@@ -207,8 +207,8 @@ def _session(_session: Session, _secret: str, row: Row[Any], now: int) -> Explan
     return Explanation(
         kind="session",
         state="live" if live else "expired",
-        said=f"It signs {visible(row.subject or '')} in on the page of connected apps, and "
-        f"{'is good until' if live else 'expired at'} {in_full(row.expires_at, now)}.",
+        said=f"It signs {one_line(row.subject or '')} in on the page of connected apps, and "
+        f"{'is good until' if live else 'expired at'} {with_age(row.expires_at, now)}.",
         advice=NOTHING,
         subject=row.subject,
         created_at=row.created_at,
@@ -222,9 +222,9 @@ def _code(session: Session, kind: str, row: Row[Any], now: int) -> Explanation:
         tokens.c.grant_id == row.grant_id
     )
     revoked_at, reason, issued = session.execute(of_grant).one()
-    approved = f"It was approved at {in_full(row.approved_at, now)}" if row.approved_at is not None else ""
+    approved = f"It was approved at {with_age(row.approved_at, now)}" if row.approved_at is not None else ""
     if row.consumed_at is not None:
-        at = in_full(row.consumed_at, now)
+        at = with_age(row.consumed_at, now)
         if not approved:
             return replace(about, state="denied", said=f"It was denied at {at}.", advice=NOTHING)
         if revoked_at is not None:
@@ -240,16 +240,16 @@ def _code(session: Session, kind: str, row: Row[Any], now: int) -> Explanation:
         return _client_gone(about)
     if row.expires_at <= now:
         missed = "its client did not exchange the code in time" if approved else "nobody answered it in time"
-        said = f"It expired at {in_full(row.expires_at, now)}: {missed}."
+        said = f"It expired at {with_age(row.expires_at, now)}: {missed}."
         return replace(about, state="expired", said=said, advice=AGAIN)
     waits = f"{approved}, and waits for its client" if approved else "It waits for the owner's answer"
-    return replace(about, state="waiting", said=f"{waits} until {in_full(row.expires_at, now)}.", advice=NOTHING)
+    return replace(about, state="waiting", said=f"{waits} until {with_age(row.expires_at, now)}.", advice=NOTHING)
 
 
 def _client_secret(row: Row[Any], now: int) -> Explanation:
     name, hosts = described(row.client_metadata)
     expires_at: int | None = json.loads(row.client_metadata).get("client_secret_expires_at") or None
-    over = f"It expired at {in_full(expires_at, now)}." if expires_at is not None and expires_at <= now else ""
+    over = f"It expired at {with_age(expires_at, now)}." if expires_at is not None and expires_at <= now else ""
     return Explanation(
         kind="client secret",
         state="expired" if over else "live",

@@ -9,7 +9,7 @@ from starlette.responses import RedirectResponse, Response
 from oauth_store.approval import Approver
 from oauth_store.browser import form_of, from_our_page
 from oauth_store.credentials import derive, mint, same
-from oauth_store.display import moment, shown, shown_name
+from oauth_store.display import shown, shown_name, utc
 from oauth_store.flows import sessions
 from oauth_store.flows.connected import LiveGrant, end_all, end_one, live_grants
 from oauth_store.pages.html import Pages
@@ -117,7 +117,7 @@ class AppsPage:
         )
 
     def _described(self, grant: LiveGrant) -> dict[str, Any]:
-        since, used = moment(grant.granted_at), moment(grant.last_used_at)
+        since, used = utc(grant.granted_at), utc(grant.last_used_at)
         return {
             "grant_id": grant.grant_id.hex(),
             "name": shown_name(grant.client_name),

@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from oauth_store import DatabaseUnavailable, SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
 from oauth_store.database import remembered as memory_module
-from oauth_store.database.remembered import LOOK_SECONDS, Memory
+from oauth_store.database.remembered import LOOK_SECONDS, Remembered
 from tests.chaos import Child, new_provider
 from tests.clocks import stopped_at
 from tests.databases import engine_of
@@ -54,7 +54,7 @@ async def provider(path: str, client: OAuthClientInformationFull) -> AsyncIterat
         yield provider
 
 
-def memory_of(provider: SQLAlchemyOAuthProvider) -> Memory:
+def memory_of(provider: SQLAlchemyOAuthProvider) -> Remembered:
     """What a provider remembers."""
     assert provider._store.remembered is not None
     return provider._store.remembered
@@ -309,7 +309,7 @@ class TestCounter:
         """In the rollback journal's modes, in WAL mode, and across the change, each commit changes the counter."""
         with closing(sqlite3.connect(path, isolation_level=None)) as writer:
             writer.execute("CREATE TABLE numbers (number INTEGER)")
-            with closing(Memory(path, os.stat(path).st_ino)) as memory:
+            with closing(Remembered(path, os.stat(path).st_ino)) as memory:
                 seen = {memory.version()}
                 for mode in ("DELETE", "TRUNCATE", "PERSIST", "WAL"):
                     writer.execute(f"PRAGMA journal_mode = {mode}")
@@ -329,7 +329,7 @@ class TestCounter:
             "print('held', flush=True); sys.stdin.read()"
         )
         with (
-            closing(Memory(path, os.stat(path).st_ino)) as memory,
+            closing(Remembered(path, os.stat(path).st_ino)) as memory,
             subprocess.Popen(
                 [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             ) as holder,
@@ -346,7 +346,7 @@ class TestCounter:
     def test_another_file_is_of_no_use(self, path: str) -> None:
         """Where the file was replaced before it was opened, nothing is ever remembered."""
         Path(path).touch()
-        with closing(Memory(path, os.stat(path).st_ino + 1)) as memory:
+        with closing(Remembered(path, os.stat(path).st_ino + 1)) as memory:
             assert memory.version() is None
 
 
