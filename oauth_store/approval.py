@@ -3,19 +3,19 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from fastmcp.server.auth.redirect_validation import is_loopback_host
-from mcp.server.auth.provider import AuthorizeError
+from mcp.server.auth.provider import AuthorizationParams, AuthorizeError
 from mcp.shared.auth import OAuthClientInformationFull
+from pydantic import PrivateAttr
 from starlette.requests import Request
-from starlette.responses import Response
 
 from oauth_store.browser import Cookies
 from oauth_store.errors import ConfigurationError
+from oauth_store.flows.authorization import Started
 from oauth_store.flows.clients import foreign
 from oauth_store.flows.issuer import Issuer
 
@@ -39,8 +39,6 @@ class AuthorizationRequest:
     scopes: list[str]
     resource: str | None
     expires_at: int
-    http_request: Request | None = field(default=None, repr=False, compare=False)
-    """The request to /authorize, where `Approval.authorize` is asked; None where it was called by other means."""
 
 
 class Approver(Protocol):
@@ -66,13 +64,30 @@ class Approver(Protocol):
     async def deny(self, handle: str) -> str: ...
 
 
-@runtime_checkable
-class HasMessagePage(Protocol):
-    """An approval whose pages can say what went wrong."""
+class RequestParams(AuthorizationParams):
+    """The parameters of an authorization request, with the HTTP request that had them, and what was stored of it."""
 
-    def message_page(
-        self, title: str, *paragraphs: str, server: str, status_code: int, headers: Mapping[str, str]
-    ) -> Response: ...
+    _http_request: Request | None = PrivateAttr(default=None)
+    _started: Started | None = PrivateAttr(default=None)
+
+    @classmethod
+    def of(cls, params: AuthorizationParams, http_request: Request) -> "RequestParams":
+        """Return the same parameters, with their HTTP request."""
+        own = cls.model_validate(params.model_dump())
+        own._http_request = http_request
+        return own
+
+    @property
+    def http_request(self) -> Request | None:
+        return self._http_request
+
+    @property
+    def started(self) -> Started | None:
+        return self._started
+
+    def start(self, started: Started) -> None:
+        """Keep what was stored."""
+        self._started = started
 
 
 class AutoApproval:
@@ -99,14 +114,16 @@ class LoopbackApproval(AutoApproval):
     """
 
     async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:
+        """Refuse a request of which nothing says where it came from."""
+        raise AuthorizeError(
+            "access_denied",
+            "there was no HTTP request to tell where this came from; where that is right, as in a test, pass "
+            "approval=AutoApproval() to SQLAlchemyOAuthProvider",
+        )
+
+    async def authorize_from(self, provider: Approver, request: AuthorizationRequest, http_request: Request) -> str:
         """Approve the request if it came from this machine and its answer stays there."""
-        if request.http_request is None:
-            raise AuthorizeError(
-                "access_denied",
-                "there was no HTTP request to tell where this came from; where that is right, as in a test, pass "
-                "approval=AutoApproval() to SQLAlchemyOAuthProvider",
-            )
-        refused = _leaves_this_machine(request.http_request, request.redirect_uri)
+        refused = _leaves_this_machine(http_request, request.redirect_uri)
         if refused:
             logger.warning(
                 "authorization refused: %s. Nobody is asked on a server without an approval, so only clients on this "

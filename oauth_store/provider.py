@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 from fastmcp.server import auth as fastmcp_auth
@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from oauth_store.approval import PASSWORD_HASH, AuthorizationRequest, AutoApproval, HasMessagePage, LoopbackApproval
+from oauth_store.approval import PASSWORD_HASH, AuthorizationRequest, AutoApproval, LoopbackApproval, RequestParams
 from oauth_store.browser import Cookies, request_cookie
 from oauth_store.credentials import matches
 from oauth_store.database import schema
@@ -58,13 +58,6 @@ class Approval(Protocol):
         at once.
         """
         ...
-
-
-@runtime_checkable
-class HasRoutes(Protocol):
-    """An approval that brings pages."""
-
-    def routes(self, provider: "SQLAlchemyOAuthProvider") -> list[Route]: ...
 
 
 def default_approval(urls: list[str]) -> Approval:
@@ -213,13 +206,6 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
         Raises `AuthorizeError`.
         """
-        url, _ = await self.begin(client, params, None)
-        return url
-
-    async def begin(
-        self, client: OAuthClientInformationFull, params: AuthorizationParams, http_request: Request | None
-    ) -> tuple[str, authorization.Started]:
-        """Do what `authorize` does, and return what was stored too. Raises `AuthorizeError`."""
         if not isinstance(client, StoredClient):
             client = StoredClient.load(client.model_dump_json(), Standing(scopes=self.issuer.scopes))
         started = await authorization.start(self.issuer, client, params)
@@ -230,9 +216,14 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             scopes=started.scopes,
             resource=started.resource,
             expires_at=started.expires_at,
-            http_request=http_request,
         )
-        return await self._approval.authorize(self, request), started
+        http_request = None
+        if isinstance(params, RequestParams):
+            params.start(started)
+            http_request = params.http_request
+        if isinstance(self._approval, LoopbackApproval) and http_request is not None:
+            return await self._approval.authorize_from(self, request, http_request)
+        return await self._approval.authorize(self, request)
 
     async def pending(self, handle: str, request: Request) -> AuthorizationRequest | None:
         """Return a request that may still be answered, or None.
@@ -352,24 +343,26 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         self, title: str, text: str, detail: str, status_code: int, headers: Mapping[str, str]
     ) -> Response:
         """Return a page that tells a person what is wrong, in the look of the approval's pages."""
-        page = self._approval.message_page if isinstance(self._approval, HasMessagePage) else plain_pages().message
+        pages = getattr(self._approval, "pages", None) or plain_pages()
         paragraphs = filter(None, (text, detail))
-        return page(title, *paragraphs, server=self.public_name, status_code=status_code, headers=headers)
+        page: Response = pages.message(
+            title, *paragraphs, server=self.public_name, status_code=status_code, headers=headers
+        )
+        return page
 
     def get_routes(self, mcp_path: str | None = None) -> list[Route]:
         """Return FastMCP's routes, with ours where its handlers fall short, and those of the approval's pages."""
         routes = super().get_routes(mcp_path)
-        pages = self._approval.routes(self) if isinstance(self._approval, HasRoutes) else []
+        pages: Callable[[SQLAlchemyOAuthProvider], list[Route]] | None = getattr(self._approval, "routes", None)
         server = Server(
             provider=self,
             issuer=self.issuer,
             documents=self._documents,
             floods=self._flood_guard,
-            begin=self.begin,
             message_page=self.message_page,
             binds_browsers=not isinstance(self._approval, AutoApproval),
         )
-        return server_routes(server, routes, pages)
+        return server_routes(server, routes, pages(self) if pages else [])
 
     def get_middleware(self) -> list[Middleware]:
         """Return FastMCP's middleware between ours: for outages, which are 503, and for all that lacks a token: 401."""

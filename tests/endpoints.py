@@ -69,12 +69,14 @@ def basic(client_id: str, secret: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def running(database: str = ":memory:", **settings: Any) -> AsyncIterator[Server]:
-    """A server whose provider has these settings."""
+async def running(
+    database: str = ":memory:", kind: type[SQLAlchemyOAuthProvider] = SQLAlchemyOAuthProvider, **settings: Any
+) -> AsyncIterator[Server]:
+    """A server whose provider is of this kind, and has these settings."""
     port = free_port()
     defaults: dict[str, Any] = {"base_url": f"http://127.0.0.1:{port}", "approval": AutoApproval()}
     async with (
-        SQLAlchemyOAuthProvider(database, **defaults | settings) as provider,
+        kind(database, **defaults | settings) as provider,
         serving(wiki(provider).http_app(stateless_http=True), port) as url,
         httpx2.AsyncClient(base_url=url) as http,
     ):

@@ -72,9 +72,8 @@ FAULTS = (
     Fault(
         "A confidential client needs no secret at /revoke",
         "oauth_store/server/revoke.py",
-        "client = clients.authenticate(await clients.find(self._issuer, client_id), secret)",
-        "client = await clients.find(self._issuer, client_id)\n            if client is None:\n    "
-        '            raise AuthenticationError("client_id is not registered")',
+        "client = clients.authenticate(client if isinstance(client, StoredClient) else None, secret)",
+        "pass",
         ("tests/server/test_endpoints.py::TestRevoke::test_a_confidential_client_revokes_nothing_without_its_secret",),
     ),
     Fault(
@@ -545,6 +544,20 @@ FAULTS = (
         "        context.run_migrations()\n    connection.commit()\n",
         "        context.run_migrations()\n",
         ("tests/database/test_migrations.py::test_each_revision_goes_up_down_and_up",),
+    ),
+    Fault(
+        "A COMMIT that SQLite refused keeps the lock, and what it should have committed",
+        "oauth_store/database/sqlite.py",
+        'event.listen(self.engine, "checkin", _end_transaction)',
+        "pass",
+        ("tests/database/test_database.py::test_a_commit_that_is_refused_is_rolled_back",),
+    ),
+    Fault(
+        "A code that is exchanged while all grants are ended lives on",
+        "oauth_store/flows/connected.py",
+        "((Code, chosen_codes), (Token, chosen_tokens))",
+        "((Token, chosen_tokens), (Code, chosen_codes))",
+        ("tests/flows/test_revocation.py::TestItWins::test_against_an_exchange_that_comes_between_its_looks",),
     ),
     Fault(
         "A step that failed keeps its connection and its lock",

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, exc
 from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
@@ -38,6 +39,7 @@ class Lane:
             "sqlite://", creator=connect, poolclass=QueuePool, pool_size=1, max_overflow=0, hide_parameters=True
         )
         configure_sqlite(self.engine, wal=not read_only)
+        event.listen(self.engine, "checkin", _end_transaction)
         if not read_only:
             event.listen(self.engine, "before_cursor_execute", _begin_before_a_write)
         self._thread: ThreadPoolExecutor | None = None
@@ -95,6 +97,12 @@ def _begin_before_a_write(
     driver_connection = connection.connection.driver_connection
     if driver_connection is not None and not driver_connection.in_transaction and not statement.startswith("SELECT"):
         _take_lock(cursor)
+
+
+def _end_transaction(connection: DBAPIConnection | None, _record: object) -> None:
+    """Roll back what is still open: SQLAlchemy takes a transaction whose COMMIT failed for ended."""
+    if isinstance(connection, sqlite3.Connection) and connection.in_transaction:
+        connection.rollback()
 
 
 def _take_lock(cursor: sqlite3.Cursor) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -154,10 +155,10 @@ class Store:
         place = self.writer if write else self.reader
         session = place.session() if isinstance(place, Lane) else AsyncSession(place, expire_on_commit=False)
         inode = self._inode
-        if self._turn is None:
-            return await session.run_sync(self._whole, step, write, inode, *args, **kwargs)
-        async with self._turn:
-            return await session.run_sync(self._whole, step, write, inode, *args, **kwargs)
+        async with self._turn or nullcontext():
+            answer = await session.run_sync(self._whole, step, write, inode, *args, **kwargs)
+        emit_committed(session.sync_session)  # here, on the loop: handlers of logs may need it
+        return answer
 
     def _whole(
         self,
@@ -180,7 +181,6 @@ class Store:
             if write:
                 self._check_file(inode)  # it may have waited long for its turn
                 self._commit(session)
-                emit_committed(session)
         except BaseException as error:
             # Nobody else would close a connection whose pool was disposed, and one that was opened while the file
             # could not be written is read-only for ever.
@@ -240,8 +240,8 @@ class Store:
         moved, self._loop = self._loop is not None, loop
         self._opened, self._opening = False, None
         self._turn = asyncio.Lock() if self.in_memory and not self.owned else None
-        if moved and not self.sqlite:
-            await self._disconnect(close=False)
+        if moved and not self.in_memory:
+            await self._disconnect(close=self.sqlite)
 
     async def _open(self) -> None:
         try:

@@ -172,14 +172,17 @@ def grants_to_end(
     grant_id: bytes | None = None,
     resource: str | None = None,
 ) -> list[GrantName]:
-    """Return the grants that can still be used: those with a live token, and those whose code waits for its client."""
+    """Return the grants that can still be used: those whose code waits for its client, and those with a live token.
+
+    Codes first: one that is exchanged in between is a token then, and a grant that is asked for twice counts once.
+    """
     chosen_tokens = Token.kind.in_((ACCESS, REFRESH)) & is_live(now)
     chosen_codes = Code.approved_at.is_not(None) & Code.consumed_at.is_(None) & (Code.expires_at > now)
     queries = (
         select(model.grant_id, model.client_id)
         .distinct()
         .where(chosen, _of(model, subject, client_id, grant_id, resource))
-        for model, chosen in ((Token, chosen_tokens), (Code, chosen_codes))
+        for model, chosen in ((Code, chosen_codes), (Token, chosen_tokens))
     )
     rows = [row for query in queries for row in session.execute(query)]
     return list({row.grant_id: GrantName(row.grant_id, str(row.client_id)) for row in rows}.values())

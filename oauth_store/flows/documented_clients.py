@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from fastmcp.server.auth import OAuthProvider
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.provider import RegistrationError
 from mcp.shared.auth import OAuthClientInformationFull
 from pydantic import ValidationError
 
-from oauth_store.flows import clients
-from oauth_store.flows.clients import StoredClient, check_redirect_uris
+from oauth_store.flows.clients import check_redirect_uris
 from oauth_store.flows.issuer import Issuer
-from oauth_store.flows.registration import is_valid_scope, register, withdraw
+from oauth_store.flows.registration import is_valid_scope, withdraw
 
 _FIELDS = (
     "client_name",
@@ -131,8 +131,13 @@ def _any_port(uri: str) -> str:
 
 
 async def find(
-    issuer: Issuer, documents: Documents, client_id: str, address: str, count_new: Callable[[], None]
-) -> StoredClient | None:
+    issuer: Issuer,
+    provider: OAuthProvider,
+    documents: Documents,
+    client_id: str,
+    address: str,
+    count_new: Callable[[], None],
+) -> OAuthClientInformationFull | None:
     """Return the client of an authorization request, whose client_id is the URL of its metadata document.
 
     It is looked up there, and stored: /token and /revoke ask the database alone, so that nobody can make this server
@@ -141,7 +146,7 @@ async def find(
 
     Raises `InvalidDocumentError`, and `DocumentUnavailableError` where there is no stored client to go on with.
     """
-    stored = await clients.find(issuer, client_id)
+    stored = await provider.get_client(client_id)
     try:
         described = await documents.fetch(client_id, address)
     except InvalidDocumentError as error:
@@ -159,5 +164,5 @@ async def find(
     if stored is None:
         count_new()
     if stored is None or stored.model_dump() != described.model_dump():
-        await register(issuer, described)
-    return await clients.find(issuer, client_id)
+        await provider.register_client(described)
+    return await provider.get_client(client_id)

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from starlette.responses import Response
 from starlette.routing import Route
 
 from oauth_store.approval import PASSWORD_HASH, Approver, AuthorizationRequest
@@ -75,8 +74,8 @@ class PasswordApproval:
             if len(user) > USER_LENGTH:
                 raise ConfigurationError(f"users has the name {user[:20]!r}..., longer than {USER_LENGTH} characters")
         named = {normalized(user): (f"users[{user!r}]", hashed) for user, hashed in (users or {}).items()}
-        self._sign_in = SignIn(named or {OWNER: (source, str(password_hash))}, asks_user=users is not None)
-        self._pages = Pages(name=name, logo_url=logo_url, accent=accent, templates=templates)
+        self.sign_in = SignIn(named or {OWNER: (source, str(password_hash))}, asks_user=users is not None)
+        self.pages = Pages(name=name, logo_url=logo_url, accent=accent, templates=templates)
         self._wording = Wording(dict(scope_descriptions or {}), frozenset(known_hosts))
         self._apps_path = apps_path
 
@@ -86,15 +85,9 @@ class PasswordApproval:
 
     def routes(self, provider: Approver) -> list[Route]:
         """Return the routes of the pages."""
-        consent = ConsentPage(provider, self._sign_in, self._pages, self._wording)
+        consent = ConsentPage(provider, self.sign_in, self.pages, self._wording)
         routes = [Route(consent.path, consent.handle, methods=["GET", "POST"])]
         if self._apps_path is not None:
-            apps = AppsPage(provider, self._sign_in, self._pages, self._wording, self._apps_path)
+            apps = AppsPage(provider, self.sign_in, self.pages, self._wording, self._apps_path)
             routes.append(Route(apps.path, apps.handle, methods=["GET", "POST"]))
         return routes
-
-    def message_page(
-        self, title: str, *paragraphs: str, server: str, status_code: int, headers: Mapping[str, str]
-    ) -> Response:
-        """Return a page that says what happened and what to do, in the look of the others."""
-        return self._pages.message(title, *paragraphs, server=server, status_code=status_code, headers=headers)

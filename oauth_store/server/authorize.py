@@ -1,6 +1,5 @@
 """/authorize: FastMCP's handler, but that outages are no `server_error`, people get pages, and browsers are known."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -12,12 +11,13 @@ from mcp.shared.auth import OAuthClientInformationFull
 from starlette.requests import Request
 from starlette.responses import Response
 
+from oauth_store.approval import RequestParams
 from oauth_store.browser import REQUEST_COOKIE_SECONDS, Cookies, request_cookie, wants_page
 from oauth_store.database.models import CLIENT_ID_LENGTH
 from oauth_store.errors import OAuthStoreError
-from oauth_store.flows import clients, documented_clients
+from oauth_store.flows import documented_clients
 from oauth_store.flows.authorization import Started
-from oauth_store.flows.clients import SCOPES, StoredClient
+from oauth_store.flows.clients import SCOPES
 from oauth_store.flows.documented_clients import DocumentError, DocumentUnavailableError
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.metadata_documents import MetadataDocuments
@@ -29,7 +29,6 @@ from oauth_store.server.parameters import ParameterError, single
 SCOPE_LENGTH = 8 * 1024
 REDIRECT_URI_LENGTH = 8 * 1024
 """Of what is asked for, in characters."""
-Begin = Callable[[OAuthClientInformationFull, AuthorizationParams, Request], Awaitable[tuple[str, Started]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +36,10 @@ class Server:
     """What the routes are made of."""
 
     provider: OAuthProvider
-    """For the SDK's handlers."""
+    """For the SDK's handlers, and for its public methods, which an application may have overridden."""
     issuer: Issuer
     documents: MetadataDocuments | None
     floods: FloodGuard
-    begin: Begin
-    """Stores a request, and asks the approval where the browser is to go."""
     message_page: MessagePage
     binds_browsers: bool
     """Whether an approval has pages to which a browser comes back."""
@@ -73,17 +70,16 @@ class AuthorizeEndpoint:
             base_url=str(self._server.provider.base_url),
             issuer_url=self._server.provider.issuer_url,
         )
-        response = await handler.handle(request)
-        failure, started = attempt.failure, attempt.started
-        if isinstance(failure, OverLimitError):
-            return too_many(failure.retry_after)
-        if isinstance(failure, DocumentError):
-            return self._no_document(request, urlsplit(client_id).netloc, failure)
-        if failure is not None:
-            raise failure
+        if client_id:
+            await attempt.find(client_id)  # before the handler, which would take what it cannot find for unknown
+        if attempt.failure is None:
+            response = await handler.handle(request)
+        if attempt.failure is not None:
+            return self._failed(request, client_id, attempt.failure)
         if client_id and attempt.client is None and wants_page(request):
             return self._unknown(request, "")
-        if started is None and response.status_code == 302 and _leads_away(response.headers["location"]):
+        started = attempt.started
+        if not attempt.decided and response.status_code == 302 and _leads_away(response.headers["location"]):
             answer = dict(parse_qsl(urlsplit(response.headers["location"]).query))
             return error_answer(400, answer["error"], answer.get("error_description") or answer["error"])
         if started is not None and self._server.binds_browsers:
@@ -113,6 +109,15 @@ class AuthorizeEndpoint:
             400,
             {},
         )
+
+    def _failed(
+        self, request: Request, client_id: str, failure: OAuthStoreError | DocumentError | OverLimitError
+    ) -> Response:
+        if isinstance(failure, OverLimitError):
+            return too_many(failure.retry_after)
+        if isinstance(failure, DocumentError):
+            return self._no_document(request, urlsplit(client_id).netloc, failure)
+        raise failure
 
     def _no_document(self, request: Request, host: str, error: DocumentError) -> Response:
         """Say what is wrong with a client's metadata document, or that it cannot be had: 400, or 503 (RFC 9110)."""
@@ -148,38 +153,43 @@ class _Attempt:
     """The provider for one request, as FastMCP's handler sees it.
 
     The handler logs a traceback for every error that it does not know, and redirects `server_error`: so it learns that
-    there is no client, or that the request is refused, and the endpoint looks at the `failure`.
+    the request is refused, and the endpoint looks at the `failure`.
     """
 
     def __init__(self, server: Server, request: Request) -> None:
         self._server = server
         self._request = request
-        self.client: StoredClient | None = None
+        self.client: OAuthClientInformationFull | None = None
         self.started: Started | None = None
+        self.decided = False
         self.failure: OAuthStoreError | DocumentError | OverLimitError | None = None
 
-    async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:
+    async def find(self, client_id: str) -> None:
+        """Look the client up, in its metadata document where it has one."""
+        provider, documents = self._server.provider, self._server.documents
         try:
-            self.client = await self._find(client_id)
+            if documents is None or not documents.names(client_id):
+                self.client = await provider.get_client(client_id)
+            else:
+                address = self._server.floods.address(self._request)
+                self.client = await documented_clients.find(
+                    self._server.issuer, provider, documents, client_id, address, self._count_new
+                )
         except (OAuthStoreError, DocumentError, OverLimitError) as error:
             self.failure = error
+
+    def _count_new(self) -> None:
+        self._server.floods.count_document(self._request)
+
+    async def get_client(self, _client_id: str) -> OAuthClientInformationFull | None:
         return self.client
 
-    async def _find(self, client_id: str) -> StoredClient | None:
-        issuer, documents = self._server.issuer, self._server.documents
-        if documents is None or not documents.names(client_id):
-            return await clients.find(issuer, client_id)
-        address = self._server.floods.address(self._request)
-
-        def count_new() -> None:
-            self._server.floods.count_document(self._request)
-
-        return await documented_clients.find(issuer, documents, client_id, address, count_new)
-
     async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
+        own = RequestParams.of(params, self._request)
         try:
-            url, self.started = await self._server.begin(client, params, self._request)
+            url = await self._server.provider.authorize(client, own)
         except OAuthStoreError as error:
             self.failure = error
             raise AuthorizeError("temporarily_unavailable", None) from error
+        self.started, self.decided = own.started, True
         return url

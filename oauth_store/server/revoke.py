@@ -1,10 +1,12 @@
 """/revoke: a token ends its grant (RFC 7009), for public clients and for confidential ones by either method."""
 
+from fastmcp.server.auth import OAuthProvider
 from mcp.server.auth.middleware.client_auth import AuthenticationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from oauth_store.flows import clients, revocation
+from oauth_store.flows.clients import StoredClient
 from oauth_store.flows.issuer import Issuer
 from oauth_store.server.answers import error_answer
 from oauth_store.server.client_auth import credentials, invalid_client
@@ -13,14 +15,17 @@ from oauth_store.server.client_auth import credentials, invalid_client
 class RevokeEndpoint:
     """The revocation endpoint."""
 
-    def __init__(self, issuer: Issuer) -> None:
+    def __init__(self, issuer: Issuer, provider: OAuthProvider) -> None:
+        """`provider` for its public methods, which an application may have overridden."""
         self._issuer = issuer
+        self._provider = provider
 
     async def handle(self, request: Request) -> Response:
         form = await request.form()
         try:
             client_id, secret = await credentials(request)
-            client = clients.authenticate(await clients.find(self._issuer, client_id), secret)
+            client = await self._provider.get_client(client_id)
+            client = clients.authenticate(client if isinstance(client, StoredClient) else None, secret)
         except AuthenticationError as error:
             return invalid_client(request, error)
         token = form.get("token")

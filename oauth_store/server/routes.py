@@ -50,7 +50,7 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
         _METADATA_PATH: (MetadataHandler(metadata).handle, True),
         "/authorize": (AuthorizeEndpoint(server).handle, False),
         "/token": (TokenEndpoint(issuer, server.floods).handle, True),
-        "/revoke": (RevokeEndpoint(issuer).handle, True),
+        "/revoke": (RevokeEndpoint(issuer, server.provider).handle, True),
         "/register": (registration.handle, True),
     }
     replaced = [

@@ -650,6 +650,32 @@ async def test_a_commit_that_fails_leaves_no_transaction_open(tmp_path: Path, me
         await sign_in(provider, client)
 
 
+async def test_a_commit_that_is_refused_is_rolled_back(tmp_path: Path) -> None:
+    """Where SQLite refuses the COMMIT itself, as for a deferred foreign key, no lock is held, and no row stays."""
+    path = tmp_path / "oauth.db"
+
+    def orphan(session: Session) -> None:
+        session.execute(insert(clients), {"client_id": "x", "client_metadata": "{}", "created_at": 1})
+        session.execute(text("PRAGMA defer_foreign_keys = ON"))
+        session.execute(
+            text(
+                "INSERT INTO oauth_tokens (token_hash, kind, grant_id, client_id, scopes, created_at, expires_at) "
+                "VALUES (x'01', 'refresh_token', x'02', 'nobody', '', 1, 2)"
+            )
+        )
+
+    async with provider_on(path) as provider:
+        await provider.register_client(new_client())
+        with pytest.raises(IntegrityError):
+            await provider._store.write(orphan)
+        other = sqlite3.connect(path, timeout=0, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+        other.close()
+        await provider.register_client(new_client())
+        assert await provider.get_client("x") is None
+
+
 async def test_sqlite_is_asked_by_its_own_rules(tmp_path: Path) -> None:
     """A second process that writes at the same time is waited for, not failed."""
     path = tmp_path / "oauth.db"

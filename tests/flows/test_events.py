@@ -332,6 +332,25 @@ class TestAfterTheCommit:
         await provider._store.write(step)
         assert telemetry.logged() == [("code_replayed", {"grant_id": "01" * 16})]
 
+    async def test_a_handler_may_need_the_event_loop(
+        self, provider: SQLAlchemyOAuthProvider, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An event is told on the loop: a handler that sends an alert from there does not break the answer."""
+        caplog.set_level(logging.INFO, "oauth_store")
+        sent: list[asyncio.Task[None]] = []
+
+        class Alert(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                sent.append(asyncio.get_running_loop().create_task(asyncio.sleep(0)))
+
+        handler = Alert()
+        logging.getLogger("oauth_store").addHandler(handler)
+        try:
+            await registered(provider)
+        finally:
+            logging.getLogger("oauth_store").removeHandler(handler)
+        assert len(sent) == 1
+
     async def test_a_step_that_is_tried_again_tells_once(self, postgres_server: str, telemetry: Telemetry) -> None:
         """A replayed code whose step is rolled back by a real deadlock, and tried again, is one event."""
         url = await create_postgres_database(postgres_server)

@@ -9,7 +9,8 @@ import pytest
 from fastmcp.server.auth import AccessToken
 from mcp.server.auth.provider import RefreshToken
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
+from sqlalchemy.util import await_only
 
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import mint
@@ -18,11 +19,11 @@ from oauth_store.errors import LostRaceError
 from oauth_store.flows import code as code_flow
 from oauth_store.flows import refresh
 from oauth_store.flows.code import PresentedCode
-from oauth_store.flows.connected import revoke_grants
+from oauth_store.flows.connected import end_all, revoke_grants
 from oauth_store.flows.refresh import PresentedRefreshToken
 from oauth_store.flows.tokens import presented, update_one
 from tests.clocks import Clock
-from tests.databases import tokens_of, transaction, value_of
+from tests.databases import engine_of, tokens_of, transaction, value_of
 from tests.steps import Provider, authorize, registered, sign_in
 from tests.workers import (
     Answer,
@@ -333,6 +334,27 @@ class TestItWins:
             await someone_waits(other)
         assert await refresh == "invalid_grant"
         await nothing_lives(other, client, *secrets_of(first))
+
+    async def test_against_an_exchange_that_comes_between_its_looks(
+        self, two: Two, client: OAuthClientInformationFull
+    ) -> None:
+        """A code that is exchanged while all grants are looked for is one of them: nothing of it lives."""
+        one, other = two
+        code = await authorize(one, client)
+        await one.check_schema()
+        loop, exchanged = asyncio.get_running_loop(), list[OAuthToken]()
+
+        def exchange(*_: object) -> None:
+            step = present_code(other, client, code)
+            if one._store.sqlite:  # the step runs in a thread of its own
+                exchanged.append(asyncio.run_coroutine_threadsafe(step, loop).result(30))
+            else:
+                exchanged.append(await_only(step))
+
+        event.listen(engine_of(one._store.writer), "after_cursor_execute", exchange, once=True)
+        ended = await one._store.write(end_all, None, None, by="owner", now=int(time.time()))
+        assert len(ended) == 1
+        await nothing_lives(other, client, *secrets_of(*exchanged))
 
     async def test_against_another_revocation(self, two: Two, client: OAuthClientInformationFull) -> None:
         """Both tokens revoked on both replicas, while two tasks refresh: all return, and nothing lives."""

@@ -306,7 +306,7 @@ class TestUsers:
 
     def test_an_unknown_user_costs_what_some_user_costs(self) -> None:
         """Where hashes differ in cost, each unknown name has the cost of one of them, always the same one."""
-        sign_in = PasswordApproval(users={"ada": USERS["ada"], "bob": slow.hash("bob's password")})._sign_in
+        sign_in = PasswordApproval(users={"ada": USERS["ada"], "bob": slow.hash("bob's password")}).sign_in
         costs = {name: sign_in._nobody(name).split("$")[3] for name in map(str, range(40))}
         assert set(costs.values()) == {"m=8,t=1,p=1", "m=32768,t=3,p=1"}
         assert costs == {name: sign_in._nobody(name).split("$")[3] for name in costs}

@@ -6,10 +6,13 @@ from typing import Any
 
 import httpx2
 import pytest
+from mcp.server.auth.provider import AuthorizationParams, AuthorizeError
+from mcp.shared.auth import OAuthClientInformationFull
 
-from oauth_store import RateLimits
+from oauth_store import RateLimits, SQLAlchemyOAuthProvider
+from oauth_store.flows.clients import StoredClient
 from tests.clocks import turned
-from tests.endpoints import Server
+from tests.endpoints import Server, running
 from tests.steps import REDIRECT_URI, authorization_request, challenge_of, query_of, registration_options, token_request
 
 PUBLIC: dict[str, Any] = {"redirect_uris": [REDIRECT_URI], "token_endpoint_auth_method": "none"}
@@ -165,6 +168,49 @@ class TestAuthorization:
                 assert (answer.status_code, "location" in answer.headers) == (400, False)
                 assert "This request cannot be answered" in answer.text
             await server.code(client["client_id"], redirect_uri=uri)
+
+
+class Guarded(SQLAlchemyOAuthProvider):
+    """A provider of an application, which looks at the clients itself."""
+
+    allowed = True
+
+    async def get_client(self, client_id: str) -> StoredClient | None:
+        """Know nobody who is not allowed."""
+        return await super().get_client(client_id) if self.allowed else None
+
+
+class Refusing(SQLAlchemyOAuthProvider):
+    """A provider of an application that lets nobody in."""
+
+    async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
+        """Refuse."""
+        raise AuthorizeError("access_denied", f"not {client.client_id}")
+
+
+class TestOverrides:
+    """FastMCP's public methods are asked, also where an application has its own."""
+
+    async def test_a_client_that_the_application_does_not_know(self) -> None:
+        """It is unknown at /authorize and at /revoke."""
+        async with running(kind=Guarded) as server:
+            client = await server.register()
+            code, verifier = await server.code(client["client_id"])
+            form = token_request(code, verifier, client_id=client["client_id"])
+            tokens = (await server.http.post("/token", data=form)).json()
+            assert isinstance(server.provider, Guarded)
+            server.provider.allowed = False
+            request = authorization_request(client["client_id"])
+            assert (await server.http.get("/authorize", params=request)).status_code == 400
+            form = {"token": tokens["refresh_token"], "client_id": client["client_id"]}
+            assert (await server.http.post("/revoke", data=form)).status_code == 401
+
+    async def test_a_request_that_the_application_refuses(self) -> None:
+        """It gets no code."""
+        async with running(kind=Refusing) as server:
+            client = await server.register()
+            answer = await server.http.get("/authorize", params=authorization_request(client["client_id"]))
+            assert query_of(answer.headers["location"])["error"] == "access_denied"
 
 
 class TestToken:
