@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from tests.clients import CLIENT, need_clients
 KINDS = ["fastmcp", "typescript-v1", "typescript-v2"]
 METHODS = ["none", "client_secret_post", "client_secret_basic"]
 CALL_SECONDS = 60
+PATIENCE_SECONDS = 15
+"""After which node is asked whether it waits for anybody. It closes idle sockets after 4."""
+CALLS = 3
 ANSWER = "Home: for authorized clients only"
 """Of the tool that every application calls: examples/server.py has it."""
 
@@ -83,40 +87,69 @@ class TypeScriptApp(App):
         ]
 
     async def call(self) -> Outcome:
+        """Call in a process of its own; again in another one where node closed the connection that it waits on.
+
+        It does so in one of some hundred calls behind Caddy, on a busy machine: Caddy aborts an answer, the
+        server has no request left, and node has no socket, but its SDK's timer of 60 seconds for that answer.
+        """
+        for _ in range(CALLS):
+            outcome = await self._call()
+            if outcome is not None:
+                return outcome
+        raise AssertionError(f"node closed its connection {CALLS} times in a row")
+
+    async def _call(self) -> Outcome | None:
         process = await self.start()
         assert process.stdin is not None
         assert process.stdout is not None
-        output = b""
+        process.stdin.write(b"call\n")
+        output = asyncio.create_task(process.stdout.readline())  # what is promised: how node ends is its own affair
         try:
+            done, _ = await asyncio.wait([output], timeout=PATIENCE_SECONDS)
+            if not done and not await self._has_sockets(process):
+                return None
             async with asyncio.timeout(CALL_SECONDS):
-                process.stdin.write(b"call\n")
-                output = await process.stdout.readline()  # what is promised: how node then ends is its own affair
+                line = await output
+        except TimeoutError:
+            print(f"{' '.join(self._command)} gave no answer; the tasks of this process, and node's report:")
+            for task in asyncio.all_tasks():  # the server's, where it runs here
+                task.print_stack(file=sys.stdout)
+            print(json.dumps(await self._report(process), indent=1))
+            raise
         finally:
-            if not output:
-                print(f"{' '.join(self._command)} gave no answer")
-                for task in asyncio.all_tasks():  # the server's, where it runs in this process
-                    task.print_stack(file=sys.stdout)
-                await self._report(process)
+            output.cancel()
             if process.returncode is None:
                 process.kill()
-            _, errors = await process.communicate()
-            print(errors.decode(), end="")
-        assert output, errors.decode()
-        return Outcome(**json.loads(output))
+            await process.wait()
+            assert process.stderr is not None
+            errors = (await process.stderr.read()).decode()
+            print(errors, end="")
+        assert line, errors
+        return Outcome(**json.loads(line))
+
+    async def _has_sockets(self, process: asyncio.subprocess.Process) -> bool:
+        """Tell whether node has a connection to anything, or has ended."""
+        return process.returncode is not None or any(
+            handle["type"] == "tcp" for handle in (await self._report(process))["libuv"]
+        )
 
     async def start(self) -> asyncio.subprocess.Process:
         """Start the application. It calls a tool for every line that it gets."""
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, stderr=pipe)
 
-    async def _report(self, process: asyncio.subprocess.Process) -> None:
-        """Let node say what it waits for."""
+    async def _report(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
+        """What node says of itself, once it is asked by a signal."""
+        path = self._stored.parent / "node.json"
+        path.unlink(missing_ok=True)
         if process.returncode is None:
             process.send_signal(signal.SIGUSR2)
-            await asyncio.sleep(2)
-        for report in self._stored.parent.glob("node*.json"):
-            said = json.loads(report.read_text())
-            print(json.dumps({name: said.get(name) for name in ("javascriptStack", "libuv")}, indent=1))
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            with suppress(ValueError, OSError):
+                report: dict[str, Any] = json.loads(path.read_text())
+                return {name: report.get(name) for name in ("javascriptStack", "libuv")}
+        return {"javascriptStack": None, "libuv": [{"type": "tcp", "note": "node did not say"}]}
 
     async def client(self) -> OAuthClientInformationFull:
         return OAuthClientInformationFull.model_validate(json.loads(self._stored.read_text())["client"])
