@@ -1,4 +1,4 @@
-"""What happened, for whoever runs the server: as log records with fields, as counters, and on spans. Never a secret."""
+"""What happened, for the operator: as log records with fields, as counters, and on spans. Never a secret."""
 
 import logging
 

@@ -360,7 +360,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             documents=self._documents,
             floods=self._flood_guard,
             message_page=self.message_page,
-            binds_browsers=not isinstance(self._approval, AutoApproval),
+            cookies=None if isinstance(self._approval, AutoApproval) else self.cookies,
         )
         return server_routes(server, routes, pages(self) if pages else [])
 

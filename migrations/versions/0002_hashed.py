@@ -24,7 +24,7 @@ depends_on = None
 TABLES = ("oauth_tokens", "oauth_codes", "oauth_clients")
 KINDS = {"access": "access_token", "refresh": "refresh_token"}
 LIFETIME_SECONDS = {"access_token": 3600, "refresh_token": 30 * 24 * 3600}
-"""What a token without an expiry gets, from now on: nothing lives for ever here."""
+"""What a token without an expiry gets, from now on: nothing lives forever here."""
 
 ClientId = sa.String(512).with_variant(
     mysql.VARCHAR(512, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"

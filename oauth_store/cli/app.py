@@ -71,16 +71,16 @@ def status(*, database: DatabaseOption = None, json: Json = False) -> int:
 
     Exits with 1 unless a server of this release can use the database as it is.
     """
-    target = Store(database, schema.prepare)
-    told: dict[str, Any] = {"database": target.display_name, "schema_found": None, "schema_needed": schema.HEAD}
+    url = database_url(database)
+    told: dict[str, Any] = {"database": display_name(url), "schema_found": None, "schema_needed": schema.HEAD}
     told["problem"] = None
     inventory: Inventory | None = None
     try:
-        if require_file(target, missing_ok=True):
+        if require_file(url, missing_ok=True):
             with opened(database, _any_schema) as store:
                 told["schema_found"], inventory = _look(store)
             if told["schema_found"] is not None:
-                schema.check(told["schema_found"], target.display_name)
+                schema.check(told["schema_found"], told["database"])
     except OAuthStoreError as error:
         if not json:
             raise
@@ -149,7 +149,6 @@ def purge(
 
 def _purge(store: OpenStore) -> dict[str, int]:
     deleted = {"tokens": 0, "codes": 0, "clients": 0}
-
     try:
         while any(batched := store.write(purge_batch, int(time.time()), PURGE_BATCH)):
             deleted = {name: number + batched[name] for name, number in deleted.items()}
@@ -219,7 +218,7 @@ def main() -> None:
         sys.exit(f"oauth-store: {one_line(str(error))}")
     except (KeyboardInterrupt, EOFError):
         sys.exit(130)
-    except BrokenPipeError:  # whoever reads our output has seen enough: end as if SIGPIPE had ended us
+    except BrokenPipeError:  # the reader of our output has seen enough: end as if SIGPIPE had ended us
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
     except OSError as error:  # of the output alone: the database's are explained

@@ -43,7 +43,7 @@ def copy(source: str, target: str, /, *, json: Json = False) -> None:
 
 
 def backup(file: str, /, *, database: DatabaseOption = None, json: Json = False) -> None:
-    """Copy an SQLite database to FILE, which must not exist, while its server goes on.
+    """Copy an SQLite database to FILE, which must not exist, while its server runs.
 
     The copy is of one moment, is checked, and is readable by its owner alone (0600). To restore it, stop the server,
     delete the database with its -wal and -shm, and copy FILE into its place.

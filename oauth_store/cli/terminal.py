@@ -19,9 +19,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from oauth_store.database import schema
+from oauth_store.database.engines import is_memory
 from oauth_store.database.store import Store
 from oauth_store.display import one_line
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
@@ -60,7 +62,7 @@ _NARROW = 60
 
 async def require(store: Store) -> None:
     """Raise `OAuthStoreError` unless a database exists and is at the schema of this release. Creates nothing."""
-    require_file(store)
+    require_file(store.url)
     revision = await schema.state(store)
     if revision == schema.EMPTY:
         raise SchemaError(f"{store.display_name} is empty; {_NAME_IT}, or run `oauth-store upgrade`")
@@ -102,16 +104,16 @@ def opened(setting: str | None, check: Callable[[Store], Awaitable[None]] = requ
 _NAME_IT = "name the server's database by --database or MCP_OAUTH_DB"
 
 
-def require_file(store: Store, *, missing_ok: bool = False) -> bool:
+def require_file(url: URL, *, missing_ok: bool = False) -> bool:
     """Tell whether a database is there, as far as that can be seen from outside. Opens and creates nothing.
 
     Raises `OAuthStoreError` for what can be none of ours.
     """
-    if store.in_memory:
+    if is_memory(url):
         raise ConfigurationError(f"an in-memory database is gone with its server; {_NAME_IT}")
-    if not store.sqlite:
+    if url.get_backend_name() != "sqlite":
         return True
-    path = Path(str(store.url.database))
+    path = Path(str(url.database))
     try:
         exists, is_file = path.exists(), path.is_file()
     except OSError as error:

@@ -39,7 +39,7 @@ class BackedUp:
 def backup(database: str | None, file: str | Path, *, on_progress: Progress = lambda *_: None) -> BackedUp:
     """Copy an SQLite file as it is at one moment to `file`, which must not exist, and check the copy. Blocks.
 
-    Its server goes on meanwhile. The copy is one file of mode 0600. It is no longer there if anything goes wrong.
+    Its server may run meanwhile. The copy is one file of mode 0600. It is no longer there if anything goes wrong.
 
     Raises `ConfigurationError` for a database that is no file, a source that does not exist and a `file` that does,
     `SchemaError` for a file of somebody else, `DatabaseUnavailable`, and `OAuthStoreError` if the copy is damaged.

@@ -124,7 +124,7 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
         # no overflow: its connections are closed and opened again with every request
         options = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_SECONDS, **options}
     if url.get_backend_name() == "postgresql":
-        # asyncpg would wait a minute for a connection, and for ever for an answer; so may a migration
+        # asyncpg would wait a minute for a connection, and forever for an answer; so may a migration
         options["connect_args"] = {
             "timeout": CONNECT_TIMEOUT_SECONDS,
             "command_timeout": COMMAND_TIMEOUT_SECONDS if pooled else None,

@@ -147,7 +147,7 @@ def is_live(now: Now) -> ColumnElement[bool]:
 
 
 def is_expired(model: type["Token"] | type["Code"], now: Now) -> ColumnElement[bool]:
-    """Whether a row is good for nothing any more."""
+    """Whether nothing needs a row any more: the purge deletes it."""
     return model.expires_at <= now
 
 

@@ -56,7 +56,7 @@ class Purger:
     async def _purge(self) -> None:
         deleted = await self._store.write(_purge, int(time.time()))
         if max(deleted.values()) == BATCH:
-            self._last = 0.0  # there is more: the next step goes on
+            self._last = 0.0  # there is more: the next step purges again
 
 
 def _purge(session: Session, now: int) -> dict[str, int]:

@@ -173,6 +173,7 @@ class Store:
         """Do all of a step, from its first statement to the end of its session, in a greenlet or SQLite's thread."""
         engine = session.get_bind().engine
         pool = engine.pool
+        broken = False
         try:
             self._check_file(inode)
             if write and self.sqlite and not self.owned:
@@ -182,17 +183,15 @@ class Store:
                 self._check_file(inode)  # it may have waited long for its turn
                 self._commit(session)
         except BaseException as error:
+            broken = is_broken(error) and not self.in_memory
+            raise
+        finally:
             # Nobody else would close a connection whose pool was disposed, and one that was opened while the file
-            # could not be written is read-only for ever.
-            if pool is not engine.pool or (is_broken(error) and not self.in_memory):
+            # could not be written stays read-only.
+            if broken or pool is not engine.pool:
                 session.invalidate()
             else:
                 session.close()  # rolls back what was not committed
-            raise
-        if pool is engine.pool:
-            session.close()
-        else:
-            session.invalidate()
         return answer
 
     def _commit(self, session: Session) -> None:

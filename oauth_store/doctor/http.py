@@ -38,7 +38,7 @@ class Asker:
                 body = b""
                 for chunk in response.iter_bytes():
                     body += chunk
-                    if len(body) > BODY_BYTES or time.monotonic() > deadline:  # an event stream may go on for ever
+                    if len(body) > BODY_BYTES or time.monotonic() > deadline:  # an event stream may never end
                         break
                 return Answer(response, body[:BODY_BYTES])
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:

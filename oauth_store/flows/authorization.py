@@ -16,6 +16,7 @@ from oauth_store.database.models import NEVER, clients, codes
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.clients import StoredClient, owners
 from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.registration import replace_metadata
 from oauth_store.flows.tokens import lookup, update_one
 from oauth_store.urls import same_resource
 
@@ -47,11 +48,6 @@ _give_code = (
     )
 )
 _end_request = update(codes).where(*_is_pending).values(consumed_at=bindparam("b_now"))
-_mark_owners = (
-    update(clients)
-    .where(clients.c.client_id == bindparam("b_client_id"))
-    .values(client_metadata=bindparam("b_metadata"))
-)
 _stamp_client = (
     update(clients).where(clients.c.client_id == bindparam("b_client_id")).values(last_used_at=bindparam("b_now"))
 )
@@ -138,7 +134,7 @@ def _approve(session: Session, issuer: Issuer, handle: str, code: str, subject: 
     if row.registered_id is None:
         raise AuthorizeError("unauthorized_client", "the client is not registered")
     if row.last_used_at == NEVER:  # one that the owner added before registrations said so
-        update_one(session, _mark_owners, b_client_id=row.client_id, b_metadata=owners(row.client_metadata))
+        replace_metadata(session, row.client_id, owners(row.client_metadata))
     update_one(session, _stamp_client, b_client_id=row.client_id, b_now=now)
     emit_after_commit(session, "approval_granted", grant_id=row.grant_id, client_id=row.client_id, subject=subject)
     return row

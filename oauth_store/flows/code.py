@@ -21,8 +21,7 @@ from oauth_store.events import emit_after_commit
 from oauth_store.flows.clients import admit
 from oauth_store.flows.connected import revoke_grants
 from oauth_store.flows.issuer import Issuer
-from oauth_store.flows.tokens import Pair, issue, lookup, presented, update_one, with_client
-from oauth_store.urls import same_resource
+from oauth_store.flows.tokens import Pair, check_resource, issue, lookup, names_of, presented, update_one, with_client
 
 CODE_VERIFIER = r"[A-Za-z0-9._~-]{43,128}"
 """RFC 7636, section 4.1."""
@@ -102,7 +101,7 @@ def _exchange_authorization_code(session: Session, issuer: Issuer, code: Present
         _check(issuer, code, row)
     if not issuer.is_ours(row.resource):
         raise TokenError("invalid_grant", "the code is for another resource")
-    names = {"grant_id": row.grant_id, "client_id": row.client_id, "subject": row.subject}
+    names = names_of(row)
     if row.consumed_at is not None:
         emit_after_commit(session, "code_replayed", **names)
         revoke_grants(session, [row.grant_id], "code replayed", now)
@@ -124,13 +123,6 @@ def _check(issuer: Issuer, code: PresentedCode, row: Row[Any]) -> None:
     if not hmac.compare_digest(challenge, row.code_challenge.encode()):
         raise TokenError("invalid_grant", "code_verifier is not the one of the authorization request")
     check_resource(issuer, code.resource, row.resource)
-
-
-def check_resource(issuer: Issuer, asked: str | None, granted: str | None) -> None:
-    """Raise `TokenError` where a client asks for another resource than it was granted (RFC 8707, section 2.2)."""
-    own = granted or issuer.resource
-    if asked and own and not same_resource(asked, own):
-        raise TokenError("invalid_target", "resource is not the one that was granted")
 
 
 def _is_uri(presented_uri: str, stored: str) -> bool:

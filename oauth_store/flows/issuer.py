@@ -18,8 +18,6 @@ class ServerScopes:
     """Of a client that names none."""
     required: Sequence[str] = ()
     """Of every token."""
-    valid: Mapping[str, None] | None = None
-    """All that there are; None where the server does not list them."""
     listed: Collection[str] | None = None
     """Those that a registration may name; None where the server does not list them."""
 
@@ -28,7 +26,12 @@ class ServerScopes:
         """Return the scopes that a server's settings name."""
         listed = None if options is None else options.valid_scopes
         usual = (options and options.default_scopes) or listed or required
-        return cls(usual, required, None if listed is None else dict.fromkeys([*listed, *usual]), listed)
+        return cls(usual, required, listed)
+
+    @property
+    def valid(self) -> Mapping[str, None] | None:
+        """All that there are; None where the server does not list them."""
+        return None if self.listed is None else dict.fromkeys([*self.listed, *self.usual])
 
 
 def check_seconds(**settings: int) -> None:

@@ -15,10 +15,19 @@ from oauth_store.credentials import hash_secret, seal, unseal
 from oauth_store.database.models import ACCESS, REFRESH, tokens
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.clients import OFFLINE_ACCESS, admit
-from oauth_store.flows.code import check_resource
 from oauth_store.flows.connected import revoke_grants
 from oauth_store.flows.issuer import Issuer
-from oauth_store.flows.tokens import Pair, answer, issue, lookup, presented, update_one, with_client
+from oauth_store.flows.tokens import (
+    Pair,
+    answer,
+    check_resource,
+    issue,
+    lookup,
+    names_of,
+    presented,
+    update_one,
+    with_client,
+)
 
 GENERATIONS = 16
 """How many rotations a token that was used within the grace may be behind."""
@@ -115,8 +124,7 @@ def _refresh(session: Session, issuer: Issuer, token: PresentedRefreshToken, now
     update_one(session, _consume, b_hash=row.token_hash, b_replay=sealed, b_now=now)
     if row.paired_hash is not None:
         session.execute(_consume_access_token, {"b_hash": row.paired_hash, "b_now": now})
-    names = {"grant_id": row.grant_id, "client_id": row.client_id, "subject": row.subject}
-    emit_after_commit(session, "tokens_refreshed", **names, address=token.address)
+    emit_after_commit(session, "tokens_refreshed", **names_of(row), address=token.address)
     return issue(session, issuer, pair, row, scopes, now, granted_at=row.granted_at or row.created_at)
 
 
@@ -156,7 +164,7 @@ def _answer_again(
         successor = _successor(session, str(successor.pair.refresh_token), successor.refresh)
     live = successor is not None and successor.is_live(now)
     used = successor is None or successor.refresh.first_used_at is not None
-    names = {"grant_id": row.grant_id, "client_id": row.client_id, "subject": row.subject, "address": token.address}
+    names = {**names_of(row), "address": token.address}
     if not (issuer.grace_seconds and (within_grace or (live and not used))):
         emit_after_commit(session, "reuse_detected", **names)
         revoke_grants(session, [row.grant_id], "reuse detected", now)

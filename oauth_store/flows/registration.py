@@ -24,7 +24,7 @@ _replace_client = (
     .where(clients.c.client_id == bindparam("b_client_id"))
     .values(client_metadata=bindparam("b_client_metadata"), client_secret_hash=bindparam("b_client_secret_hash"))
 )
-_withdraw_client = (
+_replace_metadata = (
     update(clients)
     .where(clients.c.client_id == bindparam("b_client_id"))
     .values(client_metadata=bindparam("b_client_metadata"))
@@ -84,8 +84,7 @@ def add_client(session: Session, client: OAuthClientInformationFull) -> None:
 async def withdraw(issuer: Issuer, client: OAuthClientInformationFull) -> None:
     """Keep a client for the grants that it has, without a redirect URI: it gets no more until it has one again."""
     metadata = _metadata(client.model_copy(update={"redirect_uris": None}))
-    values = {"b_client_id": client.client_id, "b_client_metadata": metadata}
-    await issuer.store.write(_withdraw, values)
+    await issuer.store.write(_withdraw, client.client_id, metadata)
 
 
 def _register_client(session: Session, statement: Insert | Update, values: dict[str, Any], client_id: str) -> None:
@@ -93,8 +92,13 @@ def _register_client(session: Session, statement: Insert | Update, values: dict[
     emit_after_commit(session, "client_registered", client_id=client_id)
 
 
-def _withdraw(session: Session, values: dict[str, Any]) -> None:
-    session.execute(_withdraw_client, values)
+def _withdraw(session: Session, client_id: str, metadata: str) -> None:
+    replace_metadata(session, client_id, metadata)
+
+
+def replace_metadata(session: Session, client_id: str, metadata: str) -> None:
+    """Store another registration of a client that has one. Its secret stays."""
+    session.execute(_replace_metadata, {"b_client_id": client_id, "b_client_metadata": metadata})
 
 
 def _metadata(client: OAuthClientInformationFull) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mcp.server.auth.provider import TokenError
 from mcp.shared.auth import OAuthToken
 from sqlalchemy import ColumnElement, Row, Select, Table, Update, and_, bindparam, insert, select
 from sqlalchemy.orm import Session
@@ -13,6 +14,7 @@ from oauth_store.database.models import ACCESS, REFRESH, clients, tokens
 from oauth_store.errors import LostRaceError
 from oauth_store.flows.clients import StoredClient, is_client_id
 from oauth_store.flows.issuer import Issuer
+from oauth_store.urls import same_resource
 
 _insert_tokens = insert(tokens)
 
@@ -64,6 +66,18 @@ def presented(
     if row is None or row.registered_id != client_id:  # MariaDB pads: 'abc ' equals 'abc'
         return None, None
     return StoredClient.of(row, issuer.scopes), row if row.client_id == client_id else None
+
+
+def check_resource(issuer: Issuer, asked: str | None, granted: str | None) -> None:
+    """Raise `TokenError` where a client asks for another resource than it was granted (RFC 8707, section 2.2)."""
+    own = granted or issuer.resource
+    if asked and own and not same_resource(asked, own):
+        raise TokenError("invalid_target", "resource is not the one that was granted")
+
+
+def names_of(row: Row[Any]) -> dict[str, Any]:
+    """Return the grant, the client and the subject of a code's or a token's row, as events name them."""
+    return {"grant_id": row.grant_id, "client_id": row.client_id, "subject": row.subject}
 
 
 def issue(

@@ -41,8 +41,8 @@ class Server:
     documents: MetadataDocuments | None
     floods: FloodGuard
     message_page: MessagePage
-    binds_browsers: bool
-    """Whether an approval has pages to which a browser comes back."""
+    cookies: Cookies | None
+    """Of the browsers that come back to an approval's pages; None where it has none."""
 
 
 class AuthorizeEndpoint:
@@ -50,7 +50,6 @@ class AuthorizeEndpoint:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._cookies = Cookies(str(server.provider.base_url))
 
     async def handle(self, request: Request) -> Response:
         try:
@@ -82,9 +81,9 @@ class AuthorizeEndpoint:
         if not attempt.decided and response.status_code == 302 and _leads_away(response.headers["location"]):
             answer = dict(parse_qsl(urlsplit(response.headers["location"]).query))
             return error_answer(400, answer["error"], answer.get("error_description") or answer["error"])
-        if started is not None and self._server.binds_browsers:
+        if started is not None and self._server.cookies is not None:
             name = request_cookie(started.handle)
-            self._cookies.set(response, name, started.browser, max_age_seconds=REQUEST_COOKIE_SECONDS)
+            self._server.cookies.set(response, name, started.browser, max_age_seconds=REQUEST_COOKIE_SECONDS)
         return response
 
     async def _fields(self, request: Request) -> dict[str, str]:

@@ -45,11 +45,5 @@ def _basic_credentials(header: str) -> tuple[str | None, str | None]:
 
 def invalid_client(request: Request, error: AuthenticationError) -> Response:
     """Return the answer to a client that is not let in (RFC 6749, section 5.2)."""
-    response = error_answer(401, "invalid_client", error.message)
-    _challenge(request, response)
-    return response
-
-
-def _challenge(request: Request, response: Response) -> None:
-    if "authorization" in request.headers:  # RFC 6749, section 5.2
-        response.headers["WWW-Authenticate"] = 'Basic realm="token"'
+    challenge = {"WWW-Authenticate": 'Basic realm="token"'} if "authorization" in request.headers else None
+    return error_answer(401, "invalid_client", error.message, challenge)
