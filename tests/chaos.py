@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures.thread  # noqa: F401  (a server that has given up its rights could not import it any more)
+import gc
 import json
 import logging
 import os
@@ -31,8 +32,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider
 from tests.databases import engine_of
 from tests.forks import context
-from tests.steps import BASE_URL, authorize, new_client, redeem
-from tests.workers import present_code, present_for_revocation, present_refresh_token
+from tests.steps import BASE_URL, authorize, new_client, redeem, sign_in
+from tests.workers import present_code, present_for_revocation, present_refresh_token, settle
 
 START_SECONDS = 120
 """How long a process may take to start, on a machine that others use too."""
@@ -451,3 +452,47 @@ def hold_lock(pipe: Connection, path: str, exclusively: bool = False) -> None:
     connection.execute("ROLLBACK")
     connection.close()
     pipe.send("unlocked")
+
+
+# Forks
+
+
+def fork_after_use(pipe: Connection, url: str) -> None:
+    """Use a provider, fork, and use it in both processes, as a server does that was loaded before its workers.
+
+    Send the child's exit status, whether it knew the parent's token, the parent the child's, and the parent its own.
+    """
+    provider = new_provider(url)
+    client = new_client()
+
+    async def begin() -> OAuthToken:
+        await provider.register_client(client)
+        token = await sign_in(provider, client)
+        for _ in range(3):  # until it is remembered
+            assert await provider.verify_token(token.access_token) is not None
+            await settle(provider)
+        return token
+
+    async def go_on(token: OAuthToken) -> tuple[bool, str]:
+        known = await provider.verify_token(token.access_token) is not None
+        await provider.register_client(client)
+        return known, (await sign_in(provider, client)).access_token
+
+    token = asyncio.run(begin())
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, json.dumps(asyncio.run(go_on(token))).encode())
+        gc.collect()
+        sys.exit()
+    os.close(write)
+    with os.fdopen(read) as answer:
+        known, access_token = json.load(answer)
+    _, status = os.wait()
+
+    async def look() -> tuple[int, bool, bool, bool]:
+        shared = await provider.verify_token(access_token) is not None
+        still_known, _ = await go_on(token)
+        await provider.aclose()
+        return status, known, shared, still_known
+
+    pipe.send(asyncio.run(look()))

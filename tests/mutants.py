@@ -604,8 +604,8 @@ FAULTS = (
     Fault(
         "Closing the provider does not wait for what is under way",
         "oauth_store/database/store.py",
-        "while self._steps and not foreign:",
-        "while False:",
+        "while ours := {step for step in self._steps if step.get_loop() is loop}:",
+        "while ours := set():",
         ("tests/database/test_database.py::test_closing_waits_for_what_is_under_way",),
     ),
     Fault(
@@ -741,8 +741,8 @@ FAULTS = (
     Fault(
         "An error of a server prints values",
         "oauth_store/database/engines.py",
-        "return create_async_engine(url, hide_parameters=True, **options)",
-        "return create_async_engine(url, **options)",
+        "engine = create_async_engine(url, hide_parameters=True, **options)",
+        "engine = create_async_engine(url, **options)",
         ("tests/database/test_database.py::test_errors_do_not_print_values",),
     ),
     Fault(
@@ -948,6 +948,28 @@ FAULTS = (
         '    if "POST" in methods:\n',
         "    if False:\n",
         ("tests/server/test_conformance.py::TestRegistration::test_nobody_else_may_keep_the_answer",),
+    ),
+    # Connections
+    Fault(
+        "A fork uses the connections that it inherited",
+        "oauth_store/database/store.py",
+        "        forks.register(self)\n",
+        "",
+        ("tests/database/test_connections.py::TestForks::test_a_fork_begins_anew",),
+    ),
+    Fault(
+        "Connections that are older than a forgotten one are used",
+        "oauth_store/database/engines.py",
+        'if record.info["opened"] < self._since:',
+        "if False:",
+        ("tests/database/test_connections.py::TestForgottenConnections::test_one_timeout_is_enough",),
+    ),
+    Fault(
+        "Two event loops share the connections of a server",
+        "oauth_store/database/store.py",
+        "if before is not None and before.is_running():",
+        "if False:",
+        ("tests/database/test_connections.py::TestSeveralLoops::test_a_server_refuses_the_second",),
     ),
 )
 

@@ -2,14 +2,17 @@
 
 import importlib.util
 import os
+import socket
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable
 
@@ -18,8 +21,14 @@ BUSY_TIMEOUT_SECONDS = 5
 """How long a writer waits for its turn."""
 POOL_SIZE = 10
 CONNECT_TIMEOUT_SECONDS = 10
-COMMAND_TIMEOUT_SECONDS = 30
+COMMAND_TIMEOUT_SECONDS = 10
 POOL_TIMEOUT_SECONDS = 10
+RECYCLE_SECONDS = 300
+"""A connection's age at most: after that, some networks forget one that was idle."""
+UNACKNOWLEDGED_SECONDS = 5
+"""How long the other end of a connection may acknowledge nothing that it is sent."""
+IDLE_SECONDS = 15
+"""How long a connection is idle before the system asks the other end whether it is still there."""
 
 # scheme -> (SQLAlchemy's driver, the module it needs, our extra that installs it)
 _DRIVERS = {
@@ -122,7 +131,13 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
     pooled = options.get("poolclass") is not NullPool
     if pooled:
         # no overflow: its connections are closed and opened again with every request
-        options = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_TIMEOUT_SECONDS, **options}
+        options = {
+            "pool_size": POOL_SIZE,
+            "max_overflow": 0,
+            "pool_timeout": POOL_TIMEOUT_SECONDS,
+            "pool_recycle": RECYCLE_SECONDS,
+            **options,
+        }
     if url.get_backend_name() == "postgresql":
         # asyncpg would wait a minute for a connection, and forever for an answer; so may a migration
         options["connect_args"] = {
@@ -137,7 +152,68 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
             "read_timeout": COMMAND_TIMEOUT_SECONDS if pooled else None,
             "init_command": f"SET SESSION innodb_lock_wait_timeout = {BUSY_TIMEOUT_SECONDS}",  # its own is 50 s
         }
-    return create_async_engine(url, hide_parameters=True, **options)
+    engine = create_async_engine(url, hide_parameters=True, **options)
+    event.listen(engine.sync_engine, "connect", _watch)
+    if url.get_backend_name() == "postgresql":
+        _Forgotten().listen(engine.sync_engine)
+    return engine
+
+
+def _watch(connection: DBAPIConnection, _record: object) -> None:
+    """Let the system find out, in seconds, that the network has forgotten a connection, also one that is idle.
+
+    No driver has a setting for it; both keep their transport under this name.
+    """
+    transport = getattr(getattr(connection, "driver_connection", connection), "_transport", None)
+    connected = None if transport is None else transport.get_extra_info("socket")
+    if connected is None or connected.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with suppress(OSError):  # it may be closed by now: its first command finds out
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (  # those that this system has
+            ("TCP_KEEPIDLE", IDLE_SECONDS),
+            ("TCP_KEEPINTVL", UNACKNOWLEDGED_SECONDS),
+            ("TCP_KEEPCNT", 2),
+            ("TCP_USER_TIMEOUT", UNACKNOWLEDGED_SECONDS * 1000),
+        ):
+            if hasattr(socket, name):
+                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+class _Forgotten:
+    """Connections of asyncpg that the network may have forgotten: one had no answer in time, and so had none older.
+
+    asyncpg gives up the command and keeps the connection; asyncmy gives up the connection, and its pool the others.
+    """
+
+    def __init__(self) -> None:
+        self._since = 0.0
+
+    def listen(self, engine: Engine) -> None:
+        event.listen(engine, "connect", self._opened)
+        event.listen(engine, "checkout", self._checked_out)
+        event.listen(engine, "handle_error", self._failed, retval=True)
+
+    def _opened(self, _connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+        record.info["opened"] = time.monotonic()
+
+    def _checked_out(self, _connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+        if record.info["opened"] < self._since:
+            _terminate(record.driver_connection)
+            raise exc.DisconnectionError  # the pool opens another one
+
+    def _failed(self, context: ExceptionContext) -> BaseException | None:
+        error = context.original_exception
+        if context.connection is None or not isinstance(error, TimeoutError):
+            return None
+        self._since = time.monotonic()
+        _terminate(context.connection.connection.driver_connection)
+        return exc.OperationalError(None, None, error, hide_parameters=True, connection_invalidated=True)
+
+
+def _terminate(connection: Any) -> None:
+    """Close a connection of asyncpg without a word to the other end, which would be waited for."""
+    connection.terminate()
 
 
 def sqlite_name(url: URL) -> str:

@@ -28,7 +28,7 @@ def is_conflict(error: Exception) -> bool:
     return bool(error.orig.args) and error.orig.args[0] in _CONFLICT_NUMBERS
 
 
-def hung_up(error: Exception) -> bool:
+def hung_up(error: BaseException) -> bool:
     """Tell whether the server closed the connection, maybe long ago: the pool has dropped all of its age by now.
 
     Asking each connection before it is used (`pool_pre_ping`) takes 3 round trips of a lookup's 4 on PostgreSQL, and

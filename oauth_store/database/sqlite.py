@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
+from oauth_store.database import forks
 from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, POOL_TIMEOUT_SECONDS, configure_sqlite, sqlite_name
 
 P = ParamSpec("P")
@@ -70,6 +71,12 @@ class Lane:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.shutdown(wait=False)
+
+    def forget(self) -> None:
+        """Begin anew in a process that was forked, which has neither the thread nor a right to the connection."""
+        forks.keep_forever(self.engine.pool, self._thread)
+        self.engine.dispose(close=False)
+        self._thread = None
 
 
 class LaneSession(AsyncSession):

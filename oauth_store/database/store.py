@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,11 +14,20 @@ from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from oauth_store.database.engines import POOL_SIZE, create_engine, database_url, display_name, is_memory, sqlite_name
+from oauth_store.database import forks
+from oauth_store.database.engines import (
+    COMMAND_TIMEOUT_SECONDS,
+    POOL_SIZE,
+    create_engine,
+    database_url,
+    display_name,
+    is_memory,
+    sqlite_name,
+)
 from oauth_store.database.outages import hung_up, is_broken, is_conflict, outage
 from oauth_store.database.remembered import Remembered
 from oauth_store.database.sqlite import Lane
-from oauth_store.errors import DatabaseUnavailable, LostRaceError, OAuthStoreError
+from oauth_store.errors import ConfigurationError, DatabaseUnavailable, LostRaceError, OAuthStoreError
 from oauth_store.events import Span, emit_committed
 
 logger = logging.getLogger("oauth_store")
@@ -27,6 +37,8 @@ T = TypeVar("T")
 
 ATTEMPTS = 6
 """How often a step is tried while others change its rows, or the database reports a deadlock or a conflict."""
+PATIENCE_SECONDS = COMMAND_TIMEOUT_SECONDS + 5
+"""How long after its beginning a step is still taken again when the server has hung up: once, if it does not answer."""
 
 
 class Store:
@@ -70,6 +82,7 @@ class Store:
             self.reader = create_engine(self.url, isolation_level="AUTOCOMMIT", **half)
         self._turn: asyncio.Lock | None = None
         """Of an in-memory engine that was passed in: its one connection is no place for two steps."""
+        forks.register(self)
 
     @property
     def display_name(self) -> str:
@@ -126,13 +139,15 @@ class Store:
     async def _attempt(
         self, step: Callable[Concatenate[Session, P], T], write: bool, /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        patience_ends = time.monotonic() + PATIENCE_SECONDS
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return await self.transact(step, write, *args, **kwargs)
             except LostRaceError:
                 continue
             except Exception as error:
-                if attempt < ATTEMPTS and (is_conflict(error) or hung_up(error)):
+                in_time = time.monotonic() < patience_ends
+                if attempt < ATTEMPTS and (is_conflict(error) or (hung_up(error) and in_time)):
                     await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 (spread, not a secret)
                     continue
                 known = self._known(error)
@@ -183,7 +198,7 @@ class Store:
                 self._check_file(inode)  # it may have waited long for its turn
                 self._commit(session)
         except BaseException as error:
-            broken = is_broken(error) and not self.in_memory
+            broken = (is_broken(error) and not self.in_memory) or hung_up(error)
             raise
         finally:
             # Nobody else would close a connection whose pool was disposed, and one that was opened while the file
@@ -235,12 +250,23 @@ class Store:
         await asyncio.shield(self._opening)
 
     async def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Belong to an event loop from now on. A server's connections belong to the one before, which may be dead."""
-        moved, self._loop = self._loop is not None, loop
-        self._opened, self._opening = False, None
-        self._turn = asyncio.Lock() if self.in_memory and not self.owned else None
-        if moved and not self.in_memory:
-            await self._disconnect(close=self.sqlite)
+        """Belong to an event loop from now on. The one before has to have ended: a server's connections belong to it.
+
+        An SQLite file's belong to a thread of their own, and serve all loops. Raises `ConfigurationError`.
+        """
+        before, self._loop, self._opening = self._loop, loop, None
+        if isinstance(self.writer, Lane):
+            return
+        if before is not None and before.is_running():
+            self._loop = before
+            raise ConfigurationError(
+                f"{self.display_name} is in use by another event loop of this process, and its connections belong to "
+                "that one; build a provider for each event loop"
+            )
+        self._opened = False
+        self._turn = asyncio.Lock() if self.in_memory else None
+        if before is not None:
+            await self._disconnect(close=False)
 
     async def _open(self) -> None:
         try:
@@ -272,11 +298,24 @@ class Store:
 
     async def close(self) -> None:
         """Wait for the steps under way, then close all connections. An engine that was passed in stays open."""
-        foreign = self._loop not in (None, asyncio.get_running_loop())
-        while self._steps and not foreign:
-            await asyncio.wait(self._steps)  # if all are done, gather() would never let the loop remove them
+        loop = asyncio.get_running_loop()
+        foreign = self._loop not in (None, loop)
+        while ours := {step for step in self._steps if step.get_loop() is loop}:
+            await asyncio.wait(ours)  # if all are done, gather() would never let the loop remove them
         await self._disconnect(close=self.sqlite or not foreign)
-        self._opened, self._inode = False, None
+        self._opened, self._inode, self._loop = False, None, None
+
+    def forget(self) -> None:
+        """Begin anew in a process that was forked: nothing here is its own, and nothing of it is closed."""
+        forks.keep_forever(self._steps, self.remembered)
+        self._steps = set()
+        self._loop = self._opening = self.remembered = self._inode = None
+        self._opened = False
+        for place in {self.writer, self.reader} if self.owned else ():
+            if isinstance(place, Lane):
+                place.forget()
+            else:
+                place.sync_engine.dispose(close=False)
 
 
 def _begin_immediate(session: Session) -> None:

@@ -541,7 +541,7 @@ class TestSQLite:
                 other.pipe.send("let go")
                 assert other.receive() == "unlocked"
             await stock.until_back()
-            assert wiki.slowest["mcp"] < 2
+            assert wiki.slowest["mcp"] < BUSY_TIMEOUT_SECONDS
             says(wiki.causes(), rf"{path} cannot be used: database is locked \(SQLITE_BUSY\)")
 
     async def test_full_disk(self, small_disk: Path) -> None:
@@ -692,14 +692,13 @@ class TestClientsThatHangUp:
 
             async def hang_up_again_and_again() -> None:
                 for number in numbers:
+                    if number % 50 == 0:  # on a slow machine the steps would wait for a connection for too long
+                        await no_step_is_under_way(wiki)
                     path, request = requests(number)
                     hung_up[f"{path} {await hang_up(wiki.port, path, request)}"] += 1
 
             await asyncio.gather(*(hang_up_again_and_again() for _ in range(6)))
-            deadline = time.monotonic() + BACK_SECONDS
-            while (state := await wiki.state())["steps"]:
-                assert time.monotonic() < deadline, state
-                await asyncio.sleep(0.05)
+            state = await no_step_is_under_way(wiki)
             assert state["checked_out"] == 0
             assert state["opened"] <= (POOL_SIZE if "://" in database_url else 2), "requests cost connections"
             await nothing_is_half_done(database_url)
@@ -715,6 +714,15 @@ class TestClientsThatHangUp:
             assert wiki.causes() == []
         with capsys.disabled():
             print(f"\n{hung_up.total()} hung up: {dict(sorted(hung_up.items()))}, {redeemed.count(False)} codes used")
+
+
+async def no_step_is_under_way(wiki: Wiki) -> dict[str, int]:
+    """Wait until a server has done all that clients asked for, and return its state."""
+    deadline = time.monotonic() + BACK_SECONDS
+    while (state := await wiki.state())["steps"]:
+        assert time.monotonic() < deadline, state
+        await asyncio.sleep(0.05)
+    return state
 
 
 async def is_good(exchange: Coroutine[Any, Any, dict[str, Any]]) -> bool:
