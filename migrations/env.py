@@ -25,11 +25,12 @@ from oauth_store.database.engines import (
     is_memory,
 )
 from oauth_store.database.models import Base
-from oauth_store.database.schema import EMPTY, VERSION_TABLE, VS2, begin_immediate, check, explained, found, lock
+from oauth_store.database.names import VERSION_TABLE
+from oauth_store.database.schema import EMPTY, VS2, begin_immediate, check, explained, found, lock
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 
 
-def include_name(name: str | None, kind: str, _parents: object) -> bool:
+def only_ours(name: str | None, kind: str, _parents: object) -> bool:
     """Look at our tables alone: an application's own may stand beside them."""
     return kind != "table" or name in Base.metadata.tables
 
@@ -37,7 +38,7 @@ def include_name(name: str | None, kind: str, _parents: object) -> bool:
 OPTIONS: dict[str, Any] = {
     "target_metadata": Base.metadata,
     "version_table": VERSION_TABLE,
-    "include_name": include_name,
+    "include_name": only_ours,
     "compare_type": True,
     "transactional_ddl": True,
 }

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from oauth_store.approval import AuthorizationRequest, AutoApproval
+    from oauth_store.database.names import include_name
     from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
     from oauth_store.pages.password import PasswordApproval
     from oauth_store.provider import Approval, SQLAlchemyOAuthProvider
@@ -21,10 +22,12 @@ __all__ = [
     "RateLimits",
     "SQLAlchemyOAuthProvider",
     "SchemaError",
+    "include_name",
 ]
 
 _MODULES = {
     "approval": ("AuthorizationRequest", "AutoApproval"),
+    "database.names": ("include_name",),
     "errors": ("ConfigurationError", "DatabaseUnavailable", "OAuthStoreError", "SchemaError"),
     "rate_limits": ("RateLimits",),
     "pages.password": ("PasswordApproval",),

@@ -13,7 +13,8 @@ from blockbuster import blockbuster_ctx
 from mcp.shared.auth import OAuthClientInformationFull
 
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
-from oauth_store.database.schema import HEAD, VERSION_TABLE, upgrade
+from oauth_store.database.names import VERSION_TABLE
+from oauth_store.database.schema import HEAD, upgrade
 from oauth_store.database.sqlite import Lane
 from tests.clocks import Clock, stopped
 from tests.databases import (

@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool
 
 from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, create_engine, create_file, database_url
 from oauth_store.database.models import Base
+from oauth_store.database.names import VERSION_TABLE
 from oauth_store.database.outages import outage
 from oauth_store.database.store import Store
 from oauth_store.errors import OAuthStoreError, SchemaError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 HEAD = "0003"
 """The revision that this release needs."""
-VERSION_TABLE = "oauth_store_version"
 POSTGRESQL_LOCK = 0x0A07_5702E
 MYSQL_LOCK = "oauth_store"
 """Name the lock that a change of the schema holds, among a server's advisory locks."""

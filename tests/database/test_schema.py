@@ -27,7 +27,8 @@ from sqlalchemy.util import await_only
 from oauth_store import SchemaError
 from oauth_store.database.engines import database_url as as_url
 from oauth_store.database.models import Base
-from oauth_store.database.schema import HEAD, VERSION_TABLE, alembic_config, downgrade, upgrade
+from oauth_store.database.names import VERSION_TABLE
+from oauth_store.database.schema import HEAD, alembic_config, downgrade, upgrade
 from tests.commands import alembic
 from tests.databases import (
     create_postgres_database,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from oauth_store.database.schema import HEAD, VERSION_TABLE
+from oauth_store.database.names import VERSION_TABLE
+from oauth_store.database.schema import HEAD
 from tests.databases import sqlite_rows
 from tests.serving import AUTHORITIES
 
