@@ -4,19 +4,21 @@ import logging
 import os
 import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.provider import AuthorizationParams, AuthorizeError
 from mcp.shared.auth import OAuthClientInformationFull
 from pydantic import PrivateAttr
+from sqlalchemy import Row
 from starlette.requests import Request
 
 from oauth_store.browser import Cookies
 from oauth_store.errors import ConfigurationError
+from oauth_store.flows import authorization
 from oauth_store.flows.authorization import Started
-from oauth_store.flows.clients import foreign
+from oauth_store.flows.clients import Standing, StoredClient, foreign
 from oauth_store.flows.issuer import Issuer
 
 logger = logging.getLogger("oauth_store")
@@ -39,6 +41,30 @@ class AuthorizationRequest:
     scopes: list[str]
     resource: str | None
     expires_at: int
+
+
+def request_of(handle: str, client: OAuthClientInformationFull, row: Started | Row[Any]) -> AuthorizationRequest:
+    """Return the request of a client that was stored, or that a row has."""
+    return AuthorizationRequest(
+        handle=handle,
+        client=client,
+        redirect_uri=row.redirect_uri,
+        scopes=row.scopes.split(),
+        resource=row.resource,
+        expires_at=row.expires_at,
+    )
+
+
+async def start(
+    issuer: Issuer, client: OAuthClientInformationFull, params: AuthorizationParams
+) -> AuthorizationRequest:
+    """Store a request of a client, and return it. Raises `AuthorizeError`."""
+    if not isinstance(client, StoredClient):  # of a get_client() that an application has overridden
+        client = StoredClient.load(client.model_dump_json(), Standing(scopes=issuer.scopes))
+    started = await authorization.start(issuer, client, params)
+    if isinstance(params, RequestParams):
+        params.start(started)
+    return request_of(started.handle, client, started)
 
 
 class Approver(Protocol):
@@ -121,8 +147,13 @@ class LoopbackApproval(AutoApproval):
             "approval=AutoApproval() to SQLAlchemyOAuthProvider",
         )
 
-    async def authorize_from(self, provider: Approver, request: AuthorizationRequest, http_request: Request) -> str:
+    async def authorize_from(
+        self, provider: Approver, request: AuthorizationRequest, params: AuthorizationParams
+    ) -> str:
         """Approve the request if it came from this machine and its answer stays there."""
+        http_request = params.http_request if isinstance(params, RequestParams) else None
+        if http_request is None:
+            return await self.authorize(provider, request)
         refused = _leaves_this_machine(http_request, request.redirect_uri)
         if refused:
             logger.warning(

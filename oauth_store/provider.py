@@ -5,10 +5,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 from urllib.parse import urlsplit
 
-from fastmcp.server import auth as fastmcp_auth
 from fastmcp.server.auth import AccessToken, OAuthProvider
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.provider import AuthorizationCode, AuthorizationParams, RefreshToken
@@ -21,18 +20,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from oauth_store.approval import PASSWORD_HASH, AuthorizationRequest, AutoApproval, LoopbackApproval, RequestParams
+from oauth_store.approval import PASSWORD_HASH, AuthorizationRequest, AutoApproval, LoopbackApproval, request_of, start
 from oauth_store.browser import Cookies, request_cookie
-from oauth_store.credentials import matches
 from oauth_store.database import schema
 from oauth_store.database.purge import Purger
 from oauth_store.database.store import Store
-from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
+from oauth_store.errors import ConfigurationError
 from oauth_store.flows import access, authorization, clients, code, refresh, registration, revocation
-from oauth_store.flows.clients import Standing, StoredClient
+from oauth_store.flows.clients import StoredClient
 from oauth_store.flows.issuer import Issuer, ServerScopes, check_seconds
 from oauth_store.flows.metadata_documents import MetadataDocuments
-from oauth_store.pages.html import plain_pages
+from oauth_store.pages.html import Pages, plain_pages
 from oauth_store.rate_limits import FloodGuard, RateLimits
 from oauth_store.server.authorize import Server
 from oauth_store.server.middleware import ChallengeMiddleware, OutageMiddleware
@@ -195,34 +193,14 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         return await clients.find(self.issuer, client_id)
 
     async def register_client(self, client_info: OAuthClientInformationFull) -> None:
-        """Store a registration (RFC 7591), or replace the one of the same client_id. Its secret is stored as a hash.
-
-        Raises `RegistrationError`.
-        """
+        """Store a registration (RFC 7591), or replace the one of the same client_id. Raises `RegistrationError`."""
         await registration.register(self.issuer, client_info)
 
     async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
-        """Store the request, and return the URL that the approval sends the browser to (RFC 6749, section 4.1.1).
-
-        Raises `AuthorizeError`.
-        """
-        if not isinstance(client, StoredClient):
-            client = StoredClient.load(client.model_dump_json(), Standing(scopes=self.issuer.scopes))
-        started = await authorization.start(self.issuer, client, params)
-        request = AuthorizationRequest(
-            handle=started.handle,
-            client=client,
-            redirect_uri=str(params.redirect_uri),
-            scopes=started.scopes,
-            resource=started.resource,
-            expires_at=started.expires_at,
-        )
-        http_request = None
-        if isinstance(params, RequestParams):
-            params.start(started)
-            http_request = params.http_request
-        if isinstance(self._approval, LoopbackApproval) and http_request is not None:
-            return await self._approval.authorize_from(self, request, http_request)
+        """Store the request, and return the URL that the approval sends the browser to. Raises `AuthorizeError`."""
+        request = await start(self.issuer, client, params)
+        if isinstance(self._approval, LoopbackApproval):
+            return await self._approval.authorize_from(self, request, params)
         return await self._approval.authorize(self, request)
 
     async def pending(self, handle: str, request: Request) -> AuthorizationRequest | None:
@@ -232,20 +210,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         that started it: anyone can start a request and send its link to the owner.
         """
         browser = self.cookies.get(request, request_cookie(handle))
-        row = await authorization.pending(self.issuer, handle)
-        if row is None or row.browser_hash is None or browser is None or not matches(browser, row.browser_hash):
-            return None
-        client = await self.get_client(row.client_id)
-        if client is None:
-            return None
-        return AuthorizationRequest(
-            handle=handle,
-            client=client,
-            redirect_uri=row.redirect_uri,
-            scopes=row.scopes.split(),
-            resource=row.resource,
-            expires_at=row.expires_at,
-        )
+        row = await authorization.pending(self.issuer, handle, browser)
+        client = None if row is None else await self.get_client(row.client_id)
+        return None if row is None or client is None else request_of(handle, client, row)
 
     async def approve(self, handle: str, *, subject: str | None = None) -> str:
         """Approve a request, and return the URL that takes the browser, and the code, back to the client.
@@ -256,10 +223,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         return await authorization.approve(self.issuer, handle, subject)
 
     async def deny(self, handle: str) -> str:
-        """Deny a request, and return the URL that tells the client so (RFC 6749, section 4.1.2.1).
-
-        Raises `AuthorizeError` if the request is unknown, expired, denied, or its code was used.
-        """
+        """Deny a request, and return the URL that tells the client so. Raises `AuthorizeError`, as `approve` does."""
         return await authorization.deny(self.issuer, handle)
 
     async def load_authorization_code(
@@ -271,10 +235,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     async def exchange_authorization_code(
         self, client: OAuthClientInformationFull, authorization_code: AuthorizationCode
     ) -> OAuthToken:
-        """Exchange a code for a token pair, once (RFC 6749, section 4.1.3). A second time it ends the grant.
-
-        Raises `TokenError`.
-        """
+        """Exchange a code for a token pair, once. A second time it ends the grant. Raises `TokenError`."""
         presented = code.PresentedCode(client.client_id, authorization_code.code, checked=True)
         return await code.exchange(self.issuer, presented)
 
@@ -285,13 +246,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     async def exchange_refresh_token(
         self, client: OAuthClientInformationFull, refresh_token: RefreshToken, scopes: list[str]
     ) -> OAuthToken:
-        """Rotate a refresh token (RFC 6749, section 6), or answer it again.
-
-        Raises `TokenError`: always `invalid_grant` for a dead refresh token, since any other code strands clients.
-        """
-        presented = refresh.PresentedRefreshToken(
-            client.client_id, refresh_token.token, scope=" ".join(scopes), checked=True
-        )
+        """Rotate a refresh token, or answer it again. Raises `TokenError`."""
+        scope = " ".join(scopes)
+        presented = refresh.PresentedRefreshToken(client.client_id, refresh_token.token, scope=scope, checked=True)
         return await refresh.refresh(self.issuer, presented)
 
     async def load_access_token(self, token: str) -> AccessToken | None:
@@ -300,10 +257,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return a live access token that was issued for this server (RFC 8707), or None."""
-        try:
-            return await access.verify(self.issuer, token)
-        except OAuthStoreError as error:
-            raise _Unverifiable(*error.args) from error
+        return await access.verify(self.issuer, token)
 
     async def revoke_token(self, token: AccessToken | RefreshToken) -> None:
         """End the grant of a token (RFC 7009): the pair, everything rotated from it, and its code."""
@@ -343,12 +297,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         self, title: str, text: str, detail: str, status_code: int, headers: Mapping[str, str]
     ) -> Response:
         """Return a page that tells a person what is wrong, in the look of the approval's pages."""
-        pages = getattr(self._approval, "pages", None) or plain_pages()
+        pages: Pages = getattr(self._approval, "pages", None) or plain_pages()
         paragraphs = filter(None, (text, detail))
-        page: Response = pages.message(
-            title, *paragraphs, server=self.public_name, status_code=status_code, headers=headers
-        )
-        return page
+        return pages.message(title, *paragraphs, server=self.public_name, status_code=status_code, headers=headers)
 
     def get_routes(self, mcp_path: str | None = None) -> list[Route]:
         """Return FastMCP's routes, with ours where its handlers fall short, and those of the approval's pages."""
@@ -371,11 +322,3 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             *super().get_middleware(),
             Middleware(ChallengeMiddleware, is_protected=lambda path: path == self._mcp_path),
         ]
-
-
-_VerificationError: Any = getattr(fastmcp_auth, "TokenVerificationError", RuntimeError)
-"""What `MultiAuth` does not swallow. FastMCP has it from 4.2 on."""
-
-
-class _Unverifiable(DatabaseUnavailable, _VerificationError):  # type: ignore[misc]  # a class of Any
-    """An outage, inside `MultiAuth` too: a token of which nothing is known is not refused."""

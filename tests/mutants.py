@@ -172,8 +172,8 @@ FAULTS = (
     Fault(
         "A token for another resource is accepted",
         "oauth_store/flows/access.py",
-        'return AccessToken(token=token, **known) if issuer.is_ours(known["resource"]) else None',
-        "return AccessToken(token=token, **known)",
+        'return AccessToken(token=token, **fields) if issuer.is_ours(fields["resource"]) else None',
+        "return AccessToken(token=token, **fields)",
         ("tests/flows/test_provider.py::TestAudience::test_a_token_for_another_path_is_refused",),
     ),
     Fault(
@@ -319,8 +319,8 @@ FAULTS = (
     Fault(
         "A remembered token is good for a second too long",
         "oauth_store/flows/access.py",
-        'if known is None or known["expires_at"] <= time.time():',
-        'if known is None or known["expires_at"] < time.time():',
+        'if fields is None or fields["expires_at"] <= time.time():',
+        'if fields is None or fields["expires_at"] < time.time():',
         ("tests/database/test_memory.py::TestWhatIsRemembered::test_an_expired_token_is_refused",),
     ),
     Fault(
@@ -624,7 +624,7 @@ FAULTS = (
     ),
     Fault(
         "An outage is an unknown token",
-        "oauth_store/provider.py",
+        "oauth_store/flows/access.py",
         "            raise _Unverifiable(*error.args) from error",
         "            return None",
         ("tests/database/test_memory.py::TestWhereItIsNot::test_a_file_that_is_gone_or_was_replaced",),
@@ -810,7 +810,7 @@ FAULTS = (
     # Approval
     Fault(
         "A request may be answered in any browser",
-        "oauth_store/provider.py",
+        "oauth_store/flows/authorization.py",
         "browser is None or not matches(browser, row.browser_hash)",
         "browser is None",
         ("tests/pages/test_consent.py::TestWhoAnswers::test_another_browser",),

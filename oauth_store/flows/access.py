@@ -3,12 +3,14 @@
 import time
 from typing import Any
 
+from fastmcp.server import auth as fastmcp_auth
 from fastmcp.server.auth import AccessToken
 from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import ACCESS, tokens
+from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.tokens import lookup
 
@@ -26,6 +28,14 @@ _first_use = (
 )
 
 
+_VerificationError: Any = getattr(fastmcp_auth, "TokenVerificationError", RuntimeError)
+"""What `MultiAuth` does not swallow. FastMCP has it from 4.2 on."""
+
+
+class _Unverifiable(DatabaseUnavailable, _VerificationError):  # type: ignore[misc]  # a class of Any
+    """An outage, inside `MultiAuth` too: a token of which nothing is known is not refused."""
+
+
 async def load(issuer: Issuer, token: str) -> AccessToken | None:
     """Return a live access token, or None. It has no side effects: the revocation endpoint calls it too."""
     row = await _look_up(issuer, hash_secret(token))
@@ -33,18 +43,24 @@ async def load(issuer: Issuer, token: str) -> AccessToken | None:
 
 
 async def verify(issuer: Issuer, token: str) -> AccessToken | None:
-    """Return a live access token that was issued for this server (RFC 8707), or None."""
+    """Return a live access token that was issued for this server (RFC 8707), or None.
+
+    Raises `DatabaseUnavailable` for an outage.
+    """
     token_hash = hash_secret(token)
     remembered = issuer.store.remembered
-    known = remembered.recall(token_hash) if remembered is not None else None
-    if known is None or known["expires_at"] <= time.time():
-        row = await _look_up(issuer, token_hash)
+    fields = remembered.recall(token_hash) if remembered is not None else None
+    if fields is None or fields["expires_at"] <= time.time():
+        try:
+            row = await _look_up(issuer, token_hash)
+        except OAuthStoreError as error:
+            raise _Unverifiable(*error.args) from error
         if row is None:
             return None
-        known = _fields(row)
+        fields = _fields(row)
         if row.first_used_at is None and issuer.is_ours(row.resource):
             issuer.store.start_write(_stamp_first_use, row, int(time.time()))
-    return AccessToken(token=token, **known) if issuer.is_ours(known["resource"]) else None
+    return AccessToken(token=token, **fields) if issuer.is_ours(fields["resource"]) else None
 
 
 async def _look_up(issuer: Issuer, token_hash: bytes) -> Row[Any] | None:

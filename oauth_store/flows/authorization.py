@@ -11,7 +11,7 @@ from mcp.shared.auth import InvalidScopeError
 from sqlalchemy import Row, Select, Update, bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
-from oauth_store.credentials import hash_secret, mint, mint_grant_id
+from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id
 from oauth_store.database.models import NEVER, clients, codes
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.clients import StoredClient, owners
@@ -59,7 +59,8 @@ class Started:
 
     handle: str
     browser: str
-    scopes: list[str]
+    redirect_uri: str
+    scopes: str
     resource: str | None
     expires_at: int
 
@@ -74,12 +75,18 @@ async def start(issuer: Issuer, client: StoredClient, params: AuthorizationParam
     if not re.fullmatch(CODE_CHALLENGE, params.code_challenge):
         raise AuthorizeError("invalid_request", "code_challenge is not one of S256: 43 characters of base64url")
     try:
-        scopes = client.validate_scope(" ".join(params.scopes or ())) or []
+        scopes = " ".join(client.validate_scope(" ".join(params.scopes or ())) or ())
     except InvalidScopeError as error:
         raise AuthorizeError("invalid_scope", error.message) from error
     now = int(time.time())
-    resource = own or params.resource
-    started = Started(mint("request"), mint("browser"), scopes, resource, now + REQUEST_EXPIRY_SECONDS)
+    started = Started(
+        handle=mint("request"),
+        browser=mint("browser"),
+        redirect_uri=str(params.redirect_uri),
+        scopes=scopes,
+        resource=own or params.resource,
+        expires_at=now + REQUEST_EXPIRY_SECONDS,
+    )
     await issuer.store.write(_store_request, started, client.client_id, params, now)
     issuer.after_commit()
     return started
@@ -92,10 +99,10 @@ def _store_request(session: Session, started: Started, client_id: str, params: A
         "browser_hash": hash_secret(started.browser),
         "client_id": client_id,
         "grant_id": grant_id,
-        "redirect_uri": str(params.redirect_uri),
+        "redirect_uri": started.redirect_uri,
         "redirect_uri_provided_explicitly": params.redirect_uri_provided_explicitly,
         "code_challenge": params.code_challenge,
-        "scopes": " ".join(started.scopes),
+        "scopes": started.scopes,
         "resource": started.resource,
         "state": params.state,
         "created_at": now,
@@ -105,15 +112,19 @@ def _store_request(session: Session, started: Started, client_id: str, params: A
     emit_after_commit(session, "approval_asked", grant_id=grant_id, client_id=client_id)
 
 
-async def pending(issuer: Issuer, handle: str) -> Row[Any] | None:
+async def pending(issuer: Issuer, handle: str, browser: str | None) -> Row[Any] | None:
     """Return the row of a request to this server that may still be answered, or None.
 
-    Its `registered_id` is null if its client is gone.
+    None too where `browser` is not the secret of the browser that started it.
     """
-    return await issuer.store.read(_pending, issuer, handle, int(time.time()))
+    row = await issuer.store.read(_pending, issuer, handle, int(time.time()))
+    if row is None or row.browser_hash is None or browser is None or not matches(browser, row.browser_hash):
+        return None
+    return row
 
 
 def _pending(session: Session, issuer: Issuer, handle: str, now: int) -> Row[Any] | None:
+    """Return the row of such a request, whatever its browser. Its `registered_id` is null if its client is gone."""
     row = lookup(session, _request_by_handle, b_hash=hash_secret(handle), b_now=now)
     return row if row is not None and issuer.is_ours(row.resource) else None
 
