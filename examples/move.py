@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 from examples.demo import REFRESH, SERVER, ClientApp, DemoError, Server, clean_environment, say
-from oauth_store.database.engines import database_url, display_name
+from oauth_store.database.url import database_url, display_name
 
 
 def main() -> None:

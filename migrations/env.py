@@ -16,17 +16,11 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database.engines import (
-    BUSY_TIMEOUT_SECONDS,
-    create_engine,
-    create_file,
-    database_url,
-    display_name,
-    is_memory,
-)
+from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, create_engine, create_file
 from oauth_store.database.models import Base
 from oauth_store.database.names import VERSION_TABLE
 from oauth_store.database.schema import EMPTY, VS2, begin_immediate, check, explained, found, lock
+from oauth_store.database.url import database_url, display_name, is_memory
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 
 

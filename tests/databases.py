@@ -22,9 +22,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from oauth_store import SQLAlchemyOAuthProvider
-from oauth_store.database.engines import create_engine, database_url
+from oauth_store.database.engines import create_engine
 from oauth_store.database.models import Token
 from oauth_store.database.sqlite import Lane
+from oauth_store.database.url import database_url
 from tests.workers import settle
 
 T = TypeVar("T")

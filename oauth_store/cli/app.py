@@ -33,11 +33,11 @@ from oauth_store.cli.terminal import (
     tell_events,
 )
 from oauth_store.database import schema
-from oauth_store.database.engines import database_url, display_name
 from oauth_store.database.purge import purge as purge_batch
 from oauth_store.database.purge import purgeable
 from oauth_store.database.status import Inventory, as_json, take_inventory
 from oauth_store.database.store import Store
+from oauth_store.database.url import database_url, display_name
 from oauth_store.display import ago, one_line
 from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit

@@ -23,8 +23,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from oauth_store.database import schema
-from oauth_store.database.engines import is_memory
 from oauth_store.database.store import Store
+from oauth_store.database.url import is_memory
 from oauth_store.display import one_line
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
 

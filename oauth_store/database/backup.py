@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oauth_store.database import schema
-from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, database_url, is_memory
+from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS
 from oauth_store.database.store import Store
+from oauth_store.database.url import database_url, is_memory
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
 
 PAGES = 2000

@@ -14,9 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import NullPool
 
 from oauth_store.database import schema
-from oauth_store.database.engines import create_engine, database_url, display_name, is_memory
+from oauth_store.database.engines import create_engine
 from oauth_store.database.models import Base
 from oauth_store.database.store import Store
+from oauth_store.database.url import database_url, display_name, is_memory
 from oauth_store.errors import ConfigurationError, OAuthStoreError
 
 T = TypeVar("T")

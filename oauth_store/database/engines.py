@@ -1,6 +1,5 @@
-"""From a setting to an engine: URLs, files, drivers, and the settings of each database."""
+"""From a URL to an engine: files, and the settings of each database."""
 
-import importlib.util
 import os
 import socket
 import time
@@ -9,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, event, exc
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from oauth_store.errors import ConfigurationError, DatabaseUnavailable
+from oauth_store.database.options import with_driver_arguments
+from oauth_store.database.url import sqlite_name
+from oauth_store.errors import DatabaseUnavailable
 
-DEFAULT_DATABASE = "mcp_oauth.db"
 BUSY_TIMEOUT_SECONDS = 5
 """How long a writer waits for its turn."""
 POOL_SIZE = 10
@@ -29,71 +29,6 @@ UNACKNOWLEDGED_SECONDS = 5
 """How long the other end of a connection may acknowledge nothing that it is sent."""
 IDLE_SECONDS = 15
 """How long a connection is idle before the system asks the other end whether it is still there."""
-
-# scheme -> (SQLAlchemy's driver, the module it needs, our extra that installs it)
-_DRIVERS = {
-    "sqlite": ("sqlite+aiosqlite", "aiosqlite", None),
-    "postgresql": ("postgresql+asyncpg", "asyncpg", "postgresql"),
-    "postgres": ("postgresql+asyncpg", "asyncpg", "postgresql"),
-    "mysql": ("mysql+asyncmy", "asyncmy", "mysql"),
-    "mariadb": ("mysql+asyncmy", "asyncmy", "mysql"),
-}
-DRIVER_MODULES = {"sqlite3", *(module for _, module, _ in _DRIVERS.values())}
-
-
-def database_url(database: str | Path | None = None) -> URL:
-    """Return the SQLAlchemy URL of a setting: a path, `:memory:`, or a URL. `None` reads `MCP_OAUTH_DB`.
-
-    The only place that reads `MCP_OAUTH_DB`. Raises `ConfigurationError` if the database is none that we support.
-    """
-    if database is None:
-        database = os.environ.get("MCP_OAUTH_DB") or DEFAULT_DATABASE
-    if isinstance(database, Path) or "://" not in database:
-        # make_url() would percent-decode the path
-        name = str(database)
-        return URL.create("sqlite+aiosqlite", database=name if name == ":memory:" else str(Path(name).expanduser()))
-    try:
-        url = make_url(database)
-    except (exc.ArgumentError, ValueError) as error:
-        raise ConfigurationError(
-            "the database URL cannot be parsed; expected a path, ':memory:', or a URL such as "
-            "postgresql://user:password@host/name"
-        ) from error
-    scheme, _, driver = url.drivername.partition("+")
-    if scheme not in _DRIVERS:
-        supported = ", ".join(sorted({f"{name}://" for name in _DRIVERS if name != "postgres"}))
-        raise ConfigurationError(
-            f"no support for {scheme!r} databases; expected a file's path, ':memory:', or a URL of {supported}"
-        )
-    drivername, module, extra = _DRIVERS[scheme]
-    if driver and driver != drivername.partition("+")[2]:
-        raise ConfigurationError(
-            f"no support for the driver {driver!r}; expected {drivername}://, or {scheme}:// without a driver"
-        )
-    if scheme == "sqlite" and url.query:
-        raise ConfigurationError("options of an SQLite URL are not supported; expected the file's path alone")
-    if extra and importlib.util.find_spec(module) is None:
-        raise ConfigurationError(f"{module} is not installed; run: pip install 'fastmcp-oauth-store[{extra}]'")
-    if module == "asyncpg" and "sslmode" in url.query:  # libpq's name for it, in the URLs that hosters hand out
-        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
-    return url.set(drivername=drivername)
-
-
-def display_name(url: URL) -> str:
-    """Return the path of a file, or a URL without its password, nor what drivers take for one behind the `?`."""
-    if url.get_backend_name() == "sqlite":
-        return str(url.database or ":memory:")
-    hidden = {name: "***" for name in url.query if "pass" in name.lower()}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
-
-
-def is_memory(url: URL) -> bool:
-    """Tell whether `url` is an SQLite database that lives in this process alone."""
-    return url.get_backend_name() == "sqlite" and (
-        url.database in (None, "", ":memory:")
-        or "mode=memory" in str(url.database)
-        or url.query.get("mode") == "memory"
-    )
 
 
 def create_file(url: URL) -> None:
@@ -152,6 +87,7 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
             "read_timeout": COMMAND_TIMEOUT_SECONDS if pooled else None,
             "init_command": f"SET SESSION innodb_lock_wait_timeout = {BUSY_TIMEOUT_SECONDS}",  # its own is 50 s
         }
+    url, options["connect_args"] = with_driver_arguments(url, options["connect_args"])
     engine = create_async_engine(url, hide_parameters=True, **options)
     event.listen(engine.sync_engine, "connect", _watch)
     if url.get_backend_name() == "postgresql":
@@ -214,10 +150,6 @@ class _Forgotten:
 def _terminate(connection: Any) -> None:
     """Close a connection of asyncpg without a word to the other end, which would be waited for."""
     connection.terminate()
-
-
-def sqlite_name(url: URL) -> str:
-    return ":memory:" if is_memory(url) else os.path.abspath(str(url.database))
 
 
 def configure_sqlite(engine: Engine, *, wal: bool) -> None:

@@ -2,7 +2,7 @@
 
 from sqlalchemy import exc
 
-from oauth_store.database.engines import DRIVER_MODULES
+from oauth_store.database.url import DRIVER_MODULES
 from oauth_store.errors import DatabaseUnavailable
 
 

@@ -17,11 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, create_engine, create_file, database_url
+from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, create_engine, create_file
 from oauth_store.database.models import Base
 from oauth_store.database.names import VERSION_TABLE
 from oauth_store.database.outages import outage
 from oauth_store.database.store import Store
+from oauth_store.database.url import database_url
 from oauth_store.errors import OAuthStoreError, SchemaError
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from oauth_store.database import forks
-from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, POOL_TIMEOUT_SECONDS, configure_sqlite, sqlite_name
+from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, POOL_TIMEOUT_SECONDS, configure_sqlite
+from oauth_store.database.url import sqlite_name
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -15,18 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from oauth_store.database import forks
-from oauth_store.database.engines import (
-    COMMAND_TIMEOUT_SECONDS,
-    POOL_SIZE,
-    create_engine,
-    database_url,
-    display_name,
-    is_memory,
-    sqlite_name,
-)
+from oauth_store.database.engines import COMMAND_TIMEOUT_SECONDS, POOL_SIZE, create_engine
 from oauth_store.database.outages import hung_up, is_broken, is_conflict, outage
 from oauth_store.database.remembered import Remembered
 from oauth_store.database.sqlite import Lane
+from oauth_store.database.url import database_url, display_name, is_memory, sqlite_name
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, LostRaceError, OAuthStoreError
 from oauth_store.events import Span, emit_committed
 

@@ -1,4 +1,4 @@
-"""From a setting to a database: URLs, engines, event loops, cancelled requests, and files."""
+"""From a setting to a database: engines, event loops, cancelled requests, and files."""
 
 import asyncio
 import gc
@@ -22,95 +22,15 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
 from oauth_store import AutoApproval, ConfigurationError, DatabaseUnavailable, SchemaError, SQLAlchemyOAuthProvider
-from oauth_store.database.engines import create_engine, database_url, display_name, is_memory
+from oauth_store.database.engines import create_engine
 from oauth_store.database.models import Client, Token, clients
 from oauth_store.database.schema import prepare
 from oauth_store.database.store import ATTEMPTS, Store
+from oauth_store.database.url import database_url
 from oauth_store.errors import LostRaceError
 from tests.databases import create_postgres_database, drop_postgres_database, engine_of, value_of
 from tests.steps import BASE_URL, Provider, authorize, new_client, provider_on, refresh, sign_in
 from tests.workers import settle
-
-
-class TestUrl:
-    """What a setting means."""
-
-    @pytest.mark.parametrize(
-        ("setting", "expected"),
-        [
-            ("oauth.db", "sqlite+aiosqlite:///oauth.db"),
-            ("/srv/wiki/oauth.db", "sqlite+aiosqlite:////srv/wiki/oauth.db"),
-            (":memory:", "sqlite+aiosqlite:///:memory:"),
-            ("sqlite:///oauth.db", "sqlite+aiosqlite:///oauth.db"),
-            ("postgresql://ada@db/wiki", "postgresql+asyncpg://ada@db/wiki"),
-            ("postgres://ada@db/wiki", "postgresql+asyncpg://ada@db/wiki"),
-            ("postgresql+asyncpg://ada@db/wiki", "postgresql+asyncpg://ada@db/wiki"),
-            ("postgresql://ada@db/wiki?sslmode=require", "postgresql+asyncpg://ada@db/wiki?ssl=require"),
-        ],
-    )
-    def test_settings(self, setting: str, expected: str) -> None:
-        """A path, `:memory:` and the URLs that people copy from their hoster all lead to our drivers."""
-        assert database_url(setting) == make_url(expected)
-
-    @pytest.mark.parametrize("name", ["a b.db", "50%25.db", "100%.db", "q?x=1.db", "ü#.db"])
-    def test_a_path_is_taken_as_it_is(self, tmp_path: Path, name: str) -> None:
-        """Percent signs, question marks and the like are part of a file's name."""
-        assert database_url(str(tmp_path / name)).database == str(tmp_path / name)
-        assert database_url(tmp_path / name).database == str(tmp_path / name)
-
-    def test_the_environment_names_the_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without a setting MCP_OAUTH_DB counts, and without that mcp_oauth.db in the working directory."""
-        monkeypatch.delenv("MCP_OAUTH_DB", raising=False)
-        assert database_url().database == "mcp_oauth.db"
-        monkeypatch.setenv("MCP_OAUTH_DB", "/srv/oauth.db")
-        assert database_url().database == "/srv/oauth.db"
-        assert database_url("other.db").database == "other.db"
-
-    def test_the_home_directory_is_found(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """A leading ~ is the user's home, also where no shell expanded it."""
-        monkeypatch.setenv("HOME", str(tmp_path))
-        assert database_url("~/oauth.db").database == str(tmp_path / "oauth.db")
-
-    @pytest.mark.parametrize(
-        ("setting", "complaint"),
-        [
-            ("mongodb://db/wiki", "no support for 'mongodb' databases; expected a file's path"),
-            ("postgresql+psycopg2://db/wiki", "no support for the driver 'psycopg2'"),
-            ("sqlite+pysqlite:///x.db", "no support for the driver 'pysqlite'"),
-            ("postgresql://db:port/wiki", "cannot be parsed"),
-            ("://", "cannot be parsed"),
-        ],
-    )
-    def test_what_is_not_supported_says_what_is(self, setting: str, complaint: str) -> None:
-        """An unknown database or driver is a ConfigurationError when the provider is built."""
-        with pytest.raises(ConfigurationError, match=complaint):
-            SQLAlchemyOAuthProvider(setting, base_url=BASE_URL)
-
-    def test_a_password_is_not_in_the_error(self) -> None:
-        """A URL that cannot be used is not repeated with its password."""
-        with pytest.raises(ConfigurationError) as caught:
-            database_url("postgresql://ada:pa55word@db:port/wiki")
-        assert "pa55word" not in str(caught.value)
-
-    @pytest.mark.parametrize("url", ["postgresql://ada:pa55word@db/wiki", "mysql://db/wiki?user=ada&passwd=pa55word"])
-    def test_a_password_is_not_in_the_name(self, url: str) -> None:
-        """What operators read of a URL has no password, neither before the host nor among the driver's options."""
-        name = display_name(database_url(url))
-        assert "pa55word" not in name
-        assert "ada" in name
-
-    @pytest.mark.parametrize(
-        ("url", "expected"),
-        [
-            ("sqlite+aiosqlite://", True),
-            ("sqlite+aiosqlite:///:memory:", True),
-            ("sqlite+aiosqlite:///oauth.db", False),
-            ("postgresql+asyncpg://db/memory", False),
-        ],
-    )
-    def test_memory_is_told_from_a_file(self, url: str, expected: bool) -> None:
-        """What is gone with the process is known as such."""
-        assert is_memory(make_url(url)) is expected
 
 
 class TestSettings:
@@ -425,7 +345,7 @@ class TestEngine:
 
     @pytest.fixture
     def database_url_of_engine(self, database_url: str) -> str:
-        from oauth_store.database.engines import database_url as url_of
+        from oauth_store.database.url import database_url as url_of
 
         return url_of(database_url).render_as_string(hide_password=False)
 

@@ -20,11 +20,11 @@ from sqlalchemy import Connection
 
 from oauth_store import DatabaseUnavailable, OAuthStoreError, SchemaError, SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret, matches
-from oauth_store.database.engines import database_url as as_url
 from oauth_store.database.models import Base
 from oauth_store.database.names import VERSION_TABLE
 from oauth_store.database.purge import purge
 from oauth_store.database.schema import HEAD, alembic_config, downgrade, upgrade
+from oauth_store.database.url import database_url as as_url
 from tests.commands import alembic
 from tests.databases import connected, dump, execute, file_bytes, is_postgres, select, shape, transaction
 from tests.steps import RESOURCE, provider_on

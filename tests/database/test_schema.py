@@ -25,10 +25,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
 from oauth_store import SchemaError
-from oauth_store.database.engines import database_url as as_url
 from oauth_store.database.models import Base
 from oauth_store.database.names import VERSION_TABLE
 from oauth_store.database.schema import HEAD, alembic_config, downgrade, upgrade
+from oauth_store.database.url import database_url as as_url
 from tests.commands import alembic
 from tests.databases import (
     create_postgres_database,

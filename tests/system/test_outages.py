@@ -29,9 +29,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.orm import aliased
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, POOL_SIZE, create_engine, database_url
+from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, POOL_SIZE, create_engine
 from oauth_store.database.models import Code, Token
 from oauth_store.database.schema import upgrade
+from oauth_store.database.url import database_url
 from tests.chaos import Child, hold_lock, new_provider, serve
 from tests.databases import administer, check_integrity, create_postgres_database, postgres_directory, value_of
 from tests.serving import free_port

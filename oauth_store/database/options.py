@@ -1,0 +1,260 @@
+"""What the options of a server's URL are to its driver. docs/database-urls.md has the table."""
+
+import os
+import re
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+from sqlalchemy.engine import URL
+
+from oauth_store.errors import ConfigurationError
+
+PLACES = {
+    "user": "username",
+    "password": "password",
+    "passwd": "password",
+    "dbname": "database",
+    "database": "database",
+    "db": "database",
+}
+"""Options that say what has a place of its own in a URL."""
+_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+"""libpq's, from the weakest on."""
+_SYSTEM = "system"
+"""The authorities that the system trusts."""
+
+# Options that we leave out without harm, and the values for which that is true: None is all of them.
+_LEFT_OUT: Mapping[str, Mapping[str, tuple[str, ...] | None]] = {
+    "postgresql": {
+        **dict.fromkeys(("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count")),
+        **dict.fromkeys(("tcp_user_timeout", "connection_limit", "pool_timeout", "sslcompression", "supa")),
+        "client_encoding": ("utf8", "utf-8", "auto"),
+        "gssencmode": ("disable", "prefer"),
+        "load_balance_hosts": ("disable",),
+        "sslnegotiation": ("postgres",),
+        "sslsni": ("1",),
+    },
+    "mysql": {
+        **dict.fromkeys(("charset", "characterEncoding", "useUnicode", "use_unicode", "serverTimezone")),
+        **dict.fromkeys(("reconnect", "autoReconnect", "allowPublicKeyRetrieval", "zeroDateTimeBehavior")),
+        **dict.fromkeys(("connection_limit", "pool_timeout", "read_timeout")),
+    },
+}
+_PASSED_ON = {
+    "postgresql": ("passfile", "krbsrvname", "gsslib"),
+    "mysql": ("unix_socket", "program_name", "read_default_file", "read_default_group"),
+}
+_UNNAMED: Mapping[str, Any] = {
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+    "prepared_statement_name_func": lambda: "",
+}
+"""A statement without a name is gone after its use: a pooler may give the next one another connection."""
+
+
+def with_driver_arguments(url: URL, ours: Mapping[str, Any]) -> tuple[URL, dict[str, Any]]:
+    """Return `url` without its options, and the driver's arguments: `ours`, and above them what the options say."""
+    given = driver_arguments(url)
+    if "server_settings" in given:
+        given["server_settings"] = {**ours.get("server_settings", {}), **given["server_settings"]}
+    hosts = {name: url.query[name] for name in ("host", "port") if name in url.query}  # SQLAlchemy reads these itself
+    return url.set(query=hosts), {**ours, **given}
+
+
+def driver_arguments(url: URL) -> dict[str, Any]:
+    """Return what the options of a server's URL are as arguments of its driver.
+
+    Raises `ConfigurationError` for an option that is unknown, or asks for what the driver cannot do.
+    """
+    kind = url.get_backend_name()
+    options = {name: str(value) for name, value in url.query.items() if name not in PLACES}
+    arguments = {name: options.pop(name) for name in _PASSED_ON[kind] if name in options}
+    for name, harmless in _LEFT_OUT[kind].items():
+        _choice(options, name, harmless)
+    arguments |= (_asyncpg if kind == "postgresql" else _asyncmy)(options)
+    for name in options:
+        raise ConfigurationError(
+            f"{named(name, url)} of the database URL is unknown; remove it, or write & as %26 if a value goes on there"
+        )
+    return arguments
+
+
+def named(option: str, url: URL) -> str:
+    """Return an option as an error may name it: what stands behind an & may be the end of a password."""
+    shown = re.fullmatch(r"[A-Za-z][\w.-]*", option) and not any("pass" in name for name in url.query)
+    return f"the option {option}" if shown else "an option"
+
+
+def _asyncpg(options: dict[str, str]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    for name in ("host", "port"):
+        options.pop(name, None)
+    security = _postgresql_security(options)
+    if security is not None:
+        arguments["ssl"] = security
+    if (timeout := _number(options, "connect_timeout", least=1)) is not None:
+        arguments["timeout"] = timeout
+    # the server has to take writes: the others are those of a standby
+    if (attributes := _choice(options, "target_session_attrs", ("any", "primary", "read-write"))) is not None:
+        arguments["target_session_attrs"] = attributes
+    settings: dict[str, str] = {name: options.pop(name) for name in ("application_name", "options") if name in options}
+    if "fallback_application_name" in options:
+        settings = {"application_name": options.pop("fallback_application_name"), **settings}
+    if "schema" in options:
+        settings["search_path"] = '"' + options.pop("schema").replace('"', '""') + '"'
+    if settings:
+        arguments["server_settings"] = settings
+    caches = {name: _number(options, name) for name in ("statement_cache_size", "prepared_statement_cache_size")}
+    if _flag(options, "pgbouncer") or 0 in caches.values():
+        return {**arguments, **_UNNAMED}
+    return {**arguments, **{name: size for name, size in caches.items() if size is not None}}
+
+
+def _postgresql_security(options: dict[str, str]) -> ssl.SSLContext | str | None:
+    """Return asyncpg's `ssl`: a mode, a context, or None for its own default."""
+    aliases = {"true": "verify-full", "false": "disable"}
+    given = [_choice(options, "sslmode", _MODES), _choice(options, "ssl", (*_MODES, *aliases))]
+    mode = max((aliases.get(value, value) for value in given if value), key=_MODES.index, default=None)
+    files = _taken(options, "ssl", ("rootcert", "cert", "key", "crl", "password"))
+    # asyncpg has no channel binding. What it proves, a certificate proves too: that this is the server.
+    if _choice(options, "channel_binding", ("disable", "prefer", "require")) == "require":
+        if mode == "disable":
+            _refuse("channel_binding", "contradicts sslmode=disable", "keep one")
+        mode = "verify-full"
+    if files.get("rootcert") == _SYSTEM:
+        if mode not in (None, "verify-full"):
+            _refuse("sslrootcert", "is system, which is safe with sslmode=verify-full alone", "set that")
+        mode = "verify-full"
+    if mode not in ("require", "verify-ca", "verify-full"):
+        if files:
+            _refuse(f"ssl{next(iter(files))}", "has no effect without TLS", f"add sslmode=verify-full, {_WEAKER}")
+        return mode
+    if mode == "require" and not files:
+        return mode
+    root = os.environ.get("PGSSLROOTCERT") or os.path.expanduser("~/.postgresql/root.crt")
+    if os.path.exists(root):
+        if not files:
+            return mode  # asyncpg reads what the environment and the home directory say
+        files = {"rootcert": root, **files}
+    return _context(mode, "ssl", files, root="rootcert")
+
+
+_WEAKER = "or verify-ca, which takes any host's name, or require, which takes any certificate"
+
+
+def _asyncmy(options: dict[str, str]) -> dict[str, Any]:
+    # whatever the URL names: a client's name may hold any character
+    arguments: dict[str, Any] = {"charset": "utf8mb4", **_mysql_security(options)}
+    if (timeout := _number(options, "connect_timeout", least=1)) is not None:
+        arguments["connect_timeout"] = timeout
+    return arguments
+
+
+_MYSQL_SECURITY: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("ssl-mode", "ssl_mode", "sslmode", "sslMode"),
+        # none that takes TLS only where the server offers it: asyncmy cannot
+        {"disabled": "disable", "required": "require", "verify-ca": "verify-ca", "verify-identity": "verify-full"}
+        | {mode: mode for mode in ("disable", "require", "verify-full")},
+    ),
+    "ssl": {"true": "require", "false": "disable", "1": "require", "0": "disable"}
+    | {'{"rejectunauthorized":true}': "verify-full", '{"rejectunauthorized":false}': "require"},
+    "sslaccept": {"strict": "verify-full", "accept-invalid-certs": "require"},
+    "useSSL": {"true": "require", "false": "disable"},
+}
+"""What hosters and other drivers call a mode, and its values."""
+
+
+def _mysql_security(options: dict[str, str]) -> dict[str, Any]:
+    given = []
+    for name, modes in _MYSQL_SECURITY.items():
+        if name in options:
+            value = options.pop(name).lower().replace("_", "-").replace(" ", "")
+            if value not in modes:
+                _refuse(name, "has a value that we do not know", f"expected one of {', '.join(modes)}")
+            given.append(modes[value])
+    names = ("ca", "cert", "key", "capath", "cipher")
+    files = _taken(options, "ssl-", names) | _taken(options, "ssl_", names)
+    checks = _flag(options, "ssl_check_hostname")
+    if checks:
+        given.append("verify-full")
+    if files and not given:
+        verifies = "ca" in files or "capath" in files
+        given.append("require" if not verifies else "verify-ca" if checks is False else "verify-full")
+    mode = max(given, key=_MODES.index, default="disable")
+    if files and mode == "disable":
+        _refuse(f"ssl_{next(iter(files))}", "has no effect without TLS", "set ssl-mode=VERIFY_IDENTITY or REQUIRED")
+    if mode == "disable":
+        return {}
+    return {"ssl": _context(mode, "ssl_", files, root="ca")}
+
+
+def _context(mode: str, prefix: str, files: Mapping[str, str], *, root: str) -> ssl.SSLContext:
+    """Return a context that verifies what `mode` promises. With a root, "require" is "verify-ca", as for libpq.
+
+    `root` is the name, behind the `prefix`, of the option whose file has the authorities.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = mode == "verify-full"
+    authorities, directory = files.get(root), files.get("capath")
+    if authorities == _SYSTEM or (not authorities and not directory and mode == "verify-full"):
+        context.load_default_certs()
+    elif authorities or directory:
+        _read(f"{prefix}{root}", lambda: context.load_verify_locations(authorities, directory))
+    elif mode == "verify-ca":
+        _refuse(f"{prefix}{root}", "is missing, and verify-ca needs it", "add it, or verify the host's name too")
+    else:
+        context.verify_mode = ssl.CERT_NONE
+    if "crl" in files:
+        _read(f"{prefix}crl", lambda: context.load_verify_locations(files["crl"]))
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+    if "cert" in files:  # without a password, OpenSSL would ask a terminal for it
+        key, password = files.get("key"), files.get("password", "")
+        _read(f"{prefix}cert", lambda: context.load_cert_chain(files["cert"], key, lambda: password))
+    if "cipher" in files:
+        _read(f"{prefix}cipher", lambda: context.set_ciphers(files["cipher"]))
+    return context
+
+
+def _read(option: str, read: Callable[[], object]) -> None:
+    reason = ""
+    try:
+        read()
+    except ssl.SSLError:
+        reason = "holds nothing that OpenSSL can read"
+    except OSError as error:
+        reason = f"names a file that cannot be read: {os.strerror(error.errno or 0)}"
+    if reason:
+        _refuse(option, reason, "expected a file in the PEM format that the server's user may read")
+
+
+def _choice(options: dict[str, str], name: str, expected: tuple[str, ...] | None) -> str | None:
+    """Take an option, one of whose `expected` values it has to have."""
+    value = options.pop(name, None)
+    if value is not None and expected is not None and (value := value.lower()) not in expected:
+        _refuse(name, "asks for what we cannot do", f"expected {' or '.join(expected)}")
+    return value
+
+
+def _flag(options: dict[str, str], name: str) -> bool | None:
+    value = _choice(options, name, ("true", "false", "1", "0"))
+    return None if value is None else value in ("true", "1")
+
+
+def _number(options: dict[str, str], name: str, *, least: int = 0) -> int | None:
+    value = options.pop(name, None)
+    if value is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < least:
+        _refuse(name, "is no number that we can use", f"expected a whole number from {least} on")
+    return int(value)
+
+
+def _taken(options: dict[str, str], prefix: str, names: Iterable[str]) -> dict[str, str]:
+    """Take the options of these names behind a prefix."""
+    return {name: options.pop(prefix + name) for name in names if prefix + name in options}
+
+
+def _refuse(option: str, found: str, do: str) -> NoReturn:
+    raise ConfigurationError(f"the option {option} of the database URL {found}; {do}")
