@@ -971,6 +971,35 @@ FAULTS = (
         "if False:",
         ("tests/database/test_connections.py::TestSeveralLoops::test_a_server_refuses_the_second",),
     ),
+    # URLs
+    Fault(
+        "A password with an @ in it is read as a host",
+        "oauth_store/database/url.py",
+        'if rest.count("@") < 2 else None',
+        "if True else None",
+        ("tests/database/test_url.py::test_a_misread_password_is_nowhere",),
+    ),
+    Fault(
+        "channel_binding=require is left out",
+        "oauth_store/database/options.py",
+        '        mode = "verify-full"\n    if files.get("rootcert") == _SYSTEM:',
+        '    if files.get("rootcert") == _SYSTEM:',
+        ("tests/database/test_url.py::test_the_urls_of_hosters_are_understood",),
+    ),
+    Fault(
+        "verify-full takes any host's name",
+        "oauth_store/database/options.py",
+        'context.check_hostname = mode == "verify-full"',
+        "context.check_hostname = False",
+        ("tests/database/test_url.py::test_the_urls_of_hosters_are_understood",),
+    ),
+    Fault(
+        "A URL chooses the character set",
+        "oauth_store/database/options.py",
+        '{"charset": "utf8mb4", **_mysql_security(options)}',
+        "_mysql_security(options)",
+        ("tests/database/test_url.py::test_the_urls_of_hosters_are_understood",),
+    ),
 )
 
 

@@ -56,4 +56,6 @@ def outage(error: Exception, where: str) -> DatabaseUnavailable | None:
         cause = "it did not answer in time"
     elif hasattr(driver_error, "sqlite_errorname"):  # "disk I/O error" has thirty of these
         cause = f"{cause} ({driver_error.sqlite_errorname})"
+    elif "prepared statement" in cause:  # another connection of the pooler has it
+        cause = f"{cause}; behind PgBouncer or another pooler, add pgbouncer=true to the options of the URL"
     return DatabaseUnavailable(f"{where} cannot be used: {cause}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import re
 import ssl
 import traceback
 from contextlib import suppress
@@ -19,6 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from oauth_store import ConfigurationError, SQLAlchemyOAuthProvider
+from oauth_store.database import options
 from oauth_store.database.engines import create_engine
 from oauth_store.database.url import database_url, display_name, is_memory
 from tests.commands import run
@@ -194,6 +196,19 @@ def test_the_urls_of_hosters_are_understood(hoster: str, certificate: Path) -> N
     arguments = arguments_of(url.replace("{certificate}", str(certificate)))
     found = {name: arguments.get(name) for name in expected}
     assert found | {"ssl": security(arguments.get("ssl"))} == {"ssl": security(arguments.get("ssl"))} | expected
+
+
+def test_the_page_has_every_option() -> None:
+    """docs/database-urls.md names each option that is understood."""
+    page = (Path(__file__).parent.parent.parent / "docs" / "database-urls.md").read_text()
+    source = inspect.getsource(options)
+    understood = {
+        name for kind in ("postgresql", "mysql") for name in (*options._LEFT_OUT[kind], *options._PASSED_ON[kind])
+    }
+    understood |= {*options.PLACES, *options._MYSQL_SECURITY}
+    understood |= set(re.findall(r'_(?:choice|flag|number)\(options, "(\w+)"', source))
+    assert len(understood) > 40
+    assert [name for name in sorted(understood) if not re.search(rf"`{name}[`=]", page)] == []
 
 
 REFUSED = [

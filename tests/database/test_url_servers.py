@@ -269,6 +269,15 @@ async def test_pgbouncer_in_transaction_mode(pgbouncer: str) -> None:
     await provider.aclose()
 
 
+async def test_pgbouncer_without_the_option(pgbouncer: str) -> None:
+    """Without it, the error of the first statement that is on another connection names the option."""
+    provider = provider_on(pgbouncer)
+    with pytest.raises(DatabaseUnavailable, match=r"prepared statement .* add pgbouncer=true to the options"):
+        for _ in range(10):
+            await flows(provider, 8)
+    await provider.aclose()
+
+
 class TestMariaDB:
     """Options on a real MariaDB server."""
 
