@@ -18,18 +18,18 @@ _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _LATEST = 253402300799  # of year 9999, the last that a datetime knows
 
 
-def shown(text: str) -> str:
+def short_line(text: str) -> str:
     """Return a text that a client chose, for people to read: short, on one line, and nothing that hides in it."""
     text = one_line(text[:LENGTH_LOOKED_AT])
     return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}…"
 
 
-def shown_name(name: str | None) -> str:
+def app_name(name: str | None) -> str:
     """Return what a client calls itself, to stand in a box of its own.
 
     Never put it between quotation marks: too many characters look as if they ended them, to go on in our words.
     """
-    return shown(name or "") or "an app without a name"
+    return short_line(name or "") or "an app without a name"
 
 
 def nfc(text: str) -> str:
@@ -41,12 +41,12 @@ def nfc(text: str) -> str:
     if text.isascii():
         return text
     safe, marks = [], 0
-    for one in text:
-        marks = marks + 1 if unicodedata.category(one)[0] == "M" else 0
+    for char in text:
+        marks = marks + 1 if unicodedata.category(char)[0] == "M" else 0
         if marks > MARKS_IN_A_ROW:
             safe.append(_JOINER)
             marks = 1
-        safe.append(one)
+        safe.append(char)
     return unicodedata.normalize("NFC", "".join(safe))
 
 
@@ -57,15 +57,15 @@ def one_line(text: str) -> str:
     would sit on what stands before the text, or look like nothing.
     """
     spaced, marks = [], 2
-    for one in nfc(text):
-        kind = unicodedata.category(one)[0]
-        if kind in "CZ" or one in BLANK:
+    for char in nfc(text):
+        kind = unicodedata.category(char)[0]
+        if kind in "CZ" or char in BLANK:
             spaced.append(" ")
             marks = 2
             continue
         marks = marks + 1 if kind == "M" else 0
         if marks <= 2:
-            spaced.append(one)
+            spaced.append(char)
     return " ".join("".join(spaced).split())
 
 

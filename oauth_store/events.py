@@ -35,14 +35,15 @@ _EVENTS = "oauth_store_events"
 
 def emit(event: str, **fields: str | int | bytes | None) -> None:
     """Tell of an event, after the commit that made it true. Fields are ids, names and numbers; ids may be bytes."""
-    level, said = EVENTS[event]
-    told = {name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items()}
-    told = {name: value for name, value in told.items() if value is not None}
+    level, sentence = EVENTS[event]
+    attributes = {
+        name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items() if value is not None
+    }
     if logger.isEnabledFor(level):
-        details = " ".join(f"{name}={_on_one_line(value)}" for name, value in told.items())
-        logger.log(level, "%s: %s", said, details, extra={"event": event, **told}, stacklevel=2)
+        details = " ".join(f"{name}={_on_one_line(value)}" for name, value in attributes.items())
+        logger.log(level, "%s: %s", sentence, details, extra={"event": event, **attributes}, stacklevel=2)
     _counter.add(1, {"event": event})
-    trace.get_current_span().add_event(f"oauth_store.{event}", {name: str(value) for name, value in told.items()})
+    trace.get_current_span().add_event(f"oauth_store.{event}", {name: str(value) for name, value in attributes.items()})
 
 
 def emit_after_commit(session: Session, event: str, **fields: str | int | bytes | None) -> None:

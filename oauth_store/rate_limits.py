@@ -141,15 +141,15 @@ class FloodGuard:
         All lines of `X-Forwarded-For` are one list (RFC 9110, section 5.3): a proxy may add a line of its own below
         those that the visitor made up.
         """
-        said = request.client.host if request.client else ""
-        address = ip_address(said)
+        sender = request.client.host if request.client else ""
+        address = ip_address(sender)
         lines = ",".join(request.headers.getlist("x-forwarded-for"))
         forwarded = [part.strip() for part in lines.rsplit(",", PROXIES)[-PROXIES:] if part.strip()]
         while forwarded and self._is_trusted(address):
-            said = forwarded.pop()
-            address = ip_address(said)
+            sender = forwarded.pop()
+            address = ip_address(sender)
         if address is None:
-            return said
+            return sender
         return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
 
     def _is_trusted(self, address: Address | None) -> bool:
@@ -162,9 +162,9 @@ def ip_address(text: str) -> Address | None:
     Without its port, its brackets and the quotation marks of RFC 7239, section 6. Of IPv4 inside of IPv6, as a
     dual-stack listener (RFC 4291, section 2.5.5.2) or a NAT64 (RFC 6052, section 2.1) hand it on, the IPv4 address.
     """
-    found = _WITH_PORT.fullmatch(text.strip('"'))
+    match = _WITH_PORT.fullmatch(text.strip('"'))
     try:
-        address = ipaddress.ip_address(found[1] or found[2] if found else text)
+        address = ipaddress.ip_address(match[1] or match[2] if match else text)
     except ValueError:
         return None
     if address.version == 4:

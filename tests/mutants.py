@@ -853,7 +853,7 @@ FAULTS = (
     Fault(
         "A user who signs in may go on to guess another's password",
         "oauth_store/pages/sign_in.py",
-        "if known or not self.asks_user:",
+        "if is_known or not self.asks_user:",
         "if True:",
         ("tests/pages/test_sign_in.py::TestUsers::test_signing_in_between_does_not_help",),
     ),
@@ -924,8 +924,8 @@ FAULTS = (
     Fault(
         "Any port will do, not on loopback alone",
         "oauth_store/flows/clients.py",
-        'if one.scheme != "http" or not is_loopback_host(other.hostname) or "@" in one.netloc:',
-        'if "@" in one.netloc:',
+        'if presented.scheme != "http" or not is_loopback_host(registered.hostname) or "@" in presented.netloc:',
+        'if "@" in presented.netloc:',
         ("tests/flows/test_provider.py::TestStoredClient::test_redirect_uris",),
     ),
     Fault(

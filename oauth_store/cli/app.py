@@ -72,27 +72,27 @@ def status(*, database: DatabaseOption = None, json: Json = False) -> int:
     Exits with 1 unless a server of this release can use the database as it is.
     """
     url = database_url(database)
-    told: dict[str, Any] = {"database": display_name(url), "schema_found": None, "schema_needed": schema.HEAD}
-    told["problem"] = None
+    report: dict[str, Any] = {"database": display_name(url), "schema_found": None, "schema_needed": schema.HEAD}
+    report["problem"] = None
     inventory: Inventory | None = None
     try:
         if require_file(url, missing_ok=True):
             with opened(database, _any_schema) as store:
-                told["schema_found"], inventory = _look(store)
-            if told["schema_found"] is not None:
-                schema.check(told["schema_found"], told["database"])
+                report["schema_found"], inventory = _look(store)
+            if report["schema_found"] is not None:
+                schema.check(report["schema_found"], report["database"])
     except OAuthStoreError as error:
         if not json:
             raise
-        told["problem"] = str(error)
+        report["problem"] = str(error)
     if json:
-        print_json({**told, **({} if inventory is None else as_json(inventory))})
+        print_json({**report, **({} if inventory is None else as_json(inventory))})
     elif inventory is None:
-        print(f"{told['database']} holds nothing yet. The server creates its schema, or `oauth-store upgrade` does.")
+        print(f"{report['database']} holds nothing yet. The server creates its schema, or `oauth-store upgrade` does.")
     else:
-        print(f"{told['database']} is at schema {told['schema_found']}, which this release needs.")
+        print(f"{report['database']} is at schema {report['schema_found']}, which this release needs.")
         _print_inventory(inventory)
-    return 0 if told["problem"] is None else 1
+    return 0 if report["problem"] is None else 1
 
 
 async def _any_schema(_store: Store) -> None:
@@ -143,8 +143,8 @@ def purge(
     if json:
         print_json({**deleted, "dry_run": dry_run})
     else:
-        told = ", ".join(counted(number, name.removesuffix("s")) for name, number in deleted.items())
-        print(f"{'Would delete' if dry_run else 'Deleted'}: {told}.")
+        counts = ", ".join(counted(number, name.removesuffix("s")) for name, number in deleted.items())
+        print(f"{'Would delete' if dry_run else 'Deleted'}: {counts}.")
 
 
 def _purge(store: OpenStore) -> dict[str, int]:
@@ -192,8 +192,8 @@ def downgrade(
 
 def _print_migrated(setting: str | None, revision: str, output: str, *, sql: bool, json: bool) -> None:
     if json:
-        told = {"sql": output} if sql else {"schema_found": revision}
-        print_json({"database": display_name(database_url(setting)), **told})
+        result = {"sql": output} if sql else {"schema_found": revision}
+        print_json({"database": display_name(database_url(setting)), **result})
     else:
         print(output if sql else f"The database is at schema {revision}.")
 

@@ -24,7 +24,7 @@ from oauth_store.cli.terminal import (
     print_table,
     tell_events,
 )
-from oauth_store.display import ago, iso, one_line, shown
+from oauth_store.display import ago, iso, one_line, short_line
 from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit
 from oauth_store.flows.registered import RegisteredClient, registered_clients, remove_client
@@ -54,8 +54,8 @@ def _print_clients(listed: list[RegisteredClient]) -> None:
     rows = [
         [
             client.client_id,
-            shown(client.client_name or "") or "-",
-            ", ".join(map(shown, client.hosts)),
+            short_line(client.client_name or "") or "-",
+            ", ".join(map(short_line, client.hosts)),
             "yes" if client.confidential else "no",
             ago(client.created_at, now),
             ago(client.last_approved_at, now),
@@ -134,12 +134,12 @@ def add(
     with opened(database) as store:
         store.write(add_client, client)
     emit("client_registered", client_id=client.client_id, by=f"{operator()}, with oauth-store")
-    told = {"client_id": client.client_id, "client_secret": secret, "client_name": name, "redirect_uris": redirect_uri}
-    told |= {"scopes": (client.scope or "").split(), "auth_method": auth_method, "created_at": iso(now)}
+    reply = {"client_id": client.client_id, "client_secret": secret, "client_name": name, "redirect_uris": redirect_uri}
+    reply |= {"scopes": (client.scope or "").split(), "auth_method": auth_method, "created_at": iso(now)}
     if json:
-        print_json(told)
+        print_json(reply)
         return
-    print(f"Added {shown(name)}.")
+    print(f"Added {short_line(name)}.")
     print(f"  Client id:      {client.client_id}")
     if secret is not None:
         print(f"  Client secret:  {secret}\n\nNobody can show the secret again: copy it now.")
@@ -175,5 +175,5 @@ def remove(
     if json:
         print_json({"client_id": client_id, "revoked": [name.grant_id.hex() for name in ended]})
     else:
-        called = shown(listed[0].client_name or "") or shown(client_id)
-        print(f"Removed {called}, and ended {counted(len(ended), 'grant')}.")
+        name = short_line(listed[0].client_name or "") or short_line(client_id)
+        print(f"Removed {name}, and ended {counted(len(ended), 'grant')}.")

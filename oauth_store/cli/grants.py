@@ -29,7 +29,7 @@ from oauth_store.cli.terminal import (
     print_text,
     tell_events,
 )
-from oauth_store.display import ago, iso, one_line, shown, with_age
+from oauth_store.display import ago, iso, one_line, short_line, with_age
 from oauth_store.errors import OAuthStoreError
 from oauth_store.flows.connected import BATCH, LiveGrant, end_grants, grants_named, grants_to_end, live_grants
 
@@ -48,7 +48,7 @@ def _exactly_one(chosen: ArgumentCollection) -> None:
         raise ValueError("Give one of GRANT, --client, --subject and --all.")
 
 
-_which = Group("Which grants", sort_key=0, validator=_exactly_one)
+_choice = Group("Which grants", sort_key=0, validator=_exactly_one)
 
 ClientOption = Annotated[str | None, Parameter(name="--client", help="The client_id of one client.")]
 SubjectOption = Annotated[str | None, Parameter(name="--subject", help="Who approved the grants.")]
@@ -85,8 +85,8 @@ def _print_grants(listed: list[LiveGrant]) -> None:
     rows = [
         [
             grant.grant_id.hex()[:ID_SHOWN],
-            shown(grant.client_name or "") or shown(grant.client_id),
-            ", ".join(map(shown, grant.hosts)),
+            short_line(grant.client_name or "") or short_line(grant.client_id),
+            ", ".join(map(short_line, grant.hosts)),
             " ".join(grant.scopes),
             grant.subject or "-",
             ago(grant.granted_at, now),
@@ -115,13 +115,13 @@ def _as_json(grant: LiveGrant) -> dict[str, Any]:
 
 def revoke(
     grant: Annotated[
-        str | None, Parameter(group=_which, help="A grant's id, or its first digits, 6 at least: see `grants`.")
+        str | None, Parameter(group=_choice, help="A grant's id, or its first digits, 6 at least: see `grants`.")
     ] = None,
     /,
     *,
-    client: Annotated[str | None, Parameter(name="--client", group=_which, help="All grants of a client_id.")] = None,
-    subject: Annotated[str | None, Parameter(name="--subject", group=_which, help="All that one approved.")] = None,
-    everything: Annotated[bool, flag("--all", group=_which, help="All grants.")] = False,
+    client: Annotated[str | None, Parameter(name="--client", group=_choice, help="All grants of a client_id.")] = None,
+    subject: Annotated[str | None, Parameter(name="--subject", group=_choice, help="All that one approved.")] = None,
+    everything: Annotated[bool, flag("--all", group=_choice, help="All grants.")] = False,
     database: DatabaseOption = None,
     yes: Yes = False,
     json: Json = False,
@@ -135,11 +135,11 @@ def revoke(
         tell_events()
     with opened(database) as store:
         grant_id = None if grant is None else _named(store, grant)
-        which: dict[str, Any] = {"subject": subject, "client_id": client, "grant_id": grant_id}
-        ended = store.read(grants_to_end, int(time.time()), **which)
+        selection: dict[str, Any] = {"subject": subject, "client_id": client, "grant_id": grant_id}
+        ended = store.read(grants_to_end, int(time.time()), **selection)
         if ended and not yes:
             if not json:
-                listed, total = store.read(live_grants, limit=PREVIEW, **which)
+                listed, total = store.read(live_grants, limit=PREVIEW, **selection)
                 _print_grants(listed)
                 print_more(total - len(listed), "grant", "`oauth-store grants` shows them")
             confirm(f"End {counted(len(ended), 'grant')}, for good?", yes=False)
@@ -158,12 +158,12 @@ def revoke(
 def _named(store: OpenStore, prefix: str) -> bytes:
     if not re.fullmatch("[0-9a-f]{6,32}", prefix.lower()):
         raise OAuthStoreError(f"{one_line(prefix)!r} names no grant; expected 6 to 32 hex digits of its id")
-    found = store.read(grants_named, prefix.lower())
-    if len(found) == 1:
-        return found[0]
-    if found:
-        some = " and ".join(one.hex() for one in found[:2])
-        raise OAuthStoreError(f"several grants begin with {prefix}, such as {some}; give more digits")
+    grant_ids = store.read(grants_named, prefix.lower())
+    if len(grant_ids) == 1:
+        return grant_ids[0]
+    if grant_ids:
+        examples = " and ".join(grant_id.hex() for grant_id in grant_ids[:2])
+        raise OAuthStoreError(f"several grants begin with {prefix}, such as {examples}; give more digits")
     raise OAuthStoreError(f"no grant begins with {prefix}; see `oauth-store grants`")
 
 
@@ -205,7 +205,7 @@ def _read_secret() -> str:
 def _print_explanation(explanation: "Explanation") -> None:
     now = int(time.time())
     client = None if explanation.client_id is None else one_line(explanation.client_id)
-    if name := shown(explanation.client_name or ""):
+    if name := short_line(explanation.client_name or ""):
         client = f"{name} ({client})"
     times = {
         "Issued": explanation.created_at,
@@ -216,7 +216,7 @@ def _print_explanation(explanation: "Explanation") -> None:
     }
     facts = {
         "Client": client,
-        "Host": ", ".join(map(shown, explanation.hosts)),
+        "Host": ", ".join(map(short_line, explanation.hosts)),
         "Grant": None if explanation.grant_id is None else explanation.grant_id.hex(),
         "Subject": explanation.subject,
         "Scopes": " ".join(explanation.scopes),
@@ -228,19 +228,19 @@ def _print_explanation(explanation: "Explanation") -> None:
     for name, value in facts.items():
         if value:
             print(f"  {name + ':':11} {one_line(value)}")
-    print_text(explanation.said)
+    print_text(explanation.text)
     print_text(f"What to do: {explanation.advice}")
 
 
 def _explanation_as_json(explanation: "Explanation") -> dict[str, Any]:
-    told = {name: value for name, value in asdict(explanation).items() if name not in ("said", "advice")}
-    times = {name: iso(value) for name, value in told.items() if name.endswith("_at")}
+    fields = {name: value for name, value in asdict(explanation).items() if name not in ("text", "advice")}
+    times = {name: iso(value) for name, value in fields.items() if name.endswith("_at")}
     grant_id = None if explanation.grant_id is None else explanation.grant_id.hex()
     return {
         "live": explanation.live,
-        **told,
+        **fields,
         **times,
         "grant_id": grant_id,
-        "explanation": explanation.said,
+        "explanation": explanation.text,
         "advice": explanation.advice,
     }

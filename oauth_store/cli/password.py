@@ -37,7 +37,7 @@ def hash_password(*arguments: Annotated[str, Parameter(show=False)]) -> None:
             f"oauth-store: the password has {length} characters; expected {SHORTEST_PASSWORD} to "
             f"{sign_in.PASSWORD_LENGTH}. Anyone who finds the server may guess: take four random words, say"
         )
-    if any(unicodedata.category(one) == "Cc" for one in password):
+    if any(unicodedata.category(char) == "Cc" for char in password):
         raise SystemExit(
             "oauth-store: the password has a control character, such as of an arrow key, which the sign-in page "
             "cannot take; type it again"

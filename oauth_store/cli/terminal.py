@@ -175,15 +175,15 @@ def print_table(
                 print(f"{column:<{width}}  {one_line(value)}")
             print()
         return
-    shown = [[one_line(value) for value in row] for row in rows]
+    lines = [[one_line(value) for value in row] for row in rows]
     if not console.is_terminal or len(rows) > MANY:
-        _print_lines(columns, shown, numbers)
+        _print_lines(columns, lines, numbers)
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in numbers else "left"
         table.add_column(column, no_wrap=column in whole, overflow="fold", justify=justify)
-    for row in shown:
+    for row in lines:
         table.add_row(*map(Text, row))
     with console.capture() as captured:
         console.print(table)

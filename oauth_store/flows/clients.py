@@ -126,13 +126,13 @@ class StoredClient(OAuthClientInformationFull):
             listed = {scope: None for scope in own if scope in listed}
             if not listed:
                 raise InvalidScopeError("this server has none of the scopes that its owner named for this client")
-        known = {**dict.fromkeys(required), **listed}
+        offer = {**dict.fromkeys(required), **listed}
         asked = dict.fromkeys((requested_scope or "").split())
         wanted = [scope for scope in asked if scope != OFFLINE_ACCESS]
-        granted = [scope for scope in wanted if scope in known]
+        granted = [scope for scope in wanted if scope in offer]
         if wanted and not granted:
             raise InvalidScopeError(f"this server has no scope {' '.join(wanted)}"[:DESCRIPTION_LENGTH])
-        granted = granted or [s for s in own if s in known] or [s for s in usual if s in known]
+        granted = granted or [s for s in own if s in offer] or [s for s in usual if s in offer]
         granted = [scope for scope in dict.fromkeys([*granted, *required]) if scope != OFFLINE_ACCESS]
         return [*granted, OFFLINE_ACCESS] if OFFLINE_ACCESS in asked else granted
 
@@ -252,15 +252,15 @@ def foreign(uri: SplitResult) -> str | None:
 _USE = "use https, http on loopback, or a scheme that no other app has, such as com.example.app:/callback"
 
 
-def _same(one: SplitResult, other: SplitResult) -> bool:
-    if one._replace(path=one.path or "/") == other._replace(path=other.path or "/"):
+def _same(presented: SplitResult, registered: SplitResult) -> bool:
+    if presented._replace(path=presented.path or "/") == registered._replace(path=registered.path or "/"):
         return True
-    if one.scheme != "http" or not is_loopback_host(other.hostname) or "@" in one.netloc:
+    if presented.scheme != "http" or not is_loopback_host(registered.hostname) or "@" in presented.netloc:
         return False
-    return (one.scheme, one.hostname, one.path or "/", one.query, one.fragment) == (
-        other.scheme,
-        other.hostname,
-        other.path or "/",
-        other.query,
-        other.fragment,
+    return (presented.scheme, presented.hostname, presented.path or "/", presented.query, presented.fragment) == (
+        registered.scheme,
+        registered.hostname,
+        registered.path or "/",
+        registered.query,
+        registered.fragment,
     )

@@ -86,8 +86,8 @@ def live_grants(
     if len(wanted) <= BATCH:
         live &= Token.grant_id.in_([row.grant_id for row in wanted])
     details = {row.grant_id: row for row in session.execute(_details(live))}
-    found = [_connection(details[row.grant_id]) for row in wanted if row.grant_id in details]
-    return found, wanted[0].total if wanted else 0
+    grants = [_connection(details[row.grant_id]) for row in wanted if row.grant_id in details]
+    return grants, wanted[0].total if wanted else 0
 
 
 def _of(

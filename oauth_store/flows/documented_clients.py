@@ -78,14 +78,14 @@ def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
             "it does not offer the token_endpoint_auth_method none, and no other is served for documents"
         )
     metadata = {name: document[name] for name in _FIELDS if document.get(name) not in (None, "", [], {})}
-    known = {
+    defaults = {
         "client_id": client_id,
         "token_endpoint_auth_method": "none",
         "grant_types": ["authorization_code"],  # RFC 7591, section 2
         "redirect_uris": _redirect_uris(document.get("redirect_uris")),
     }
     try:
-        client = OAuthClientInformationFull.model_validate(known | metadata)
+        client = OAuthClientInformationFull.model_validate(defaults | metadata)
         check_redirect_uris(client)
     except ValidationError as error:
         raise InvalidDocumentError(f"its {error.errors()[0]['loc'][0]} cannot be read") from error
@@ -108,11 +108,11 @@ def _redirect_uris(given: object) -> list[str]:
         raise InvalidDocumentError("it has no redirect_uris")
     good: dict[str, None] = {}
     reason = ""
-    for uri in given:
+    for entry in given:
         try:
-            known = _any_port(uri)
-            check_redirect_uris(OAuthClientInformationFull.model_validate({"client_id": "-", "redirect_uris": [known]}))
-            good[known] = None
+            uri = _any_port(entry)
+            check_redirect_uris(OAuthClientInformationFull.model_validate({"client_id": "-", "redirect_uris": [uri]}))
+            good[uri] = None
         except RegistrationError as error:
             reason = f": {error.error_description}"
         except (ValueError, TypeError, AttributeError):  # no text, or none that is a URL

@@ -48,7 +48,7 @@ class Explanation:
     state: str
     """`live`, `waiting`, `used`, `denied`, `expired`, `rotated`, `revoked`, `reuse_detected`, `code_replayed`,
     `client_gone` or `unknown`."""
-    said: str
+    text: str
     advice: str
     client_id: str | None = None
     client_name: str | None = None
@@ -106,7 +106,7 @@ def _about(session: Session, kind: str, row: Row[Any], now: int) -> Explanation:
     return Explanation(
         kind=kind,
         state="",
-        said="",
+        text="",
         advice="",
         client_id=row.client_id,
         client_name=name,
@@ -137,30 +137,30 @@ def _token(session: Session, secret: str, row: Row[Any], now: int) -> Explanatio
     if row.consumed_at is not None:
         return _rotated(session, secret, about, row, now)
     if row.expires_at > now:
-        said = f"It is good until {with_age(row.expires_at, now)}."
+        text = f"It is good until {with_age(row.expires_at, now)}."
         advice = "If the server refuses it all the same, it is not for this server's URL: compare the resource."
-        return replace(about, state="live", said=said, advice=advice)
+        return replace(about, state="live", text=text, advice=advice)
     about = replace(about, state="expired")
-    said = f"It expired at {with_age(row.expires_at, now)}."
+    text = f"It expired at {with_age(row.expires_at, now)}."
     if row.kind == REFRESH:
-        said += " A refresh token expires when its client did not refresh for that long."
-        return replace(about, said=said, advice=AGAIN)
+        text += " A refresh token expires when its client did not refresh for that long."
+        return replace(about, text=text, advice=AGAIN)
     if about.grant_live:
-        return replace(about, said=f"{said} Its grant lives: the client gets a new one with its refresh token.",
+        return replace(about, text=f"{text} Its grant lives: the client gets a new one with its refresh token.",
                        advice=NOTHING)  # fmt: skip
     why = "and its grant is over too" if row.paired_hash else "and came without a refresh token"
-    return replace(about, said=f"{said[:-1]}, {why}.", advice=AGAIN)
+    return replace(about, text=f"{text[:-1]}, {why}.", advice=AGAIN)
 
 
 def _client_gone(about: Explanation) -> Explanation:
-    said = f"Its client, {one_line(str(about.client_id))}, is not registered any more: it was removed."
-    return replace(about, state="client_gone", said=said, advice="The client has to register, and be connected, again.")
+    text = f"Its client, {one_line(str(about.client_id))}, is not registered any more: it was removed."
+    return replace(about, state="client_gone", text=text, advice="The client has to register, and be connected, again.")
 
 
 def _ended(about: Explanation, at: int, reason: str | None, now: int) -> Explanation:
     state, why, advice = _ENDED.get(reason or "", ("revoked", one_line(reason or "for no known reason"), AGAIN))
-    said = f"Its grant was ended at {with_age(at, now)}: {why}."
-    return replace(about, state=state, said=said, advice=advice, revoked_at=at, revoked_reason=reason)
+    text = f"Its grant was ended at {with_age(at, now)}: {why}."
+    return replace(about, state=state, text=text, advice=advice, revoked_at=at, revoked_reason=reason)
 
 
 def _rotated(session: Session, secret: str, about: Explanation, row: Row[Any], now: int) -> Explanation:
@@ -169,25 +169,25 @@ def _rotated(session: Session, secret: str, about: Explanation, row: Row[Any], n
     advice = NOTHING if about.grant_live else AGAIN
     about = replace(about, state="rotated")
     if row.kind == ACCESS:
-        said = f"Its client refreshed at {at}, and got a new pair in its place. {grant}"
-        return replace(about, said=said, advice=advice)
+        text = f"Its client refreshed at {at}, and got a new pair in its place. {grant}"
+        return replace(about, text=text, advice=advice)
     successor = _successor(session, secret, row, now)
-    said = f"It was exchanged for a new pair at {at}"
+    text = f"It was exchanged for a new pair at {at}"
     if successor == "unused":
-        said += ", which nobody has used yet: the answer may have been lost. Presented again, it gets the same pair."
+        text += ", which nobody has used yet: the answer may have been lost. Presented again, it gets the same pair."
     elif successor == "used":
-        said += (
+        text += (
             ", and the new pair is in use. Presented again after the grace (two minutes, unless the server is set "
             "otherwise), it is taken for a stolen copy, which ends the grant."
         )
         advice = f"{NOTHING} If this is what the client still presents, it lost the new pair: connect it again."
     elif successor == "rotated":
-        said += f", and that pair was exchanged in turn. {grant}"
+        text += f", and that pair was exchanged in turn. {grant}"
     elif successor == "ended":
-        said += f", and that pair is over. {grant}"
+        text += f", and that pair is over. {grant}"
     else:
-        said += f". {grant}"
-    return replace(about, said=said, advice=advice, successor=successor)
+        text += f". {grant}"
+    return replace(about, text=text, advice=advice, successor=successor)
 
 
 def _successor(session: Session, secret: str, row: Row[Any], now: int) -> str | None:
@@ -207,7 +207,7 @@ def _session(_session: Session, _secret: str, row: Row[Any], now: int) -> Explan
     return Explanation(
         kind="session",
         state="live" if live else "expired",
-        said=f"It signs {one_line(row.subject or '')} in on the page of connected apps, and "
+        text=f"It signs {one_line(row.subject or '')} in on the page of connected apps, and "
         f"{'is good until' if live else 'expired at'} {with_age(row.expires_at, now)}.",
         advice=NOTHING,
         subject=row.subject,
@@ -226,24 +226,24 @@ def _code(session: Session, kind: str, row: Row[Any], now: int) -> Explanation:
     if row.consumed_at is not None:
         at = with_age(row.consumed_at, now)
         if not approved:
-            return replace(about, state="denied", said=f"It was denied at {at}.", advice=NOTHING)
+            return replace(about, state="denied", text=f"It was denied at {at}.", advice=NOTHING)
         if revoked_at is not None:
             return _ended(about, revoked_at, reason, now)
         if not issued and not about.grant_live:
-            said = f"{approved}, and its grant was ended at {at} before the client fetched its tokens, or all expired."
-            return replace(about, state="revoked", said=said, advice=AGAIN)
+            text = f"{approved}, and its grant was ended at {at} before the client fetched its tokens, or all expired."
+            return replace(about, state="revoked", text=text, advice=AGAIN)
         lives = "lives" if about.grant_live else "is over"
-        said = f"{approved}, and exchanged for tokens at {at}. The grant {lives}."
+        text = f"{approved}, and exchanged for tokens at {at}. The grant {lives}."
         advice = "A code is good for one exchange." if about.grant_live else AGAIN
-        return replace(about, state="used", said=said, advice=advice)
+        return replace(about, state="used", text=text, advice=advice)
     if row.client_metadata is None and approved:
         return _client_gone(about)
     if row.expires_at <= now:
         missed = "its client did not exchange the code in time" if approved else "nobody answered it in time"
-        said = f"It expired at {with_age(row.expires_at, now)}: {missed}."
-        return replace(about, state="expired", said=said, advice=AGAIN)
+        text = f"It expired at {with_age(row.expires_at, now)}: {missed}."
+        return replace(about, state="expired", text=text, advice=AGAIN)
     waits = f"{approved}, and waits for its client" if approved else "It waits for the owner's answer"
-    return replace(about, state="waiting", said=f"{waits} until {with_age(row.expires_at, now)}.", advice=NOTHING)
+    return replace(about, state="waiting", text=f"{waits} until {with_age(row.expires_at, now)}.", advice=NOTHING)
 
 
 def _client_secret(row: Row[Any], now: int) -> Explanation:
@@ -253,7 +253,7 @@ def _client_secret(row: Row[Any], now: int) -> Explanation:
     return Explanation(
         kind="client secret",
         state="expired" if over else "live",
-        said=over or "It is the secret of its client.",
+        text=over or "It is the secret of its client.",
         advice="The client has to register again." if over else NOTHING,
         client_id=row.client_id,
         client_name=name,
@@ -267,17 +267,17 @@ def _unknown(secret: str) -> Explanation:
     prefix, _, rest = secret.partition("_")
     kind = KINDS.get(prefix, "secret") if rest else "secret"
     if secret.count(".") == 2:
-        said = "It is a JWT, and this server issues none: it is of another authorization server."
+        text = "It is a JWT, and this server issues none: it is of another authorization server."
     elif kind != "secret" and not re.fullmatch(r"[A-Za-z0-9_-]{43}", rest):
-        said = (
+        text = (
             f"This database does not know it. One of our {kind}s is 43 characters long, after the first _; {len(rest)} "
         )
-        said += "were given."
-        return Explanation(kind=kind, state="unknown", said=said, advice="Copy all of it, and try again.")
+        text += "were given."
+        return Explanation(kind=kind, state="unknown", text=text, advice="Copy all of it, and try again.")
     else:
-        said = (
+        text = (
             "This database does not know it. It expired so long ago that it was deleted; or its client was removed, "
             "which takes its tokens along; or it is of another database or server."
         )
     advice = "See that --database is the one that the server uses. If it is, the client has to be connected again."
-    return Explanation(kind=kind, state="unknown", said=said, advice=advice)
+    return Explanation(kind=kind, state="unknown", text=text, advice=advice)

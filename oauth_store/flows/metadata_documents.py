@@ -95,13 +95,13 @@ class MetadataDocuments:
         Raises `InvalidDocumentError`, or `DocumentUnavailableError` where the document cannot be had now.
         """
         try:
-            known = await asyncio.wait_for(self._known_or_under_way(client_id, address), TURN_SECONDS)
+            source = await asyncio.wait_for(self._client_or_fetch(client_id, address), TURN_SECONDS)
         except TimeoutError:
             raise DocumentUnavailableError("too many documents are being fetched", BUSY_SECONDS) from None
-        if not isinstance(known, _Fetch):
-            return known.model_copy()
+        if not isinstance(source, _Fetch):
+            return source.model_copy()
         try:
-            client = await asyncio.wait_for(asyncio.wrap_future(known.client), FETCH_SECONDS)
+            client = await asyncio.wait_for(asyncio.wrap_future(source.client), FETCH_SECONDS)
         except TimeoutError:
             raise self._failed(client_id, f"no answer after {FETCH_SECONDS:g} s") from None
         return client.model_copy()
@@ -116,7 +116,7 @@ class MetadataDocuments:
         _remember(self._failures, key, time.time() + FAILURE_SECONDS, KEPT_FAILURES)
         return DocumentUnavailableError(str(reason), FAILURE_SECONDS)
 
-    async def _known_or_under_way(self, client_id: str, address: str) -> OAuthClientInformationFull | _Fetch:
+    async def _client_or_fetch(self, client_id: str, address: str) -> OAuthClientInformationFull | _Fetch:
         """Return a client that is kept; or the fetch that is under way, or one that is started when there is room."""
         loop = asyncio.get_running_loop()
         while True:
@@ -244,8 +244,8 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def _remember(known: dict[str, Any], key: str, value: object, most: int) -> None:
-    known.pop(key, None)
-    known[key] = value
-    for oldest in list(known)[:-most]:
-        known.pop(oldest, None)
+def _remember(entries: dict[str, Any], key: str, value: object, most: int) -> None:
+    entries.pop(key, None)
+    entries[key] = value
+    for oldest in list(entries)[:-most]:
+        entries.pop(oldest, None)

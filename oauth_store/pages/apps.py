@@ -9,7 +9,7 @@ from starlette.responses import RedirectResponse, Response
 from oauth_store.approval import Approver
 from oauth_store.browser import form_of, from_our_page
 from oauth_store.credentials import derive, mint, same
-from oauth_store.display import shown, shown_name, utc
+from oauth_store.display import app_name, short_line, utc
 from oauth_store.flows import sessions
 from oauth_store.flows.connected import LiveGrant, end_all, end_one, live_grants
 from oauth_store.pages.html import Pages
@@ -62,8 +62,8 @@ class AppsPage:
             response = self._to_page()
             self._cookies.delete(response, SESSION_COOKIE)
             return response
-        said, said_of = await self._revoke(user, form.get("revoke", ""))
-        return await self._list(user, csrf, said=said, said_of=said_of)
+        message, app = await self._revoke(user, form.get("revoke", ""))
+        return await self._list(user, csrf, message=message, app=app)
 
     async def _answer_sign_in(self, request: Request) -> Response:
         form = await form_of(request)
@@ -100,7 +100,7 @@ class AppsPage:
             **options,
         )
 
-    async def _list(self, user: str, csrf: str, *, said: str = "", said_of: str = "") -> Response:
+    async def _list(self, user: str, csrf: str, *, message: str = "", app: str = "") -> Response:
         subject, resource = self._subject(user), self._issuer.resource
         connected, total = await self._issuer.store.read(live_grants, subject=subject, resource=resource, limit=SHOWN)
         return self._pages.render(
@@ -110,8 +110,8 @@ class AppsPage:
             action=self._url,
             csrf=csrf,
             user=user,
-            said=said,
-            said_of=said_of,
+            said=message,
+            said_of=app,
             apps=[self._described(grant) for grant in connected],
             more=total - len(connected),
         )
@@ -120,10 +120,10 @@ class AppsPage:
         since, used = utc(grant.granted_at), utc(grant.last_used_at)
         return {
             "grant_id": grant.grant_id.hex(),
-            "name": shown_name(grant.client_name),
+            "name": app_name(grant.client_name),
             "hosts": ", ".join(grant.hosts),
             "scopes": scopes_in_words(grant.scopes, self._wording.scope_descriptions),
-            "subject": shown(grant.subject or ""),
+            "subject": short_line(grant.subject or ""),
             "since": f"{since.day} {since:%B %Y}",
             "since_iso": since.isoformat(),
             "used": f"{used.day} {used:%B %Y, %H:%M} UTC",
@@ -136,18 +136,18 @@ class AppsPage:
     def _subject(self, user: str) -> str | None:
         return user if self._sign_in.asks_user else None
 
-    async def _revoke(self, user: str, which: str) -> tuple[str, str]:
+    async def _revoke(self, user: str, choice: str) -> tuple[str, str]:
         """End a grant or all of them. Return what to say of it, and the name of the app that this is said of."""
         store, now = self._issuer.store, int(time.time())
         subject, resource = self._subject(user), self._issuer.resource
-        if which == "all":
+        if choice == "all":
             ended = len(await store.write(end_all, subject, resource, by=user, now=now))
             return f"{ended} app{' has' if ended == 1 else 's have'} no access any more.", ""
         try:
-            grant_id = bytes.fromhex(which)
+            grant_id = bytes.fromhex(choice)
         except ValueError:
             return "Nothing was revoked.", ""
         grant = await store.write(end_one, grant_id, subject, resource, by=user, now=now)
         if grant is None:
             return "It was revoked already.", ""
-        return "has no access any more.", shown_name(grant.client_name)
+        return "has no access any more.", app_name(grant.client_name)

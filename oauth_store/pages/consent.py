@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from oauth_store.approval import Approver, AuthorizationRequest
 from oauth_store.browser import form_of, from_our_page, request_cookie
 from oauth_store.credentials import derive, same
-from oauth_store.display import shown_name
+from oauth_store.display import app_name
 from oauth_store.pages.html import Pages
 from oauth_store.pages.sign_in import SignIn, SignInError
 from oauth_store.pages.wording import Target, Wording, document_host, in_words, scopes_in_words
@@ -102,7 +102,7 @@ class ConsentPage:
             action=consent_url(self._approver, waiting.handle),
             csrf=csrf,
             title="Allow an app?",
-            client=shown_name(client.client_name),
+            client=app_name(client.client_name),
             document_host=document_host(client.client_id),
             target=Target.of(waiting.redirect_uri, self._wording.known_hosts),
             scopes=scopes_in_words(waiting.scopes, self._wording.scope_descriptions),

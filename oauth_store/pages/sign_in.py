@@ -77,7 +77,9 @@ class SignIn:
                 ) from None
             raise ConfigurationError(f"{setting} is the hash of an empty password; run `oauth-store hash-password`")
         # An unknown user takes as long as a known one: as long as one of the known, where their hashes differ in cost.
-        self._nobodies = [PasswordHasher.from_parameters(one).hash(secrets.token_urlsafe(32)) for one in costs.values()]
+        self._nobodies = [
+            PasswordHasher.from_parameters(cost).hash(secrets.token_urlsafe(32)) for cost in costs.values()
+        ]
         self._key = secrets.token_urlsafe(32)
         self._limiter = Limiter()
         self._threads = ThreadPoolExecutor(CONCURRENT_CHECKS, thread_name_prefix="oauth_store-password")
@@ -89,8 +91,8 @@ class SignIn:
         """
         user = normalized(form.get("username", "").strip()[:USER_LENGTH]) if self.asks_user else OWNER
         browser = cookies.get(request, KNOWN_BROWSER)
-        known = self.signed(user, browser)
-        counted = [(PER_BROWSER, f"browser {browser}")] if known else [(IN_TOTAL, "all"), (PER_ADDRESS, address)]
+        is_known = self.signed(user, browser)
+        counted = [(PER_BROWSER, f"browser {browser}")] if is_known else [(IN_TOTAL, "all"), (PER_ADDRESS, address)]
         wait = self._limiter.retry_after(*counted)
         if wait is not None:
             emit("sign_in_failed", address=address, reason="too many attempts")
@@ -104,7 +106,7 @@ class SignIn:
         if not right or user not in self._hashes:
             emit("sign_in_failed", address=address, reason="wrong")  # no name: people type passwords there
             raise SignInError("That name and password do not match." if self.asks_user else "That password is wrong.")
-        if known or not self.asks_user:  # or else a user could begin again to guess another's, by signing in between
+        if is_known or not self.asks_user:  # or else a user could begin again to guess another's, by signing in between
             self._limiter.forget(*counted[-1])
         return user
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 
-from oauth_store.display import link_start, shown
+from oauth_store.display import link_start, short_line
 from oauth_store.flows.clients import OFFLINE_ACCESS
 
 KNOWN_CALLBACKS = {
@@ -73,14 +73,14 @@ def document_host(client_id: str) -> str | None:
 
 def scopes_in_words(scopes: Sequence[str], descriptions: Mapping[str, str]) -> list[str]:
     """Return what a client may do, as people read it."""
-    known = {OFFLINE_ACCESS: "stay connected when you are not there", **descriptions}
-    words = [shown(known.get(scope, scope)) for scope in scopes]
+    phrases = {OFFLINE_ACCESS: "stay connected when you are not there", **descriptions}
+    words = [short_line(phrases.get(scope, scope)) for scope in scopes]
     return words or ["use everything that this server offers to apps"]
 
 
 def in_words(seconds: int) -> str:
     """Return a duration in the largest unit that it is a few of."""
     units = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
-    unit, length = next(one for one in units if seconds >= 2 * one[1] or seconds == one[1])
+    unit, length = next((unit, length) for unit, length in units if seconds >= 2 * length or seconds == length)
     count = round(seconds / length)
     return f"{count} {unit}{'s' if count != 1 else ''}"

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store.browser import wants_page
-from oauth_store.display import shown
+from oauth_store.display import short_line
 from oauth_store.errors import OAuthStoreError
 from oauth_store.rate_limits import FloodGuard
 from oauth_store.server.answers import MessagePage, error_answer
@@ -190,6 +190,6 @@ def _is_problem(start: Message) -> bool:
 
 def _description(body: bytes) -> str:
     try:
-        return shown(str(json.loads(body)["error_description"]))
+        return short_line(str(json.loads(body)["error_description"]))
     except (ValueError, KeyError, TypeError):
         return ""

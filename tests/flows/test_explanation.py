@@ -48,7 +48,7 @@ class TestTokens:
                 ("127.0.0.1",),
             )
             assert (told.subject, told.scopes) == ("ada", ("read", "write"))
-            assert "It is good until 20" in told.said
+            assert "It is good until 20" in told.text
 
     async def test_rotated(self, house: House, clock: Clock) -> None:
         """An exchanged refresh token says what became of its successor; the access token, that it was replaced."""
@@ -56,23 +56,23 @@ class TestTokens:
         second = await present_refresh_token(house.provider, house.client, first.refresh_token)
         told = await explained(house, first.refresh_token)
         assert (told.state, told.live, told.successor, told.grant_live) == ("rotated", False, "unused", True)
-        assert "nobody has used yet: the answer may have been lost. Presented again, it gets the same pair" in told.said
+        assert "nobody has used yet: the answer may have been lost. Presented again, it gets the same pair" in told.text
         assert told.advice == NOTHING
         access = await explained(house, first.access_token)
         assert (access.state, access.successor) == ("rotated", None)
-        assert "got a new pair in its place. The grant lives." in access.said
+        assert "got a new pair in its place. The grant lives." in access.text
 
         await house.provider.verify_token(second.access_token)
         await settle(house.provider)
         told = await explained(house, first.refresh_token)
         assert (told.successor, told.state) == ("used", "rotated")
-        assert "it is taken for a stolen copy, which ends the grant" in told.said
+        assert "it is taken for a stolen copy, which ends the grant" in told.text
         assert told.advice.startswith(NOTHING)
 
         third = await present_refresh_token(house.provider, house.client, second.refresh_token)
         told = await explained(house, first.refresh_token)
         assert told.successor == "rotated"
-        assert "exchanged in turn. The grant lives." in told.said
+        assert "exchanged in turn. The grant lives." in told.text
         clock.shift(30 * DAY - 1)
         assert (await explained(house, third.refresh_token)).live
         clock.shift(1)
@@ -87,7 +87,7 @@ class TestTokens:
         await present_refresh_token(house.provider, house.client, first.refresh_token)
         told = await explained(house, first.refresh_token)
         assert (told.state, told.successor, told.advice) == ("rotated", None, NOTHING)
-        assert told.said.endswith("). The grant lives.")
+        assert told.text.endswith("). The grant lives.")
 
     async def test_expired(self, house: House, clock: Clock) -> None:
         """An expired access token says whether its grant lives; an expired refresh token, that it was not used."""
@@ -97,14 +97,14 @@ class TestTokens:
         clock.shift(1)
         told = await explained(house, token.access_token)
         assert (told.state, told.grant_live, told.advice) == ("expired", True, NOTHING)
-        assert "the client gets a new one with its refresh token" in told.said
+        assert "the client gets a new one with its refresh token" in told.text
         clock.shift(30 * DAY - HOUR)
         told = await explained(house, token.refresh_token)
         assert (told.state, told.grant_live, told.advice) == ("expired", False, AGAIN)
-        assert "its client did not refresh for that long" in told.said
+        assert "its client did not refresh for that long" in told.text
         told = await explained(house, token.access_token)
         assert told.advice == AGAIN
-        assert "and its grant is over too" in told.said
+        assert "and its grant is over too" in told.text
 
     async def test_expired_without_a_refresh_token(self, house: House, clock: Clock) -> None:
         """A client that uses no refresh tokens is told apart from one that lost its own."""
@@ -114,7 +114,7 @@ class TestTokens:
 
         token = await redeem(house.provider, client, query_of(url)["code"])
         clock.shift(HOUR)
-        assert "and came without a refresh token" in (await explained(house, token.access_token)).said
+        assert "and came without a refresh token" in (await explained(house, token.access_token)).text
 
     async def test_revoked(self, house: House, clock: Clock) -> None:
         """By the client, by the owner on the page, or by hand: it says by whom, and when."""
@@ -126,11 +126,11 @@ class TestTokens:
             for secret in (token.access_token, token.refresh_token):
                 told = await explained(house, secret)
                 assert (told.state, told.revoked_reason, told.grant_live) == ("revoked", reason, False)
-                assert f"(0 s ago): {reason}." in told.said
+                assert f"(0 s ago): {reason}." in told.text
                 assert told.advice == AGAIN
         token = await house.grant()
         assert await present_for_revocation(house.provider, house.client, str(token.refresh_token))
-        assert "revoked by the client." in (await explained(house, token.access_token)).said
+        assert "revoked by the client." in (await explained(house, token.access_token)).text
 
     async def test_expired_before_it_was_revoked(self, house: House, clock: Clock) -> None:
         """What had expired before its grant was ended died of its age."""
@@ -150,7 +150,7 @@ class TestTokens:
         for token in (first, second, third):
             told = await explained(house, token.refresh_token)
             assert told.state == "reuse_detected"
-            assert "whose successor was in use already. A stolen copy looks like that" in told.said
+            assert "whose successor was in use already. A stolen copy looks like that" in told.text
             assert "take it for a theft" in told.advice
 
     async def test_code_replay(self, house: House) -> None:
@@ -161,7 +161,7 @@ class TestTokens:
         for secret in (token.access_token, token.refresh_token, code):
             told = await explained(house, secret)
             assert told.state == "code_replayed"
-            assert "its authorization code was presented a second time" in told.said
+            assert "its authorization code was presented a second time" in told.text
 
     async def test_purged(self, house: House, clock: Clock) -> None:
         """What was deleted is unknown, and the sentence says what that can mean."""
@@ -171,7 +171,7 @@ class TestTokens:
             await session.run_sync(purge, int(time.time()))
         told = await explained(house, token.refresh_token)
         assert (told.kind, told.state, told.grant_id) == ("refresh token", "unknown", None)
-        assert "It expired so long ago that it was deleted; or its client was removed" in told.said
+        assert "It expired so long ago that it was deleted; or its client was removed" in told.text
 
     async def test_of_a_client_that_is_gone(self, house: House, database_url: str) -> None:
         """The row of a token whose client some other tool has deleted says so."""
@@ -199,18 +199,18 @@ class TestCodes:
             handles.append(house.asks.handle)
         told = await explained(house, handles[0])
         assert (told.kind, told.state, told.live) == ("authorization request", "waiting", True)
-        assert "It waits for the owner's answer until" in told.said
+        assert "It waits for the owner's answer until" in told.text
         await house.provider.deny(handles[0])
         assert (await explained(house, handles[0])).state == "denied"
         await house.provider.approve(handles[1], subject="ada")
         told = await explained(house, handles[1])
         assert (told.state, told.subject) == ("waiting", "ada")
-        assert "and waits for its client until" in told.said
+        assert "and waits for its client until" in told.text
         clock.shift(600)
         for handle, missed in ((handles[1], "did not exchange the code in time"), (handles[2], "nobody answered it")):
             told = await explained(house, handle)
             assert told.state == "expired"
-            assert missed in told.said
+            assert missed in told.text
 
     async def test_code(self, house: House) -> None:
         """A code waits, or was exchanged for tokens whose grant lives or is over."""
@@ -220,7 +220,7 @@ class TestCodes:
         token = await present_code(house.provider, house.client, code)
         told = await explained(house, code)
         assert (told.state, told.live, told.advice) == ("used", False, "A code is good for one exchange.")
-        assert "The grant lives." in told.said
+        assert "The grant lives." in told.text
         assert await present_for_revocation(house.provider, house.client, str(token.refresh_token))
         assert (await explained(house, code)).state == "revoked"
 
@@ -233,7 +233,7 @@ class TestCodes:
             await session.run_sync(revoke_grants, [waiting.grant_id], "by hand", int(time.time()))
         told = await explained(house, code)
         assert told.state == "revoked"
-        assert "before the client fetched its tokens" in told.said
+        assert "before the client fetched its tokens" in told.text
 
     async def test_code_of_a_client_that_is_gone(self, house: House) -> None:
         """A code whose client was removed names the client."""
@@ -271,7 +271,7 @@ async def test_session(house: House) -> None:
         )
     told = await explained(house, "session_x")
     assert (told.kind, told.state, told.subject, told.grant_id) == ("session", "live", "ada", None)
-    assert "It signs ada in on the page of connected apps" in told.said
+    assert "It signs ada in on the page of connected apps" in told.text
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ async def test_unknown(house: House, secret: str, kind: str, said: str) -> None:
     await house.provider.check_schema()
     told = await explained(house, secret)
     assert (told.kind, told.state, told.live) == (kind, "unknown", False)
-    assert said in told.said
+    assert said in told.text
 
 
 class TestCommand:

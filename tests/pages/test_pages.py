@@ -12,7 +12,7 @@ from mcp.server.auth.settings import ClientRegistrationOptions
 from pydantic import AnyUrl
 
 from oauth_store.browser import request_cookie
-from oauth_store.display import shown, shown_name
+from oauth_store.display import app_name, short_line
 from oauth_store.pages.wording import Target, in_words, scopes_in_words
 from oauth_store.rate_limits import RateLimits
 from tests.sites import PASSWORD, Browser, Site, csrf_of, handle_of, site
@@ -130,7 +130,7 @@ class TestWhatIsShown:
     )
     def test_names(self, name: str | None, displayed: str) -> None:
         """A name is short, on one line, and neither invisible nor able to turn, cover or end what is around it."""
-        assert shown_name(name) == displayed
+        assert app_name(name) == displayed
 
     @pytest.mark.parametrize("ending", ['"', "”", "❞", "″", "ʺ", "״", "ˮ", "˝", "</bdi>", "』", "''"])
     async def test_a_name_stands_in_a_box(self, wiki: Site, browser: Browser, ending: str) -> None:
@@ -151,12 +151,12 @@ class TestWhatIsShown:
     @pytest.mark.parametrize("ignorable", DEFAULT_IGNORABLE)
     def test_a_name_that_looks_like_nothing(self, ignorable: range) -> None:
         """A name of characters alone that are not displayed (Unicode's Default_Ignorable_Code_Point) is none."""
-        assert shown_name("".join(map(chr, ignorable))[:80]) == "an app without a name"
-        assert shown_name(chr(ignorable[0]) * 3) == "an app without a name"
+        assert app_name("".join(map(chr, ignorable))[:80]) == "an app without a name"
+        assert app_name(chr(ignorable[0]) * 3) == "an app without a name"
 
     def test_a_huge_text_is_cut_before_it_is_looked_at(self) -> None:
         """What cannot be shown anyway costs nothing."""
-        assert shown("\u200b" * 1_000_000 + "end") == ""
+        assert short_line("\u200b" * 1_000_000 + "end") == ""
 
     @pytest.mark.parametrize(
         ("redirect_uri", "target"),
