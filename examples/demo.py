@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -54,8 +55,7 @@ def main() -> None:
         in_memory = asyncio.run(demonstrate_in_memory())
     except DemoError as error:
         sys.exit(f"the demonstration failed: {error}")
-    say("")
-    say("Had to authorize again after the kill?")
+    say("\nHad to authorize again after the kill?")
     for name, again in (("SQLAlchemyOAuthProvider", persistent), ("InMemoryOAuthProvider", in_memory)):
         say(f"  {name:<25}{'yes' if again else 'no'}")
     say(f"({time.monotonic() - started:.0f} seconds)")
@@ -79,8 +79,7 @@ async def demonstrate_persistent() -> bool:
 
 async def demonstrate_in_memory() -> bool:
     """Return whether the client of the same server on `InMemoryOAuthProvider` had to authorize again."""
-    say("")
-    say("InMemoryOAuthProvider, the same again")
+    say("\nInMemoryOAuthProvider, the same again")
     with tempfile.TemporaryDirectory() as directory:
         server = Server([__file__, "in-memory-server"], Path(directory) / "server.log", {})
         return await demonstrate(server)
@@ -175,19 +174,11 @@ class ClientApp:
         meaning = "  ask the owner" if asks else _MEANINGS.get((url.path, response.status_code), "")
         say(f"    {what:<36}{response.status_code}{meaning}")
 
-    def _http_client(
-        self,
-        headers: dict[str, str] | None = None,
-        timeout: httpx2.Timeout | None = None,
-        auth: httpx2.Auth | None = None,
-        **options: Any,
-    ) -> httpx2.AsyncClient:
+    def _http_client(self, *arguments: Any, **options: Any) -> httpx2.AsyncClient:
         async def watch(response: httpx2.Response) -> None:
             self.saw(response)
 
-        return httpx2.AsyncClient(
-            headers=headers, timeout=timeout, auth=auth, event_hooks={"response": [watch]}, **options
-        )
+        return httpx2.AsyncClient(*arguments, event_hooks={"response": [watch]}, **options)
 
 
 _MEANINGS = {
@@ -231,9 +222,8 @@ class CountingOAuth(HeadlessOAuth):
                 raise DemoError(f"the page does not ask:\n{page.text}")
             say(f"    the page asks: {html.unescape(re.sub('<[^>]*>', '', question[1]))}")
             for typed, expected in (("a guess", 403), (password, 303)):
-                answer = await browser.post(
-                    page.url, data={"csrf": html.unescape(csrf[1]), "password": typed, "answer": "allow"}
-                )
+                form = {"csrf": html.unescape(csrf[1]), "password": typed, "answer": "allow"}
+                answer = await browser.post(page.url, data=form)
                 self.app.saw(answer)
                 if answer.status_code != expected:
                     raise DemoError(f"the page answered {answer.status_code}; expected {expected}")
@@ -277,11 +267,9 @@ class Server:
             self._process = None
 
     def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
-            return False
-        return True
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
 
 
 def serve_in_memory() -> None:
