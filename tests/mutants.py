@@ -418,8 +418,8 @@ FAULTS = (
     Fault(
         "The grace lasts a second too long",
         "oauth_store/flows/refresh.py",
-        "within_grace = now - row.consumed_at < issuer",
-        "within_grace = now - row.consumed_at <= issuer",
+        "< now - row.consumed_at < issuer",
+        "< now - row.consumed_at <= issuer",
         ("tests/flows/test_refresh.py::TestReuse::test_just_within_and_just_after_the_grace",),
     ),
     Fault(
@@ -758,8 +758,8 @@ FAULTS = (
     Fault(
         "The purge deletes a token that is live still",
         "oauth_store/database/models.py",
-        "    return model.expires_at <= now",
-        "    return model.expires_at <= now + 1",
+        "        return model.expires_at <= now\n",
+        "        return model.expires_at <= now + 1\n",
         ("tests/database/test_purge.py::test_what_has_expired_is_deleted",),
     ),
     Fault(
@@ -999,6 +999,28 @@ FAULTS = (
         '{"charset": "utf8mb4", **_mysql_security(options)}',
         "_mysql_security(options)",
         ("tests/database/test_url.py::test_the_urls_of_hosters_are_understood",),
+    ),
+    # A clock that jumps
+    Fault(
+        "The purge believes every clock",
+        "oauth_store/database/purge.py",
+        "    if not is_believed(session, now):",
+        "    if False:",
+        ("tests/database/test_purge.py::test_a_clock_that_is_ahead_for_a_moment_costs_no_grant",),
+    ),
+    Fault(
+        "A sign-in by a clock that jumped makes the purge believe it",
+        "oauth_store/database/purge.py",
+        "BELIEVED_AFTER_SECONDS = 3600",
+        "BELIEVED_AFTER_SECONDS = 0",
+        ("tests/database/test_purge.py::test_a_clock_that_is_ahead_for_a_moment_costs_no_grant",),
+    ),
+    Fault(
+        "A clock that was ahead stretches the grace",
+        "oauth_store/flows/refresh.py",
+        "-SET_BACK_SECONDS < now - row.consumed_at",
+        "now - row.consumed_at",
+        ("tests/flows/test_refresh.py::TestReuse::test_a_clock_that_was_ahead_does_not_stretch_the_grace",),
     ),
 )
 

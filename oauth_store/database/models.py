@@ -138,6 +138,9 @@ tokens = Base.metadata.tables[Token.__tablename__]
 UNUSED_CLIENT_SECONDS = 30 * 24 * 3600
 """How long a registration that never led to an approved grant is kept. One that did is never deleted by itself."""
 
+KEEP_EXPIRED_SECONDS = 7 * 24 * 3600
+"""How long a refresh token that its client still holds is kept after its expiry: a clock may be ahead by this much."""
+
 Now = int | BindParameter[int]
 
 
@@ -147,8 +150,15 @@ def is_live(now: Now) -> ColumnElement[bool]:
 
 
 def is_expired(model: type["Token"] | type["Code"], now: Now) -> ColumnElement[bool]:
-    """Whether nothing needs a row any more: the purge deletes it."""
-    return model.expires_at <= now
+    """Whether nothing needs a row any more: the purge deletes it.
+
+    A refresh token that was neither used nor revoked signs a client in: it stays for `KEEP_EXPIRED_SECONDS` more, and
+    lives again if the clock that expired it was ahead.
+    """
+    if model is Code:
+        return model.expires_at <= now
+    dead = (Token.kind != REFRESH) | Token.consumed_at.is_not(None) | Token.revoked_at.is_not(None)
+    return (Token.expires_at <= now) & (dead | (Token.expires_at <= now - KEEP_EXPIRED_SECONDS))
 
 
 def is_unused(now: Now) -> ColumnElement[bool]:

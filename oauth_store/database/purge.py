@@ -3,16 +3,18 @@
 import asyncio
 import time
 
-from sqlalchemy import bindparam, delete, func, null, select, update
+from sqlalchemy import BindParameter, bindparam, delete, exists, func, null, select, update
 from sqlalchemy.orm import Session
 
-from oauth_store.database.models import Client, Code, Token, is_expired, is_unused
+from oauth_store.database.models import KEEP_EXPIRED_SECONDS, Client, Code, Token, is_expired, is_unused
 from oauth_store.database.store import Store
 from oauth_store.events import emit_after_commit
 
 INTERVAL_SECONDS = 60
 BATCH = 100
 """Rows of each table that one purge deletes at most."""
+BELIEVED_AFTER_SECONDS = 3600
+"""How old the rows have to be that bear witness to a clock: one that is ahead for a moment writes younger ones."""
 _expired_token, _expired_code = is_expired(Token, bindparam("b_now")), is_expired(Code, bindparam("b_now"))
 _unused_client = is_unused(bindparam("b_now"))
 
@@ -24,6 +26,14 @@ _expired_tokens, _expired_codes, _unused_clients = (
         ((Code.handle_hash,), _expired_code, Code.expires_at),
         ((Client.client_id,), _unused_client, Client.created_at),
     )
+)
+# No index has `created_at` of tokens and codes; what is created after a time expires after it, too, which one has.
+_from: BindParameter[int] = bindparam("b_from")
+_to: BindParameter[int] = bindparam("b_to")
+_witnesses = select(
+    exists().where(Token.expires_at > _from, Token.created_at.between(_from, _to))
+    | exists().where(Code.expires_at > _from, Code.created_at.between(_from, _to))
+    | exists().where(Client.last_used_at.is_(None), Client.created_at.between(_from, _to))
 )
 _wipe_replays = (
     update(Token.__table__)  # type: ignore[arg-type]  # a Table, which takes many sets of values at once
@@ -60,10 +70,23 @@ class Purger:
 
 
 def _purge(session: Session, now: int) -> dict[str, int]:
+    if not is_believed(session, now):
+        return {"tokens": 0, "codes": 0, "clients": 0}
     deleted = purge(session, now)
     if any(deleted.values()):
         emit_after_commit(session, "purged", **deleted)
     return deleted
+
+
+def is_believed(session: Session, now: int) -> bool:
+    """Tell whether a clock is that of this database: whether a row is between an hour and a week old by it.
+
+    A clock that jumps ahead by less than a week deletes no refresh token that works: `is_expired` keeps it for a week.
+    By one that jumps further all rows are older, but for what is written meanwhile: that is younger. After a long time
+    without use the purge waits for an hour of use.
+    """
+    between = {"b_from": now - KEEP_EXPIRED_SECONDS, "b_to": now - BELIEVED_AFTER_SECONDS}
+    return bool(session.execute(_witnesses, between).scalar_one())
 
 
 def purgeable(session: Session, now: int) -> dict[str, int]:

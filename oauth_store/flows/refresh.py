@@ -29,6 +29,8 @@ from oauth_store.flows.tokens import (
     with_client,
 )
 
+SET_BACK_SECONDS = 7 * 24 * 3600
+"""A clock that is set back by less costs no grant. One that was further ahead must not stretch the grace."""
 GENERATIONS = 16
 """How many rotations a token that was used within the grace may be behind."""
 
@@ -156,7 +158,7 @@ def _answer_again(
     within the grace, where that pair was rotated meanwhile, the pair that is live now: whoever holds the token could
     get there step by step. Anything else is reuse, a sign of theft (RFC 9700, section 4.14.2).
     """
-    within_grace = now - row.consumed_at < issuer.grace_seconds
+    within_grace = -SET_BACK_SECONDS < now - row.consumed_at < issuer.grace_seconds
     successor = _successor(session, token.refresh_token, row)
     for _ in range(GENERATIONS if within_grace else 0):
         if successor is None or successor.refresh.consumed_at is None:

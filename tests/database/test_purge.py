@@ -12,7 +12,7 @@ from oauth_store.credentials import hash_secret
 from oauth_store.database.models import UNUSED_CLIENT_SECONDS, Client, Code, Token
 from oauth_store.database.purge import BATCH, INTERVAL_SECONDS, _purge, purge
 from tests.approvals import Asks
-from tests.clocks import stopped
+from tests.clocks import stopped, turned
 from tests.databases import rows_of, transaction, value_of
 from tests.steps import Provider, authorization_params, authorize, new_client, refresh, registered, sign_in
 from tests.workers import settle
@@ -35,7 +35,7 @@ async def purged(provider: SQLAlchemyOAuthProvider, at: float) -> dict[str, int]
 
 
 async def test_what_has_expired_is_deleted(provider: SQLAlchemyOAuthProvider) -> None:
-    """Codes go after ten minutes, access tokens after an hour, refresh tokens after thirty days."""
+    """Codes go after ten minutes, access tokens after an hour, a refresh token that was never used after 37 days."""
     client = await registered(provider)
     with stopped():
         now = int(time.time())
@@ -43,8 +43,76 @@ async def test_what_has_expired_is_deleted(provider: SQLAlchemyOAuthProvider) ->
     assert await purged(provider, now + 599) == {"tokens": 0, "codes": 0, "clients": 0}
     assert await purged(provider, now + 600) == {"tokens": 0, "codes": 1, "clients": 0}
     assert await purged(provider, now + HOUR) == {"tokens": 1, "codes": 0, "clients": 0}
-    assert await purged(provider, now + 30 * DAY - 1) == {"tokens": 0, "codes": 0, "clients": 0}
-    assert await purged(provider, now + 30 * DAY) == {"tokens": 1, "codes": 0, "clients": 0}
+    assert await purged(provider, now + 37 * DAY - 1) == {"tokens": 0, "codes": 0, "clients": 0}
+    assert await purged(provider, now + 37 * DAY) == {"tokens": 1, "codes": 0, "clients": 0}
+
+
+async def test_a_used_refresh_token_goes_as_it_expires(
+    provider: SQLAlchemyOAuthProvider, make_provider: Provider
+) -> None:
+    """No client holds a refresh token that was used: its row goes after 30 days, its successor's after 37."""
+    client = await registered(provider)
+    with stopped():
+        now = int(time.time())
+        await refresh(provider, client, await sign_in(provider, client))
+    assert (await purged(provider, now + 30 * DAY - 1))["tokens"] == 2
+    assert (await purged(provider, now + 30 * DAY))["tokens"] == 1
+    assert (await purged(provider, now + 37 * DAY))["tokens"] == 1
+
+
+async def nudge(provider: SQLAlchemyOAuthProvider, *seconds: float) -> None:
+    """Let clients that register so many seconds from now give the purge its turns."""
+    for second in seconds:
+        with turned(second):
+            await provider.register_client(new_client())
+            await settle(provider)
+
+
+@pytest.mark.parametrize("days", [3, 8, 31, 366])
+async def test_a_clock_that_is_ahead_for_a_moment_costs_no_grant(
+    days: int, provider: SQLAlchemyOAuthProvider, make_provider: Provider
+) -> None:
+    """Grants outlive a clock that jumps ahead, a sign-in meanwhile, and a restart; then each is refreshed."""
+    client = await registered(provider)
+    with stopped(-29 * DAY - HOUR):
+        held = [await sign_in(provider, client) for _ in range(12)]
+    await refresh(provider, client, await sign_in(provider, client))
+    for each in (provider, make_provider()):
+        await nudge(each, *(days * DAY + second for second in (0, INTERVAL_SECONDS + 1, 20 * INTERVAL_SECONDS)))
+        with turned(days * DAY + 21 * INTERVAL_SECONDS):
+            await sign_in(each, client)
+            await settle(each)
+    await nudge(provider, 2 * INTERVAL_SECONDS)
+    for token in held:
+        assert (await refresh(provider, client, token)).refresh_token
+
+
+async def test_a_clock_that_wrote_rows_for_an_hour_is_believed(provider: SQLAlchemyOAuthProvider) -> None:
+    """After a year without use, the purge waits for an hour of use, and then deletes what has expired."""
+    client = await registered(provider)
+    await sign_in(provider, client)
+    await nudge(provider, 366 * DAY, 366 * DAY + 2 * INTERVAL_SECONDS, 366 * DAY + HOUR - INTERVAL_SECONDS)
+    assert (await counts(provider))["oauth_tokens"] == 2
+    await nudge(provider, 366 * DAY + HOUR + 2)
+    assert await counts(provider) == {"oauth_clients": 5, "oauth_codes": 0, "oauth_tokens": 0}
+
+
+@pytest.mark.parametrize("witness", ["a client", "a request", "a token"])
+async def test_a_flood_of_one_kind_does_not_stop_the_purge(
+    witness: str, provider: SQLAlchemyOAuthProvider, make_provider: Provider
+) -> None:
+    """Rows of any one table, an hour old, are enough: nobody can fill a table by making the purge wait."""
+    client = await registered(provider)
+    await sign_in(provider, client)
+    with turned(60 * DAY):
+        if witness == "a client":
+            await provider.register_client(new_client())
+        elif witness == "a request":
+            await make_provider(approval=Asks()).authorize(client, authorization_params())
+        else:
+            await sign_in(provider, client)
+    await nudge(provider, 60 * DAY + 2 * HOUR)
+    assert (await counts(provider))["oauth_tokens"] <= 2
 
 
 async def test_a_revoked_token_stays_until_it_would_have_expired(provider: SQLAlchemyOAuthProvider) -> None:
@@ -101,8 +169,8 @@ async def test_a_batch_is_bounded_and_the_next_step_goes_on(provider: SQLAlchemy
             "redirect_uri_provided_explicitly": True,
             "code_challenge": "x",
             "scopes": "",
-            "created_at": now - 1200,
-            "expires_at": now - 600,
+            "created_at": now - 2 * HOUR,
+            "expires_at": now - HOUR,
         }
         for number in range(3 * BATCH)
     ]
@@ -181,7 +249,11 @@ async def test_the_purge_finds_its_rows_by_index(provider: SQLAlchemyOAuthProvid
         pytest.skip("PostgreSQL scans small tables whatever their indexes")
     await provider.check_schema()
     statements = {
-        "SELECT token_hash FROM oauth_tokens WHERE expires_at <= 1 ORDER BY expires_at LIMIT 100",
+        "SELECT token_hash FROM oauth_tokens WHERE expires_at <= 1 AND (kind != 'refresh_token' OR consumed_at IS NOT "
+        "NULL OR revoked_at IS NOT NULL OR expires_at <= 0) ORDER BY expires_at LIMIT 100",
+        "SELECT 1 FROM oauth_tokens WHERE expires_at > 1 AND created_at BETWEEN 1 AND 2",
+        "SELECT 1 FROM oauth_codes WHERE expires_at > 1 AND created_at BETWEEN 1 AND 2",
+        "SELECT 1 FROM oauth_clients WHERE last_used_at IS NULL AND created_at BETWEEN 1 AND 2",
         "SELECT handle_hash FROM oauth_codes WHERE expires_at <= 1 ORDER BY expires_at LIMIT 100",
         "SELECT client_id FROM oauth_clients WHERE last_used_at IS NULL AND created_at <= 1 ORDER BY created_at",
         "UPDATE oauth_tokens SET replay = NULL WHERE grant_id = x'00' AND consumed_at < 1 AND replay IS NOT NULL",
@@ -237,5 +309,5 @@ async def test_a_purge_waits_for_nobody(make_provider: Provider) -> None:
     async with transaction(other) as session:
         first = (await session.execute(select(Token.token_hash).limit(1))).scalar_one()
         await session.execute(update(Token).where(Token.token_hash == first).values(first_used_at=1))
-        assert (await purged(provider, time.time() + 31 * DAY))["tokens"] == 3
-    assert (await purged(provider, time.time() + 31 * DAY))["tokens"] == 1
+        assert (await purged(provider, time.time() + 38 * DAY))["tokens"] == 3
+    assert (await purged(provider, time.time() + 38 * DAY))["tokens"] == 1

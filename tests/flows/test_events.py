@@ -238,6 +238,8 @@ class TestEachFlow:
         """A purge that deletes something says how much, in a span of its own; one that deletes nothing is silent."""
         await sign_in(provider, client)
         with turned(40 * 24 * 3600) as clock:
+            await provider.register_client(new_client())
+            clock.shift(3600)
             telemetry.forget()
             for _ in range(2):
                 clock.shift(INTERVAL_SECONDS + 1)

@@ -166,7 +166,7 @@ class TestTokens:
     async def test_purged(self, house: House, clock: Clock) -> None:
         """What was deleted is unknown, and the sentence says what that can mean."""
         token = await house.grant()
-        clock.shift(31 * DAY)
+        clock.shift(38 * DAY)
         async with transaction(house.provider) as session:
             await session.run_sync(purge, int(time.time()))
         told = await explained(house, token.refresh_token)

@@ -612,6 +612,21 @@ class TestReuse:
         await refused(present_refresh_token(provider, client, first.refresh_token))
         assert not await is_live(provider, client, second)
 
+    async def test_a_clock_that_was_ahead_does_not_stretch_the_grace(
+        self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, clock: Clock
+    ) -> None:
+        """Tokens that a clock stamped a year ahead are refreshed once it is back, and one that was used is reuse."""
+        clock.shift(366 * 86400)
+        first = await sign_in(provider, client)
+        second = await present_refresh_token(provider, client, first.refresh_token)
+        clock.shift(-366 * 86400)
+        lost = await present_refresh_token(provider, client, first.refresh_token)
+        assert lost.refresh_token == second.refresh_token
+        third = await present_refresh_token(provider, client, second.refresh_token)
+        clock.shift(GRACE)
+        assert await is_live(provider, client, third)
+        await refused(present_refresh_token(provider, client, first.refresh_token))
+
     async def test_the_use_is_remembered_longer_than_the_access_token(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, clock: Clock
     ) -> None:

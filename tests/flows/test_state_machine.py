@@ -38,6 +38,7 @@ from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import Client, Code, Token
 from oauth_store.database.purge import purge
+from oauth_store.flows.refresh import SET_BACK_SECONDS
 from tests.approvals import Owner
 from tests.databases import rows_of, transaction
 from tests.steps import BASE_URL, RESOURCE, authorize, new_client
@@ -118,7 +119,7 @@ class Grant:
             return "invalid_scope"
         if pair.consumed_at is None:
             return None
-        within_grace = now - pair.consumed_at < GRACE
+        within_grace = -SET_BACK_SECONDS < now - pair.consumed_at < GRACE
         successor = self.sealed(pair)
         while within_grace and successor is not None and successor.consumed_at is not None:
             successor = self.sealed(successor)
