@@ -1,5 +1,6 @@
 """Our tables beside an application's, in one database, with an Alembic of the application's own."""
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from oauth_store.database.models import Base
 from oauth_store.database.names import VERSION_TABLE
 from oauth_store.database.url import database_url as as_url
 from tests.databases import dump, shape
+from tests.steps import new_client, provider_on
 
 OURS = {VERSION_TABLE, *Base.metadata.tables}
 FILTERS = {
@@ -118,3 +120,49 @@ def test_the_filter_imports_no_server() -> None:
     script = "import sys; from oauth_store import include_name; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"fastmcp", "mcp", "aiosqlite", "asyncpg", "alembic"} & set(ran.stdout.split())
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["two-databases", "one-database"])
+async def test_an_application_migrates_while_a_provider_begins(
+    empty_database_url: str, tmp_path: Path, shared: bool
+) -> None:
+    """An application's Alembic and a provider's first use meet in one process: each gets its tables, and no others.
+
+    Alembic's context is global to a process, so a provider that used it would lend it its connection.
+    """
+    config = application(tmp_path / "app", str(tmp_path / "first.db"), "include_name=include_name")
+    await asyncio.to_thread(revise, config)
+    for number in range(12):
+        if shared and number > 0:
+            break
+        ours = empty_database_url if number == 0 else str(tmp_path / f"ours{number}.db")
+        theirs = ours if shared else str(tmp_path / f"theirs{number}.db")
+        config.attributes["url"] = as_url(theirs)
+        async with provider_on(ours) as provider:
+            await asyncio.gather(asyncio.to_thread(command.upgrade, config, "head"), provider.check_schema())
+            await provider.register_client(new_client())
+        tables = {"users", "alembic_version"}
+        assert set(await asyncio.to_thread(shape, ours)) == (OURS | tables if shared else OURS)
+        assert set(await asyncio.to_thread(shape, theirs)) == (OURS | tables if shared else tables)
+
+
+def test_a_server_at_work_never_imports_alembic(tmp_path: Path) -> None:
+    """A provider creates its tables, lets a client in and purges without Alembic: migrations are for the operator."""
+    script = """if True:
+        import asyncio, sys
+        from tests.steps import new_client, provider_on, refresh, sign_in
+
+        async def main():
+            async with provider_on(sys.argv[1]) as provider:
+                client = new_client()
+                await provider.register_client(client)
+                await refresh(provider, client, await sign_in(provider, client))
+
+        asyncio.run(main())
+        print(*sys.modules)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "oauth.db"], capture_output=True, text=True, check=True
+    )
+    assert "oauth_store.provider" in ran.stdout.split()
+    assert not [name for name in ran.stdout.split() if name.partition(".")[0] == "alembic"]
