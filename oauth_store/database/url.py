@@ -6,7 +6,7 @@ import re
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 from sqlalchemy import exc
 from sqlalchemy.engine import URL, make_url
@@ -61,7 +61,8 @@ def database_url(database: str | Path | None = None) -> URL:
     if extra and importlib.util.find_spec(module) is None:
         raise ConfigurationError(f"{module} is not installed; run: pip install 'fastmcp-oauth-store[{extra}]'")
     url = (_file if scheme == "sqlite" else _server)(f"{drivername}://{rest}", rest)
-    for part in (url.username, url.host, url.database, *url.query, *map(str, url.query.values())):
+    name = unquote(url.database or "")  # SQLAlchemy 2.0 leaves its codes as they are
+    for part in (url.username, url.host, name, *url.query, *map(str, url.query.values())):
         _check_characters(part or "")
     if "\0" in (url.password or ""):
         raise ConfigurationError("the password of the database URL holds a NUL character; remove %00 from it")
