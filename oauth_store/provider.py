@@ -168,10 +168,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         )
 
     async def check_schema(self) -> None:
-        """Open the database now, rather than at the first request. Meant for a server's lifespan.
-
-        Raises `SchemaError` or `DatabaseUnavailable`, which say what to do.
-        """
+        """Open the database now, as in a server's lifespan. Raises `SchemaError` or `DatabaseUnavailable`."""
         await self._store.open()
 
     async def aclose(self) -> None:
@@ -273,10 +270,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     @property
     def scopes_supported(self) -> list[str]:
-        """The scopes of the protected resource: `offline_access` is for the authorization server alone.
-
-        None where there are none: an empty list is left out of the metadata (RFC 9728, section 3.2).
-        """
+        """The scopes of the protected resource, without `offline_access`, or None (RFC 9728, section 3.2)."""
         scopes = [scope for scope in super().scopes_supported if scope != clients.OFFLINE_ACCESS]
         return scopes or None  # type: ignore[return-value]  # FastMCP hands it on to where None is right
 

@@ -35,14 +35,6 @@ def same_resource(first: str, second: str) -> bool:
     return first == second or _normalized(first) == _normalized(second)  # 0.1 microseconds instead of 5 with every call
 
 
-def is_for(resource: str | None, own: str | None) -> bool:
-    """Tell whether a row is of the server whose resource is `own`: several may share a database.
-
-    A null resource came from VS-2, and is of whichever server reads it; without `own`, the MCP path is not known yet.
-    """
-    return resource is None or own is None or same_resource(resource, own)
-
-
 def _normalized(resource: str) -> str:
     try:
         url = urlsplit(str(_http_url.validate_python(resource)))

@@ -7,7 +7,7 @@ from mcp.server.auth.settings import ClientRegistrationOptions
 
 from oauth_store.database.store import Store
 from oauth_store.errors import ConfigurationError
-from oauth_store.urls import is_for
+from oauth_store.urls import same_resource
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,5 +60,8 @@ class Issuer:
     """What tokens are for (RFC 8707): the URL of the MCP endpoint. None until its path is known."""
 
     def is_ours(self, resource: str | None) -> bool:
-        """Tell whether a row is of this server: several may share a database."""
-        return is_for(resource, self.resource)
+        """Tell whether a row with this resource is of this server: several may share a database.
+
+        A null one came from VS-2, and is of whichever server reads it; without our own, the MCP path is not known yet.
+        """
+        return resource is None or self.resource is None or same_resource(resource, self.resource)
