@@ -1022,6 +1022,15 @@ FAULTS = (
         "now - row.consumed_at",
         ("tests/flows/test_refresh.py::TestReuse::test_a_clock_that_was_ahead_does_not_stretch_the_grace",),
     ),
+    # Sessions
+    # Sessions
+    Fault(
+        "The server's sql_mode decides how statements are read",
+        "oauth_store/database/engines.py",
+        """        "sql_mode": "'STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'",\n""",
+        "",
+        ("tests/database/test_sessions.py::test_defaults_of_a_mariadb_server_change_nothing",),
+    ),
 )
 
 

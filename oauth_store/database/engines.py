@@ -30,6 +30,21 @@ UNACKNOWLEDGED_SECONDS = 5
 IDLE_SECONDS = 15
 """How long a connection is idle before the system asks the other end whether it is still there."""
 
+# A server's defaults must not decide what a statement means, nor what it stores. asyncmy escapes with backslashes, and
+# without strict mode the server cuts a value that does not fit. MariaDB and every MySQL know these modes.
+_MYSQL_SESSION = "SET " + ", ".join(
+    f"SESSION {variable} = {value}"
+    for variable, value in {
+        "sql_mode": "'STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'",
+        "character_set_client": "utf8mb4",
+        "character_set_results": "utf8mb4",
+        "collation_connection": "utf8mb4_bin",
+        "foreign_key_checks": 1,
+        "sql_select_limit": 2**64 - 1,  # none
+        "innodb_lock_wait_timeout": BUSY_TIMEOUT_SECONDS,  # its own is 50 seconds
+    }.items()
+)
+
 
 def create_file(url: URL) -> None:
     """Create the SQLite file of `url` with mode 0600, before SQLite opens it; its -wal and -shm inherit the mode.
@@ -85,7 +100,7 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
         options["connect_args"] = {
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "read_timeout": COMMAND_TIMEOUT_SECONDS if pooled else None,
-            "init_command": f"SET SESSION innodb_lock_wait_timeout = {BUSY_TIMEOUT_SECONDS}",  # its own is 50 s
+            "init_command": _MYSQL_SESSION,
         }
     url, options["connect_args"] = with_driver_arguments(url, options["connect_args"])
     engine = create_async_engine(url, hide_parameters=True, **options)
