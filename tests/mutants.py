@@ -1023,13 +1023,34 @@ FAULTS = (
         ("tests/flows/test_refresh.py::TestReuse::test_a_clock_that_was_ahead_does_not_stretch_the_grace",),
     ),
     # Sessions
-    # Sessions
     Fault(
         "The server's sql_mode decides how statements are read",
         "oauth_store/database/engines.py",
         """        "sql_mode": "'STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'",\n""",
         "",
         ("tests/database/test_sessions.py::test_defaults_of_a_mariadb_server_change_nothing",),
+    ),
+    # The doctor
+    Fault(
+        "The doctor falls with one examination",
+        "oauth_store/doctor/finding.py",
+        "    except Exception as error:  # a broken system may raise anything",
+        "    except NotImplementedError as error:",
+        ("tests/doctor/test_broken.py::test_a_file_that_is_broken",),
+    ),
+    Fault(
+        "The doctor moves a -wal that a killed server left",
+        "oauth_store/doctor/database.py",
+        "_watch_wal(store) if store.sqlite",
+        "_watch_wal(store) if False",
+        ("tests/doctor/test_broken.py::test_the_bytes_stay_as_they_are",),
+    ),
+    Fault(
+        "The doctor waits without an end for headers that trickle",
+        "oauth_store/doctor/http.py",
+        "        async with asyncio.timeout_at(deadline):\n            response",
+        "        async with asyncio.timeout_at(None):\n            response",
+        ("tests/doctor/test_doctor_url.py::test_headers_that_trickle",),
     ),
 )
 

@@ -70,18 +70,23 @@ def doctor(
 ) -> None:
     """Look for what keeps clients out, or soon will, and say what to do. Exits with 1 if there is a problem.
 
-    Nothing is changed, registered or authorized. With --url, the server is asked what a client asks before it signs in.
-    No other host is asked but claude.ai, for Claude's description of itself. If neither --database nor MCP_OAUTH_DB
-    names a database, it is the server alone.
+    Nothing is changed, registered or authorized; a write is tried, and rolled back. With --url, the server is asked
+    what a client asks before it signs in. No other host is asked but claude.ai, for Claude's description of itself. If
+    neither --database nor MCP_OAUTH_DB names a database, it is the server alone.
     """
     from oauth_store.doctor.examine import examine  # brings FastMCP, which the other commands do without
 
     findings = []
     console = Console()
-    for finding in examine(database, url):
-        findings.append(finding)
-        if not json:
-            _print_finding(console, finding)
+    try:
+        for finding in examine(database, url):
+            findings.append(finding)
+            if not json:
+                _print_finding(console, finding)
+    except KeyboardInterrupt:
+        if json:
+            print_json({"ok": False, "findings": [asdict(finding) for finding in findings]})
+        raise
     problems = [finding for finding in findings if finding.level == "problem"]
     if json:
         print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})

@@ -181,6 +181,7 @@ def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:
         "synchronous = FULL",  # a revoked token must not come back after a power cut
         "foreign_keys = ON",
         "secure_delete = ON",  # nothing of a deleted row stays in the file
+        "journal_size_limit = 8388608",  # a -wal that grew under a long read shrinks; SQLite itself aims at 4 MiB
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

@@ -1,50 +1,132 @@
 """What the doctor asks the database itself."""
 
+import asyncio
+import secrets
+import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
 
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from oauth_store.database import schema
-from oauth_store.database.engines import POOL_SIZE
-from oauth_store.database.models import Base
-from oauth_store.database.purge import BATCH, INTERVAL_SECONDS
+from oauth_store.database.engines import sqlite_name
+from oauth_store.database.models import ACCESS, Base, clients, codes, tokens
+from oauth_store.database.purge import BATCH, INTERVAL_SECONDS, purgeable
 from oauth_store.database.store import Store
-from oauth_store.doctor.finding import Finding, duration, ok, problem, warning
-from oauth_store.errors import OAuthStoreError
+from oauth_store.doctor.catalogs import EMPTY_STEPS, STEPS
+from oauth_store.doctor.finding import Finding, duration, examined, failure, ok, problem, warning
+from oauth_store.errors import OAuthStoreError, SchemaError
+
+T = TypeVar("T")
 
 FUTURE_SECONDS = 60
 """Two machines may differ by this much."""
-CLOCK_WARNING_SECONDS, CLOCK_PROBLEM_SECONDS = 5, 60
 BACKLOG = 100 * BATCH
 """Expired rows of one table that the server, busy all the time, deletes in a hundred minutes."""
 
 
-async def examine_database(store: Store) -> AsyncIterator[Finding]:
-    """Look at a database that is there: can it be reached, is its schema ours, is it sound, is anything amiss in it."""
+def examine_database(store: Store) -> Iterator[Finding]:
+    """Look at a database that is there: can it be used, is its schema ours, is it sound, is anything amiss in it.
+
+    Blocks. Each examination is a transaction of its own, and each finding is yielded as it is made.
+    """
+    watcher = _watch_wal(store) if store.sqlite else None
+    with asyncio.Runner() as runner:
+        try:
+            yield from _Examination(store, runner).findings()
+        finally:
+            with suppress(Exception):  # of a database that broke: that was found
+                runner.run(store.close())
+            if watcher is not None:
+                watcher.close()
+
+
+def _watch_wal(store: Store) -> sqlite3.Connection | None:
+    """Return a connection that leaves a -wal as it is while it is open, if the -wal holds anything.
+
+    The last connection to close would move what is sound of it into the file, and delete the rest, which may be all
+    that is left to recover. A read-only connection cannot, and keeps the others from it.
+    """
+    path = Path(sqlite_name(store.url))
     try:
-        revision = await schema.state(store)
-    except OAuthStoreError as error:
-        yield problem("database", str(error), "mend what it says; while it lasts, clients get 503")
-        return
-    yield ok("database", f"{store.display_name} can be reached")
-    if revision == schema.EMPTY:
-        yield warning(
-            "schema",
-            "none: the database is empty",
-            "the server creates it at first use. If clients were authorized before, theirs is another database",
-        )
-        return
-    try:
-        schema.check(revision, store.display_name)
-    except OAuthStoreError as error:
-        yield problem("schema", *_split(str(error)))
-        return
-    yield ok("schema", f"{revision}, which this release needs")
-    for finding in await store.transact(_examine, False, store.url.get_backend_name()):
-        yield finding
+        if not Path(f"{path}-wal").stat().st_size:
+            return None
+        watcher = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+    except (OSError, sqlite3.Error):
+        return None
+    with suppress(sqlite3.Error):
+        watcher.execute("PRAGMA schema_version").fetchone()
+    return watcher
+
+
+class _Examination:
+    """One look at one database."""
+
+    def __init__(self, store: Store, runner: asyncio.Runner) -> None:
+        self._store = store
+        self._runner = runner
+        self._kind = store.url.get_backend_name()
+
+    def findings(self) -> Iterator[Finding]:
+        try:
+            self._ask(_reach)
+        except Exception as error:
+            known = schema.explained(error, self._store.display_name)
+            if isinstance(known, SchemaError):  # no database at all
+                yield problem("database", *_split(str(known)))
+            else:
+                yield failure("database", error)
+            return
+        yield ok("database", f"{self._store.display_name} can be reached")
+        try:
+            revision = self._ask(_revision)
+            schema.check(schema.HEAD if revision == schema.EMPTY else revision, self._store.display_name)
+        except OAuthStoreError as error:
+            yield problem("schema", *_split(str(error)))
+            return
+        except Exception as error:
+            yield failure("schema", error)
+        else:
+            if revision == schema.EMPTY:
+                yield from examined("schema", self._ask, EMPTY_STEPS[self._kind])
+                return
+            yield ok("schema", f"{revision}, which this release needs")
+        for check, step in STEPS[self._kind]:
+            yield from examined(check, self._ask, step)
+        yield from examined("writing", self._try_to_write)
+        for check, step in (("stored times", _future), ("purge backlog", _backlog)):
+            yield from examined(check, self._ask, step)
+
+    def _ask(self, step: Callable[[Session], T]) -> T:
+        return self._runner.run(self._store.transact(step, False))
+
+    def _try_to_write(self) -> list[Finding]:
+        """Write, read and delete a row of each table, and roll all of it back: what no catalog tells shows there."""
+        try:
+            # on a file by the reader: the writer would change its journal mode
+            self._runner.run(self._store.transact(_write, not self._store.sqlite, self._store.sqlite))
+        except _RolledBack as tried:
+            if tried.hidden:
+                return [
+                    problem(
+                        "writing",
+                        f"rows that were written are hidden from this user: {', '.join(tried.hidden)}",
+                        "drop the policies of row level security, or ALTER ROLE ... BYPASSRLS",
+                    )
+                ]
+        return [ok("writing", "a write was tried, and rolled back")]
+
+
+def _reach(session: Session) -> None:
+    session.execute(text("PRAGMA schema_version" if session.get_bind().dialect.name == "sqlite" else "SELECT 1"))
+
+
+def _revision(session: Session) -> str:
+    return schema.found(session.connection())
 
 
 def _split(message: str) -> tuple[str, str]:
@@ -52,169 +134,72 @@ def _split(message: str) -> tuple[str, str]:
     return (found, advice) if separator else (message, "see what it says")
 
 
-def _examine(session: Session, kind: str) -> list[Finding]:
-    findings = list(_KINDS[kind](session))
-    now = int(time.time())
-    return [*findings, _future(session, now), _backlog(session, now)]
+class _RolledBack(Exception):
+    """All was tried. `hidden` names the tables whose rows this user does not see."""
+
+    def __init__(self, hidden: list[str]) -> None:
+        self.hidden = hidden
 
 
-def _sqlite(session: Session) -> Iterator[Finding]:
-    mode = session.execute(text("PRAGMA journal_mode")).scalar()
-    if mode == "wal":
-        yield ok("journal mode", "WAL")
-    else:
-        yield warning(
-            "journal mode",
-            f"{mode}, not WAL: readers and the writer wait for each other",
-            "start the server, which sets it; if it stays so, the file system does not let it: use a local disk",
-        )
-    damage = [row[0] for row in session.execute(text("PRAGMA quick_check(3)")) if row[0] != "ok"]
-    damage += [f"{row[0]} names no {row[2]}" for row in session.execute(text("PRAGMA foreign_key_check"))][:3]
-    if damage:
-        yield problem(
-            "integrity",
-            "the file is damaged: " + "; ".join(" ".join(line.split()) for line in damage),
-            "stop the server, and restore a backup (see docs/moving.md). Without one: `sqlite3 FILE .recover`",
-        )
-    else:
-        yield ok("integrity", "quick_check found nothing")
+def _write(session: Session, locks: bool) -> None:
+    """Raise `_RolledBack`. The rows have expired: the purge deletes what a table without transactions keeps."""
+    if locks:
+        session.execute(text("BEGIN IMMEDIATE"))
+    key = secrets.token_bytes(32)
+    common = {"client_id": f"oauth-store doctor {key.hex()}", "created_at": 1}
+    asked = {"grant_id": key[:16], "scopes": "", "expires_at": 1}
+    rows = {
+        clients.c.client_id: {**common, "client_metadata": "{}"},
+        codes.c.handle_hash: {
+            **common,
+            **asked,
+            "handle_hash": key,
+            "redirect_uri": "",
+            "redirect_uri_provided_explicitly": False,
+            "code_challenge": "",
+        },
+        tokens.c.token_hash: {**common, **asked, "token_hash": key, "kind": ACCESS},
+    }
+    hidden = []
+    for column, row in rows.items():
+        session.execute(insert(column.table).values(row))
+    for column, row in reversed(rows.items()):
+        ours = column == row[column.name]
+        seen = session.execute(select(func.count()).select_from(column.table).where(ours)).scalar_one()
+        changed = session.execute(update(column.table).where(ours).values(created_at=2)).rowcount  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
+        deleted = session.execute(delete(column.table).where(ours)).rowcount  # type: ignore[attr-defined]  # the same
+        if not seen == changed == deleted == 1:
+            hidden.append(column.table.name)
+    raise _RolledBack(hidden)
 
 
-def _postgresql(session: Session) -> Iterator[Finding]:
-    for finding in _clock(session, "SELECT extract(epoch FROM clock_timestamp())"):
-        yield finding
-    row = _one(
-        session,
-        "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only, "
-        "current_setting('fsync') = 'off' OR current_setting('synchronous_commit') = 'off' AS loses, "
-        "current_setting('server_encoding') AS encoding, "
-        "current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS slots, "
-        "array_to_string(ARRAY(SELECT p || ' on ' || t FROM "
-        "unnest(ARRAY['oauth_clients', 'oauth_codes', 'oauth_tokens']) t, "
-        "unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p WHERE NOT has_table_privilege(t, p)), ', ') AS lacks",
-    )
-    for finding in _server(
-        row, "set fsync and synchronous_commit to on (not for the session alone)", utf8=row.encoding == "UTF8"
-    ):
-        yield finding
-    if row.lacks:
-        yield problem(
-            "privileges", f"this user may not: {row.lacks}", "GRANT SELECT, INSERT, UPDATE, DELETE on the three tables"
-        )
-    else:
-        yield ok("privileges", "this user may read and write the tables")
-
-
-def _mysql(session: Session) -> Iterator[Finding]:
-    for finding in _clock(session, "SELECT unix_timestamp(now(6))"):
-        yield finding
-    row = _one(
-        session,
-        "SELECT @@read_only AS read_only, @@innodb_flush_log_at_trx_commit <> 1 AS loses, @@max_connections AS slots, "
-        "@@sql_mode LIKE '%STRICT_TRANS_TABLES%' OR @@sql_mode LIKE '%STRICT_ALL_TABLES%' AS strict, "
-        "(SELECT group_concat(table_name, ' ', engine, ' ', table_collation SEPARATOR ', ') "
-        "FROM information_schema.tables WHERE table_schema = database() AND table_name IN "
-        "('oauth_clients', 'oauth_codes', 'oauth_tokens') AND NOT (engine = 'InnoDB' AND table_collation LIKE "
-        "'utf8mb4%')) AS odd",
-    )
-    for finding in _server(row, "set innodb_flush_log_at_trx_commit to 1", utf8=True):
-        yield finding
-    if not row.strict:
-        yield warning(
-            "strictness",
-            "sql_mode is not strict: what is too long is cut off without an error",
-            "add STRICT_TRANS_TABLES to sql_mode",
-        )
-    if row.odd:
-        yield problem("tables", f"not InnoDB with utf8mb4: {row.odd}", "convert them with ALTER TABLE")
-    else:
-        yield ok("tables", "InnoDB, utf8mb4")
-
-
-def _one(session: Session, query: str) -> Row[Any]:
-    return session.execute(text(query)).one()
-
-
-def _clock(session: Session, query: str) -> list[Finding]:
-    session.execute(text(query))  # the first one connects
-    before = time.time()
-    theirs = float(session.execute(text(query)).scalar_one())
-    after = time.time()
-    return [clock("database's clock", theirs - (before + after) / 2, after - before)]
-
-
-def clock(check: str, ahead: float, uncertainty: float) -> Finding:
-    """Judge how far another clock is ahead of this machine's, in seconds; negative is behind."""
-    differs = max(0.0, abs(ahead) - uncertainty)
-    shown = f"{duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} this machine's"
-    advice = "let both machines keep time by NTP: tokens expire too early or too late otherwise"
-    if differs > CLOCK_PROBLEM_SECONDS:
-        return problem(check, shown, advice)
-    if differs > CLOCK_WARNING_SECONDS:
-        return warning(check, shown, advice)
-    return ok(check, "agrees with this machine's")
-
-
-def _server(row: Row[Any], durable: str, *, utf8: bool) -> Iterator[Finding]:
-    if row.read_only:
-        yield problem(
-            "writing", "the database takes no writes", "use the primary, not a standby; until then clients get 503"
-        )
-    else:
-        yield ok("writing", "the database takes writes")
-    if row.loses:
-        yield warning(
-            "durability",
-            "a crash of the database server may lose what clients were told of",
-            f"{durable}, or live with it",
-        )
-    else:
-        yield ok("durability", "commits are on disk before clients are told of them")
-    if not utf8:
-        yield problem(
-            "encoding", f"the database's encoding is {row.encoding}, not UTF8", "create a database with ENCODING 'UTF8'"
-        )
-    if row.slots < 2 * POOL_SIZE:
-        yield warning(
-            "connections",
-            f"the server allows {row.slots}; each process of yours uses up to {POOL_SIZE}",
-            "raise max_connections, or run fewer processes",
-        )
-    else:
-        yield ok("connections", f"the server allows {row.slots}: enough for {row.slots // POOL_SIZE} processes at most")
-
-
-def _future(session: Session, now: int) -> Finding:
+def _future(session: Session) -> list[Finding]:
     latest = []
     for table in Base.metadata.sorted_tables:
-        created = table.columns["created_at"]
-        latest.append((session.execute(select(func.max(created)))).scalar() or 0)
-    ahead = max(latest) - now
-    if ahead > FUTURE_SECONDS:
-        return problem(
+        latest.append(session.execute(select(func.max(table.columns["created_at"]))).scalar() or 0)
+    ahead = max(latest) - time.time()
+    if ahead <= FUTURE_SECONDS:
+        return [ok("stored times", "none is in the future")]
+    return [
+        problem(
             "stored times",
             f"the newest row was created {duration(ahead)} from now",
             "this clock is behind, or that of a server was ahead: let all machines keep time by NTP. What was issued "
             "then expires later than it should",
         )
-    return ok("stored times", "none is in the future")
+    ]
 
 
-def _backlog(session: Session, now: int) -> Finding:
-    expired = {}
-    for table in Base.metadata.sorted_tables:
-        if "expires_at" in table.columns:
-            query = select(func.count()).select_from(table).where(table.columns["expires_at"] <= now)
-            expired[table.name] = session.execute(query).scalar_one()
-    shown = ", ".join(f"{count:,} of {name}" for name, count in expired.items())
-    if max(expired.values()) > BACKLOG:
-        return warning(
+def _backlog(session: Session) -> list[Finding]:
+    expired = purgeable(session, int(time.time()))
+    shown = ", ".join(f"{count:,} of oauth_{name}" for name, count in expired.items())
+    if max(expired.values()) <= BACKLOG:
+        return [ok("purge backlog", f"expired rows: {shown}")]
+    return [
+        warning(
             "purge backlog",
             f"expired rows that are still there: {shown}",
-            f"nothing, if the server has just been idle: it deletes {BATCH} a step until none is left, or else every "
-            f"{INTERVAL_SECONDS} seconds of use. `oauth-store purge` deletes them now",
+            f"nothing, if the server has just been idle: after an hour of use it deletes {BATCH} a step until none is "
+            f"left, or else every {INTERVAL_SECONDS} seconds of use. `oauth-store purge` deletes them now",
         )
-    return ok("purge backlog", f"expired rows: {shown}")
-
-
-_KINDS = {"sqlite": _sqlite, "postgresql": _postgresql, "mysql": _mysql}
+    ]

@@ -1,6 +1,5 @@
 """Is all well? What is wrong with a store and its server, and what to do about it."""
 
-import asyncio
 import os
 import platform
 import sqlite3
@@ -16,7 +15,7 @@ from oauth_store.database import schema
 from oauth_store.database.store import Store
 from oauth_store.doctor.database import examine_database
 from oauth_store.doctor.files import examine_files
-from oauth_store.doctor.finding import Finding, ok, problem, warning
+from oauth_store.doctor.finding import Finding, examined, failure, ok, problem, warning
 from oauth_store.doctor.url import examine_url
 
 PACKAGES = ("fastmcp-oauth-store", "fastmcp", "mcp", "sqlalchemy", "alembic")
@@ -35,16 +34,19 @@ def examine(database: str | None, url: str | None) -> Iterator[Finding]:
     for a database that cannot be one.
     """
     if url is None or database is not None or os.environ.get("MCP_OAUTH_DB"):
-        yield from _inside(Store(database, schema.prepare))
+        try:
+            store = Store(database, schema.prepare)
+        except OSError as error:  # a relative path in a directory that was deleted
+            yield failure("path", error)
+        else:
+            yield from _inside(store)
     if url is not None:
         yield from examine_url(url)
 
 
 def _inside(store: Store) -> Iterator[Finding]:
-    yield _versions(store.url.get_backend_name())
-    password_hash = os.environ.get(PASSWORD_HASH)
-    if password_hash is not None:
-        yield examine_password_hash(password_hash)
+    yield from examined("versions", _versions, store.url.get_backend_name())
+    yield from examined("password", _password)
     if store.in_memory:
         yield warning(
             "database",
@@ -54,32 +56,40 @@ def _inside(store: Store) -> Iterator[Finding]:
         return
     if store.sqlite:
         path = Path(str(store.url.database))
-        if not path.is_absolute():
-            yield warning(
-                "path",
-                f"{path} depends on the working directory; here it is {path.resolve()}",
-                "set MCP_OAUTH_DB to the full path, for the server and for oauth-store",
-            )
-        if not path.exists():
-            yield warning(
-                "database",
-                f"{path.resolve()} does not exist yet",
-                "the server creates it at first use. If clients were authorized before, theirs is another file: see "
-                "what MCP_OAUTH_DB is for the server",
-            )
+        yield from examined("path", _path, path)
+        missing = list(examined("database", _missing, path))
+        if not missing:
+            yield from examine_files(path)
+            missing = list(examined("database", _missing, path))  # again: SQLite would make it anew
+        if missing:
+            yield from missing
             return
-        yield from examine_files(path)
-    yield from asyncio.run(_ask(store))
+    yield from examine_database(store)
 
 
-async def _ask(store: Store) -> list[Finding]:
+def _path(path: Path) -> Iterator[Finding]:
+    if not path.is_absolute():
+        yield warning(
+            "path",
+            f"{path} depends on the working directory; here it is {os.path.realpath(path)}",
+            "set MCP_OAUTH_DB to the full path, for the server and for oauth-store",
+        )
+
+
+def _missing(path: Path) -> Iterator[Finding]:
+    """Find nothing where a file is there. Raises `OSError` for one that cannot be looked at."""
     try:
-        return [finding async for finding in examine_database(store)]
-    finally:
-        await store.close()
+        path.stat()
+    except FileNotFoundError:
+        yield warning(
+            "database",
+            f"{os.path.realpath(path)} does not exist yet",
+            "the server creates it at first use. If clients were authorized before, theirs is another file: see "
+            "what MCP_OAUTH_DB is for the server",
+        )
 
 
-def _versions(kind: str) -> Finding:
+def _versions(kind: str) -> Iterator[Finding]:
     found = [f"Python {platform.python_version()}"]
     for package in (*PACKAGES, DRIVERS[kind]):
         try:
@@ -88,7 +98,13 @@ def _versions(kind: str) -> Finding:
             found.append(f"{package} of unknown version")
     if kind == "sqlite":
         found.append(f"SQLite {sqlite3.sqlite_version}")
-    return ok("versions", ", ".join(found))
+    yield ok("versions", ", ".join(found))
+
+
+def _password() -> Iterator[Finding]:
+    password_hash = os.environ.get(PASSWORD_HASH)
+    if password_hash is not None:
+        yield examine_password_hash(password_hash)
 
 
 def examine_password_hash(value: str) -> Finding:

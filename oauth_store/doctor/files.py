@@ -6,14 +6,17 @@ import pwd
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from oauth_store.doctor.finding import Finding, ok, problem, warning
+from oauth_store.database.files import Mount, is_mounted_alone, mount_of
+from oauth_store.doctor.finding import Finding, examined, ok, problem, warning
 
 MIB = 1024 * 1024
 LEAST_FREE = 16 * MIB
 """Less than this is a matter of hours."""
 SPARE_FREE = 64 * MIB
 """For the -wal, beside a second file as large as the first: an upgrade, a backup."""
+TRIED_BYTES = 64 * 1024
 
 NETWORK_FILE_SYSTEMS = {
     "9p",
@@ -37,24 +40,36 @@ NETWORK_FILE_SYSTEMS = {
     "vboxsf",
     "virtiofs",
 }
-"""By their names in /proc/mounts: SQLite's locks, or the memory that its processes share, may not work there."""
+"""By their names in /proc/self/mountinfo: SQLite's locks, or the memory that processes share, may not work there."""
 
 
 def examine_files(path: Path) -> Iterator[Finding]:
     """Look at the modes and owners of a file that exists, of its -wal and -shm, and at what it stands on."""
-    path = path.resolve()
-    files = [file for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")) if file.exists()]
-    yield from _modes(files)
-    yield from _owners(files)
-    yield from _directory(path.parent, files[0].stat().st_uid)
-    yield from _space(path, sum(file.stat().st_size for file in files))
-    mounts = Path("/proc/mounts")
-    if mounts.exists():  # elsewhere than on Linux nothing tells
-        yield from file_system(path, mounts.read_text())
+    path = Path(os.path.realpath(path))
+    for check, examination in (
+        ("file modes", _modes),
+        ("file owner", _owners),
+        ("directory", _directory),
+        ("disk space", _space),
+        ("file system", _file_system),
+        ("mount", _mount),
+    ):
+        yield from examined(check, examination, path)
 
 
-def _modes(files: list[Path]) -> Iterator[Finding]:
-    modes = {file: stat.S_IMODE(file.stat().st_mode) for file in files}
+def _files(path: Path) -> dict[Path, os.stat_result]:
+    """Look at a file, and at its -wal and -shm where they are there. Raises `OSError`."""
+    files = {path: path.stat()}
+    for beside in (Path(f"{path}-wal"), Path(f"{path}-shm")):
+        try:
+            files[beside] = beside.stat()
+        except FileNotFoundError:  # SQLite makes and deletes them
+            continue
+    return files
+
+
+def _modes(path: Path) -> Iterator[Finding]:
+    modes = {file: stat.S_IMODE(status.st_mode) for file, status in _files(path).items()}
     shown = ", ".join(f"{file.name} {mode:04o}" for file, mode in modes.items())
     chmod = "run: chmod 600 " + " ".join(str(file) for file, mode in modes.items() if mode & 0o077)
     if any(mode & 0o022 for mode in modes.values()):
@@ -65,20 +80,21 @@ def _modes(files: list[Path]) -> Iterator[Finding]:
         yield ok("file modes", shown)
 
 
-def _owners(files: list[Path]) -> Iterator[Finding]:
-    owners = {file.name: _user(file.stat().st_uid) for file in files}
+def _owners(path: Path) -> Iterator[Finding]:
+    owners = {file: _user(status.st_uid) for file, status in _files(path).items()}
     if len(set(owners.values())) == 1:
-        yield ok("file owner", next(iter(owners.values())))
+        yield ok("file owner", owners[path])
         return
     yield problem(
         "file owner",
-        ", ".join(f"{name} is {owner}'s" for name, owner in owners.items()),
-        f"a process of another user has opened the file. Stop it, and run: chown {owners[files[0].name]} "
-        + " ".join(map(str, files)),
+        ", ".join(f"{file.name} is {owner}'s" for file, owner in owners.items()),
+        f"a process of another user has opened the file. Stop it, and run: chown {owners[path]} "
+        + " ".join(map(str, owners)),
     )
 
 
-def _directory(directory: Path, owner: int) -> Iterator[Finding]:
+def _directory(path: Path) -> Iterator[Finding]:
+    owner, directory = path.stat().st_uid, path.parent
     status = directory.stat()
     mode = stat.S_IMODE(status.st_mode)
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
@@ -123,32 +139,55 @@ def _user(uid: int) -> str:
         return str(uid)
 
 
-def _space(path: Path, size: int) -> Iterator[Finding]:
+def _space(path: Path) -> Iterator[Finding]:
+    size = sum(file.st_size for file in _files(path).values())
     status = os.statvfs(path.parent)
     free = status.f_bavail * status.f_frsize
     shown = f"{free // MIB:,} MiB free, the database takes {size / MIB:,.1f} MiB"
     if free < LEAST_FREE or (status.f_files and not status.f_favail):
         inodes = "" if free < LEAST_FREE else "; no file can be created (no inodes)"
         yield problem("disk space", shown + inodes, "make room now: a full disk answers clients with 503")
-    elif free < size + SPARE_FREE:
+        return
+    _try_to_write(path.parent)
+    if free < size + SPARE_FREE:
         yield warning("disk space", shown, "make room: an upgrade or a backup needs as much as the database takes")
     else:
         yield ok("disk space", shown)
 
 
-def file_system(path: Path, mounts: str) -> Iterator[Finding]:
-    """Find the file system of a resolved path in the text of /proc/mounts."""
-    point, kind = "", "unknown"
-    for line in mounts.splitlines():
-        fields = line.split()
-        mounted = fields[1].replace(r"\040", " ")
-        if len(mounted) >= len(point) and path.is_relative_to(mounted):  # of two on one point, the later one is seen
-            point, kind = mounted, fields[2]
-    if kind in NETWORK_FILE_SYSTEMS:
-        yield problem(
+def _try_to_write(directory: Path) -> None:
+    """Write to a file without a name. Raises `OSError` for what no number tells: a quota, a disk that is read-only."""
+    try:
+        with TemporaryFile(dir=directory) as file:
+            file.write(bytes(TRIED_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except PermissionError:  # of the user who runs this; the server's user may
+        return
+
+
+def _file_system(path: Path) -> Iterator[Finding]:
+    mount = mount_of(path)
+    if mount is not None:  # elsewhere than on Linux nothing tells
+        yield file_system(mount)
+
+
+def file_system(mount: Mount) -> Finding:
+    """Judge the mount that a file is on."""
+    if mount.kind in NETWORK_FILE_SYSTEMS:
+        return problem(
             "file system",
-            f"{point} is a network drive or a shared folder ({kind}), where SQLite's locks may not work",
+            f"{mount.point} is a network drive or a shared folder ({mount.kind}), where SQLite's locks may not work",
             "move the file to a local disk (see docs/moving.md), or use PostgreSQL",
         )
-    else:
-        yield ok("file system", f"{kind}, on {point or '/'}")
+    return ok("file system", f"{mount.kind}, on {mount.point}")
+
+
+def _mount(path: Path) -> Iterator[Finding]:
+    if is_mounted_alone(path):
+        yield warning(
+            "mount",
+            f"{path} is mounted alone: its -wal, which has the latest grants, stays in the container and is lost with "
+            "it",
+            "mount the directory of the file instead",
+        )

@@ -1,7 +1,7 @@
 """How the doctor asks a server: one host, no redirects, a limit to what is waited for and read."""
 
+import asyncio
 import re
-import time
 from typing import Any, Self
 from urllib.parse import urljoin, urlsplit
 
@@ -19,30 +19,43 @@ class Asker:
 
     def __init__(self, url: str) -> None:
         self.origin = origin(url)
-        self._http = httpx2.Client(timeout=TIMEOUT_SECONDS, headers={"User-Agent": "oauth-store doctor"})
+        self._runner = asyncio.Runner()
+        # no time-outs of its own: each is for one read, and a server may send a byte a second
+        self._http = httpx2.AsyncClient(timeout=None, headers={"User-Agent": "oauth-store doctor"})
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
+        self._runner.run(self._http.aclose())
+        self._runner.close()
 
-    def ask(self, method: str, url: str, **request: Any) -> "Answer":
-        """Return what a URL of this host answers. Raises `Unreachable` if it answers nothing."""
+    def ask(self, method: str, url: str, **request: Any) -> "Answer | Finding":
+        """Return what a URL of this host answers within `TIMEOUT_SECONDS`, or the problem that it answers nothing."""
         if origin(url) != self.origin:
             raise ValueError(f"{url} is of another host than {self.origin}")
         headers = {"Accept": "application/json, text/event-stream", **request.pop("headers", {})}
-        deadline = time.monotonic() + TIMEOUT_SECONDS
         try:
-            with self._http.stream(method, url, headers=headers, **request) as response:
-                body = b""
-                for chunk in response.iter_bytes():
+            return self._runner.run(self._ask(method, url, headers=headers, **request))
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
+            return _unreachable(url, error)
+
+    async def _ask(self, method: str, url: str, **request: Any) -> "Answer":
+        deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
+        async with asyncio.timeout_at(deadline):
+            response = await self._http.send(self._http.build_request(method, url, **request), stream=True)
+        body = b""
+        try:
+            async with asyncio.timeout_at(deadline):
+                async for chunk in response.aiter_bytes():
                     body += chunk
-                    if len(body) > BODY_BYTES or time.monotonic() > deadline:  # an event stream may never end
+                    if len(body) > BODY_BYTES:
                         break
-                return Answer(response, body[:BODY_BYTES])
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise Unreachable(_unreachable(url, error)) from error
+        except TimeoutError:  # an event stream may never end
+            pass
+        finally:
+            await response.aclose()
+        return Answer(response, body[:BODY_BYTES])
 
 
 class Answer:
@@ -71,13 +84,6 @@ class Answer:
         return f"{self.status}{' and a page of HTML' if self.is_html else ''}"
 
 
-class Unreachable(Exception):
-    """There was no answer."""
-
-    def __init__(self, finding: Finding) -> None:
-        self.finding = finding
-
-
 def origin(url: str) -> str:
     try:
         parsed = urlsplit(url)
@@ -96,6 +102,9 @@ def parameter(answer: Answer, name: str) -> str | None:
 
 
 def _unreachable(url: str, error: Exception) -> Finding:
+    if isinstance(error, TimeoutError):
+        found = f"{urlsplit(url).hostname}: no whole answer after {TIMEOUT_SECONDS} s"
+        return problem("connection", found, "a firewall, or a server that hangs?")
     text = str(error) or type(error).__name__
     found = f"{urlsplit(url).hostname}: {text}"
     if "CERTIFICATE_VERIFY_FAILED" in text:
@@ -104,8 +113,6 @@ def _unreachable(url: str, error: Exception) -> Finding:
         )
     if "SSL" in text or "TLS" in text:
         return problem("https", found, "is it http that is spoken on this port?")
-    if isinstance(error, httpx2.TimeoutException):
-        return problem("connection", f"{found} (after {TIMEOUT_SECONDS} s)", "a firewall, or a server that hangs?")
     if isinstance(error, httpx2.ConnectError):
         return problem("connection", found, "is the host name right, the server up, and the port open to clients?")
     return problem("connection", found, "something other than HTTP answers there, or the connection breaks")

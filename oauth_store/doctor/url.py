@@ -6,17 +6,16 @@ description, where the server is to take that and is not on loopback.
 
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 
-from oauth_store.doctor.database import clock
 from oauth_store.doctor.documents import examine_documents
-from oauth_store.doctor.finding import Finding, ok, problem, warning
-from oauth_store.doctor.http import Answer, Asker, Unreachable, origin, parameter
+from oauth_store.doctor.finding import Finding, clock, examined, ok, problem, warning
+from oauth_store.doctor.http import Answer, Asker, origin, parameter
 from oauth_store.doctor.metadata import examine_metadata
 from oauth_store.urls import same_resource
 
@@ -34,10 +33,7 @@ def examine_url(url: str) -> Iterator[Finding]:
         yield parsed
         return
     with Asker(url) as http:
-        try:
-            yield from Examination(http, url, parsed).findings()
-        except Unreachable as unreachable:
-            yield unreachable.finding
+        yield from examined("connection", Examination(http, url, parsed).findings)
 
 
 def _parse(url: str) -> SplitResult | Finding:
@@ -52,8 +48,8 @@ def _parse(url: str) -> SplitResult | Finding:
     return problem("url", "this is no URL of a server", "give one such as https://wiki.example.com/mcp")
 
 
-Found = Generator[Finding, None, dict[str, Any] | None]
-"""Yields what is to be said of some metadata, and returns the metadata, or None if there is none."""
+Looked = tuple[dict[str, Any] | None, list[Finding]]
+"""Some metadata, or None if there is none, and what was found of it."""
 
 
 class Examination:
@@ -68,6 +64,9 @@ class Examination:
     def findings(self) -> Iterator[Finding]:
         before = time.time()
         first = self._http.ask("POST", self._url, json=_PING)
+        if isinstance(first, Finding):
+            yield first
+            return
         yield self._https()
         yield from self._date(first, before)
         challenge = self._challenge(first)
@@ -75,13 +74,16 @@ class Examination:
         if challenge.level == "problem" and first.status != 401:
             return  # it is no MCP endpoint that wants a token: whatever else could be said would mislead
         yield from self._authorization_header(first)
-        resource = yield from self._resource(parameter(first, "resource_metadata"))
+        resource, found = self._resource(parameter(first, "resource_metadata"))
+        yield from found
         if resource is None:
             return
-        issuer = yield from self._issuer(resource)
-        if issuer is None:
+        issuer = self._issuer(resource)
+        if isinstance(issuer, Finding):
+            yield issuer
             return
-        server = yield from self._server(issuer)
+        server, found = self._server(issuer)
+        yield from found
         if server is None:
             return
         yield from examine_metadata(server)
@@ -90,38 +92,37 @@ class Examination:
         if documents and not is_loopback_host(self._parsed.hostname):  # Claude.ai does not come to loopback
             yield examine_documents()
 
-    def _metadata(self, check: str, url: str) -> Found:
-        """Yield what is to be said of the metadata at a URL, and return it."""
+    def _metadata(self, check: str, url: str) -> Looked:
+        """Return the metadata at a URL, and what is to be said of it."""
         answer = self._http.ask("GET", url, headers={"Origin": _ORIGIN})
+        if isinstance(answer, Finding):
+            return None, [answer]
         path = urlsplit(url).path
         try:
             metadata = json.loads(answer.body) if answer.status == 200 else None
         except (ValueError, RecursionError):
             metadata = None
         if isinstance(metadata, dict):
-            if "access-control-allow-origin" not in answer.headers:
-                yield _cors(path)
-            return metadata
+            return metadata, [] if "access-control-allow-origin" in answer.headers else [_cors(path)]
         if answer.status == 404:
-            yield problem(
-                check,
+            found, advice = (
                 f"{path} is not there: {answer.what}",
                 "hand this path on to the server, as it is: a proxy that serves the server under a prefix has to hand "
                 "on /.well-known/ too",
             )
         elif 300 <= answer.status < 400:
-            yield problem(check, f"{path} answers {answer.what}", "serve it under this URL; clients may not follow")
+            found, advice = f"{path} answers {answer.what}", "serve it under this URL; clients may not follow"
         elif answer.status >= 500:
-            yield problem(
-                check, f"{path} answers {answer.what}", "is the server up, and its database? Its log says what is wrong"
+            found, advice = (
+                f"{path} answers {answer.what}",
+                "is the server up, and its database? Its log says what is wrong",
             )
         else:
-            yield problem(
-                check,
+            found, advice = (
                 f"{path} answers {answer.what}, not JSON",
                 "something in front of the server answers in its place; hand the path on to the server",
             )
-        return None
+        return None, [problem(check, found, advice)]
 
     # The MCP endpoint
 
@@ -192,7 +193,9 @@ class Examination:
         if parameter(first, "error"):
             return  # of a FastMCP that says the same of both
         answer = self._http.ask("POST", self._url, json=_PING, headers={"Authorization": f"Bearer {NO_TOKEN}"})
-        if answer.status == 401 and parameter(answer, "error"):
+        if isinstance(answer, Finding):
+            yield answer
+        elif answer.status == 401 and parameter(answer, "error"):
             yield ok("Authorization header", "it arrives")
         elif answer.status == 401 and "www-authenticate" in first.headers:
             yield problem(
@@ -209,58 +212,59 @@ class Examination:
 
     # The metadata
 
-    def _resource(self, named: str | None) -> Found:
+    def _resource(self, named: str | None) -> Looked:
         check = "resource metadata"
         expected = f"{self._origin}{_RESOURCE_PATH}{self._parsed.path.rstrip('/')}"
+        elsewhere = []
         if named is not None and origin(named) != self._origin:
-            yield self._elsewhere(check, "WWW-Authenticate names", named)
+            elsewhere = [self._elsewhere(check, "WWW-Authenticate names", named)]
             named = None
-        metadata = yield from self._metadata(check, named or expected)
+        metadata, found = self._metadata(check, named or expected)
         if metadata is None:
-            return None
+            return None, [*elsewhere, *found]
         resource = metadata.get("resource")
         if resource == self._url:
-            yield ok(check, f"resource is {resource}, as typed")
+            judged = ok(check, f"resource is {resource}, as typed")
         elif isinstance(resource, str) and same_resource(resource, self._url):
-            yield warning(check, f"resource is {resource}, typed was {self._url}", f"give clients this URL: {resource}")
+            shown = f"resource is {resource}, typed was {self._url}"
+            judged = warning(check, shown, f"give clients this URL: {resource}")
         else:
-            yield problem(
+            judged = problem(
                 check,
                 f"resource is {resource}, typed was {self._url}; clients refuse that, or get tokens of no use",
                 f"set base_url to {self._base_url()}, or give clients the URL that resource names",
             )
-        return metadata
+        return metadata, [*elsewhere, *found, judged]
 
-    def _issuer(self, resource: dict[str, Any]) -> Generator[Finding, None, str | None]:
+    def _issuer(self, resource: dict[str, Any]) -> str | Finding:
+        """Return the authorization server that the resource metadata names, or what is wrong with it."""
         servers = resource.get("authorization_servers")
         if not isinstance(servers, list) or not servers or not isinstance(servers[0], str):
-            yield problem(
+            return problem(
                 "authorization server",
                 "the resource metadata names none",
                 "is this the endpoint of a FastMCP server with an OAuth provider?",
             )
-            return None
         if origin(servers[0]) != self._origin:
-            yield self._elsewhere("authorization server", "the resource metadata names", servers[0])
-            return None
+            return self._elsewhere("authorization server", "the resource metadata names", servers[0])
         return servers[0]
 
-    def _server(self, issuer: str) -> Found:
+    def _server(self, issuer: str) -> Looked:
         """The metadata of the issuer (RFC 8414, section 3.1), which must name itself (section 3.3)."""
         check = "authorization server"
         url = f"{self._origin}{_SERVER_PATH}{urlsplit(issuer).path.rstrip('/')}"
-        metadata = yield from self._metadata(check, url)
+        metadata, found = self._metadata(check, url)
         if metadata is None:
-            return None
+            return None, found
         if metadata.get("issuer") == issuer:
-            yield ok(check, f"{issuer} names itself, letter by letter")
+            judged = ok(check, f"{issuer} names itself, letter by letter")
         else:
-            yield problem(
+            judged = problem(
                 check,
                 f"issuer is {metadata.get('issuer')}, asked was {issuer}; clients refuse that",
                 "let no proxy rewrite the metadata, and use one base_url on all replicas",
             )
-        return metadata
+        return metadata, [*found, judged]
 
     def _elsewhere(self, check: str, who: str, url: str) -> Finding:
         return problem(
@@ -285,7 +289,9 @@ class Examination:
                 yield self._elsewhere(name.replace("_", " "), "the metadata names", str(url))
                 continue
             answer = self._http.ask("GET", url)
-            if answer.status in (200, 404) or answer.status >= 500 or answer.is_html or 300 <= answer.status < 400:
+            if isinstance(answer, Finding):
+                yield answer
+            elif answer.status in (200, 404) or answer.status >= 500 or answer.is_html or 300 <= answer.status < 400:
                 yield problem(
                     name.replace("_", " "),
                     f"{urlsplit(url).path} answers {answer.what}",
@@ -301,7 +307,9 @@ class Examination:
         if isinstance(token, str) and urlsplit(token).path in good:
             headers = {"Origin": _ORIGIN, "Access-Control-Request-Method": "POST"}
             answer = self._http.ask("OPTIONS", token, headers=headers)
-            if answer.status >= 400 or "access-control-allow-origin" not in answer.headers:
+            if isinstance(answer, Finding):
+                yield answer
+            elif answer.status >= 400 or "access-control-allow-origin" not in answer.headers:
                 yield _cors(urlsplit(token).path)
             else:
                 yield ok("CORS", "clients in a browser may ask for tokens")

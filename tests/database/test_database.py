@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,21 @@ class TestFiles:
                 "sys.exit(sum(secret.encode() in held for secret in sys.argv[2:]))"
             )
             subprocess.run([sys.executable, "-c", program, str(tmp_path), *secrets], check=True)
+
+    async def test_a_wal_that_grew_shrinks_again(self, tmp_path: Path) -> None:
+        """A -wal that grew while somebody read for long is cut back to 8 MiB after it was moved into the file."""
+        path = tmp_path / "oauth.db"
+        async with SQLAlchemyOAuthProvider(path, base_url=BASE_URL, approval=AutoApproval()) as provider:
+            await provider.register_client(new_client())
+            with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+                reader.execute("BEGIN")
+                reader.execute("SELECT count(*) FROM oauth_clients").fetchone()
+                rows = [{"client_id": f"{n}", "client_metadata": "x" * 2**20, "created_at": 1} for n in range(12)]
+                await provider._store.write(lambda session: session.execute(insert(Client), rows) and None)
+                assert Path(f"{path}-wal").stat().st_size > 12 * 2**20
+            for _ in range(3):
+                await provider.register_client(new_client())
+            assert Path(f"{path}-wal").stat().st_size <= 8 * 2**20
 
     async def test_the_settings_of_a_file(self, tmp_path: Path) -> None:
         """Both connections enforce foreign keys, wipe what is deleted, wait for locks and survive a power cut."""

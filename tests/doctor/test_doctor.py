@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sqlite3
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,15 +11,16 @@ import pytest
 from argon2 import PasswordHasher, Type
 from sqlalchemy import insert
 
+from oauth_store.database.files import find_mount
 from oauth_store.database.models import Token
 from oauth_store.database.schema import upgrade
-from oauth_store.doctor.database import clock
 from oauth_store.doctor.examine import examine, examine_password_hash
 from oauth_store.doctor.files import file_system
-from oauth_store.doctor.finding import Finding
+from oauth_store.doctor.finding import clock
 from oauth_store.pages.sign_in import hash_password
 from tests.commands import run
 from tests.databases import execute
+from tests.doctors import bad, finding, mounted, on_postgresql, role
 from tests.stores import token
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "doctor.md"
@@ -34,22 +34,6 @@ def path(tmp_path: Path) -> Path:
     directory.mkdir(mode=0o700)
     upgrade(str(directory / "oauth.db"))
     return directory / "oauth.db"
-
-
-def bad(database: object) -> dict[str, Finding]:
-    """The warnings and problems of a database, by what was looked at."""
-    found = {finding.check: finding for finding in examine(str(database), None) if finding.level != "ok"}
-    for finding in found.values():
-        assert finding.advice, finding
-    return found
-
-
-def finding(database: object, check: str, level: str) -> str:
-    """The one warning or problem that a database has."""
-    found = bad(database)
-    assert list(found) == [check], found
-    assert found[check].level == level
-    return f"{found[check].found} -> {found[check].advice}"
 
 
 def write(path: Path, *statements: str) -> None:
@@ -227,32 +211,30 @@ def test_a_directory_that_is_everyones(path: Path) -> None:
 @pytest.mark.parametrize(("size", "level"), [("8m", "problem"), ("40m", "warning"), ("100m", None)])
 def test_a_disk_that_is_nearly_full(size: str, level: str | None, path: Path, tmp_path: Path) -> None:
     """Little room is a warning, and almost none a problem, before it keeps clients out."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", disk], check=True)
-    try:
+    (tmp_path / "disk").mkdir()
+    with mounted("-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", tmp_path / "disk") as disk:
         upgrade(str(disk / "oauth.db"))
         if level is None:
             assert bad(disk / "oauth.db") == {}
         else:
             assert "make room" in finding(disk / "oauth.db", "disk space", level)
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_network_drive() -> None:
     """The file system is found among the mounts: the longest path that leads to the file, the last one on it."""
     mounts = (
-        "/dev/vda1 / ext4 rw 0 0\n"
-        "nas:/wiki /srv nfs4 rw 0 0\n"
-        "/dev/vdb1 /srv/local xfs rw 0 0\n"
-        "//nas/w /srv/my\\040share cifs rw 0 0\n"
-        "tmpfs /mnt tmpfs rw 0 0\n"
-        "host /mnt fuse.sshfs rw 0 0\n"
+        "22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n"
+        "30 22 0:40 / /srv rw - nfs4 nas:/wiki rw\n"
+        "31 30 254:17 / /srv/local rw master:1 - xfs /dev/vdb1 rw\n"
+        "32 30 0:41 / /srv/my\\040share rw - cifs //nas/w rw\n"
+        "33 22 0:42 / /mnt rw - tmpfs tmpfs rw\n"
+        "34 33 0:43 / /mnt rw - fuse.sshfs host: rw\n"
     )
 
     def kind(path: str) -> tuple[str, bool]:
-        (found,) = file_system(Path(path), mounts)
+        mount = find_mount(Path(path), mounts)
+        assert mount is not None
+        found = file_system(mount)
         return found.level, "PostgreSQL" in str(found.advice)
 
     assert kind("/srv/oauth.db") == ("problem", True)
@@ -331,11 +313,6 @@ def test_another_clock(ahead: float, uncertainty: float, level: str) -> None:
 # Servers
 
 
-def on_postgresql(database_url: str) -> None:
-    if not database_url.startswith("postgresql"):
-        pytest.skip("a matter of PostgreSQL")
-
-
 def with_setting(database_url: str, name: str, value: str) -> None:
     """Change a setting of a PostgreSQL database for those who connect from now on."""
     execute(
@@ -361,22 +338,17 @@ def test_commits_that_may_be_lost(database_url: str) -> None:
 def test_privileges_that_are_missing(database_url: str) -> None:
     """A user that may not write, or not delete, is a problem that names what is missing."""
     on_postgresql(database_url)
-    user = f"oauth_store_test_{os.urandom(4).hex()}"
-    execute(
-        database_url,
-        f"CREATE ROLE {user} LOGIN PASSWORD 'pa55word'",
-        f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {user}",
-        f"GRANT INSERT, UPDATE ON oauth_tokens TO {user}",
+    select, some = (
+        "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}",
+        "GRANT INSERT, UPDATE ON oauth_tokens TO {role}",
     )
-    try:
-        scheme, _, rest = database_url.partition("://")
-        other = f"{scheme}://{user}:pa55word@{rest.rpartition('@')[2]}"
-        told = finding(other, "privileges", "problem")
-        assert "DELETE on oauth_tokens" in told
-        assert "INSERT on oauth_clients" in told
-        assert "INSERT on oauth_tokens" not in told
-    finally:
-        execute(database_url, f"DROP OWNED BY {user}", f"DROP ROLE {user}")
+    with role(database_url, select, some) as url:
+        found = bad(url)
+    assert list(found) == ["privileges", "writing"]
+    assert "DELETE on oauth_tokens" in found["privileges"].found
+    assert "INSERT on oauth_clients" in found["privileges"].found
+    assert "INSERT on oauth_tokens" not in found["privileges"].found
+    assert found["writing"].found == "permission denied for table oauth_clients"
 
 
 def test_a_table_that_is_not_transactional(database_url: str) -> None:

@@ -1,12 +1,14 @@
 """`oauth-store doctor --url`: real servers, and real proxies that do to them what proxies do."""
 
 import asyncio
+import contextlib
 import datetime
 import ipaddress
 import os
 import secrets
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -37,6 +39,10 @@ from tests.serving import free_port, serving
 
 pytestmark = pytest.mark.usefixtures("_no_proxy")
 
+REFUSED = (
+    b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\nWWW-Authenticate: Bearer "
+    b'error="invalid_token", resource_metadata="http://127.0.0.1:%d/.well-known/oauth-protected-resource/mcp"\r\n\r\n'
+)
 Seen = list[tuple[str, str]]
 Change = Callable[[Request, Callable[[], Awaitable[Response]]], Awaitable[Response]]
 
@@ -263,6 +269,35 @@ async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) ->
         silent.listen()
         findings = await look(f"http://127.0.0.1:{silent.getsockname()[1]}/mcp")
     assert "after 1 s" in fresh(findings, "problem")["connection"]
+
+
+@pytest.mark.parametrize("sent", [b"POST", b"GET"], ids=["at once", "later"])
+async def test_headers_that_trickle(sent: bytes, behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends a byte now and then without an end is given up after the time for one answer."""
+    monkeypatch.setattr("oauth_store.doctor.http.TIMEOUT_SECONDS", 1)
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.current_task())
+        with contextlib.suppress(ConnectionError):
+            request = await reader.readuntil(b"\r\n\r\n")
+            if not request.startswith(sent):
+                writer.write(REFUSED % behind.port)
+            else:
+                writer.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                for _ in range(200):
+                    writer.write(b"x")
+                    await writer.drain()
+                    await asyncio.sleep(0.1)
+            writer.close()
+            await writer.wait_closed()
+
+    tasks: list[Any] = []
+    before = time.monotonic()
+    async with await asyncio.start_server(trickle, "127.0.0.1", behind.port):
+        findings = await look(behind.url)
+        await asyncio.gather(*tasks)
+    assert fresh(findings, "problem")["connection"] == "127.0.0.1: no whole answer after 1 s"
+    assert time.monotonic() - before < 5
 
 
 async def test_something_that_is_not_http() -> None:
