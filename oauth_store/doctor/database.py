@@ -13,10 +13,10 @@ from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from oauth_store.database import schema
-from oauth_store.database.engines import sqlite_name
 from oauth_store.database.models import ACCESS, Base, clients, codes, tokens
 from oauth_store.database.purge import BATCH, INTERVAL_SECONDS, purgeable
 from oauth_store.database.store import Store
+from oauth_store.database.url import sqlite_name
 from oauth_store.doctor.catalogs import EMPTY_STEPS, STEPS
 from oauth_store.doctor.finding import Finding, duration, examined, failure, ok, problem, warning
 from oauth_store.errors import OAuthStoreError, SchemaError

@@ -56,10 +56,7 @@ class Examination:
     """One look at one server."""
 
     def __init__(self, http: Asker, url: str, parsed: SplitResult) -> None:
-        self._http = http
-        self._url = url
-        self._parsed = parsed
-        self._origin = http.origin
+        self._http, self._url, self._parsed, self._origin = http, url, parsed, http.origin
 
     def findings(self) -> Iterator[Finding]:
         before = time.time()
