@@ -15,7 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from oauth_store.database.options import with_driver_arguments
 from oauth_store.database.url import sqlite_name
-from oauth_store.errors import DatabaseUnavailable
+from oauth_store.errors import ConfigurationError, DatabaseUnavailable
 
 BUSY_TIMEOUT_SECONDS = 5
 """How long a writer waits for its turn."""
@@ -88,6 +88,9 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
             "pool_recycle": RECYCLE_SECONDS,
             **options,
         }
+    # At REPEATABLE READ, MySQL's own, a SELECT after the UPDATE may not see what another transaction committed; at
+    # SERIALIZABLE, which a server may have for its default, PostgreSQL refuses most of a crowd.
+    options = {"isolation_level": "READ COMMITTED", **options}
     if url.get_backend_name() == "postgresql":
         # asyncpg would wait a minute for a connection, and forever for an answer; so may a migration
         options["connect_args"] = {
@@ -95,18 +98,19 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
             "command_timeout": COMMAND_TIMEOUT_SECONDS if pooled else None,
         }
     else:
-        # at MySQL's own REPEATABLE READ, a SELECT after the UPDATE may not see what another transaction committed
-        options = {"isolation_level": "READ COMMITTED", **options}
         options["connect_args"] = {
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "read_timeout": COMMAND_TIMEOUT_SECONDS if pooled else None,
             "init_command": _MYSQL_SESSION,
         }
+    declared = "pgbouncer" in url.query
     url, options["connect_args"] = with_driver_arguments(url, options["connect_args"])
     engine = create_async_engine(url, hide_parameters=True, **options)
     event.listen(engine.sync_engine, "connect", _watch)
     if url.get_backend_name() == "postgresql":
         _Forgotten().listen(engine.sync_engine)
+        if not declared and options["connect_args"].get("statement_cache_size") != 0:
+            event.listen(engine.sync_engine, "first_connect", _refuse_pooler)
     return engine
 
 
@@ -129,6 +133,25 @@ def _watch(connection: DBAPIConnection, _record: object) -> None:
         ):
             if hasattr(socket, name):
                 connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _refuse_pooler(connection: Any, _record: object) -> None:
+    """Raise `ConfigurationError` where a pooler stands before PostgreSQL and the URL says nothing of it.
+
+    asyncpg names its statements by numbers. Where each transaction may have another connection, a name may lead to a
+    statement of another process, which answers another question: a revoked token could pass for a live one.
+    """
+    cursor = connection.cursor()
+    cursor.execute("SELECT pg_backend_pid()")
+    [(process,)] = cursor.fetchall()
+    cursor.close()
+    connection.rollback()
+    if process != connection.driver_connection.get_server_pid():
+        _terminate(connection.driver_connection)
+        raise ConfigurationError(
+            "a connection pooler, such as PgBouncer, stands before PostgreSQL; add pgbouncer=true to the database URL "
+            "if it pools transactions, or pgbouncer=false if each connection keeps its server"
+        )
 
 
 class _Forgotten:

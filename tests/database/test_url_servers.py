@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
-from oauth_store import DatabaseUnavailable, SQLAlchemyOAuthProvider
+from oauth_store import ConfigurationError, DatabaseUnavailable, SQLAlchemyOAuthProvider
 from oauth_store.database.copy import copy
 from oauth_store.database.engines import create_engine
 from oauth_store.database.schema import upgrade
@@ -270,8 +270,16 @@ async def test_pgbouncer_in_transaction_mode(pgbouncer: str) -> None:
 
 
 async def test_pgbouncer_without_the_option(pgbouncer: str) -> None:
-    """Without it, the error of the first statement that is on another connection names the option."""
+    """Without it nothing begins: a statement's name could lead to another process's, which asks something else."""
     provider = provider_on(pgbouncer)
+    with pytest.raises(ConfigurationError, match=r"pooler.* stands before PostgreSQL; add pgbouncer=true to the"):
+        await provider.check_schema()
+    await provider.aclose()
+
+
+async def test_pgbouncer_that_was_declared_wrongly(pgbouncer: str) -> None:
+    """Where `pgbouncer=false` is not true, the error of the first statement on another connection names the option."""
+    provider = provider_on(f"{pgbouncer}?pgbouncer=false")
     with pytest.raises(DatabaseUnavailable, match=r"prepared statement .* add pgbouncer=true to the options"):
         for _ in range(10):
             await flows(provider, 8)
