@@ -1030,6 +1030,20 @@ FAULTS = (
         "",
         ("tests/database/test_sessions.py::test_defaults_of_a_mariadb_server_change_nothing",),
     ),
+    Fault(
+        "An engine that was passed in commits each statement by itself",
+        "oauth_store/database/store.py",
+        "self.writer = database.execution_options(isolation_level=STEP_LEVELS[database.dialect.name])",
+        "self.writer = database",
+        ("tests/database/test_engines.py::test_an_engine_keeps_steps_apart",),
+    ),
+    Fault(
+        "A pooler that nobody declared is used",
+        "oauth_store/database/engines.py",
+        "if process != connection.driver_connection.get_server_pid():",
+        "if False:",
+        ("tests/database/test_url_servers.py::test_pgbouncer_without_the_option",),
+    ),
     # The doctor
     Fault(
         "The doctor falls with one examination",

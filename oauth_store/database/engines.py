@@ -11,10 +11,10 @@ from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
 
 from oauth_store.database.options import with_driver_arguments
-from oauth_store.database.url import sqlite_name
+from oauth_store.database.url import is_memory, sqlite_name
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable
 
 BUSY_TIMEOUT_SECONDS = 5
@@ -44,6 +44,35 @@ _MYSQL_SESSION = "SET " + ", ".join(
         "innodb_lock_wait_timeout": BUSY_TIMEOUT_SECONDS,  # its own is 50 seconds
     }.items()
 )
+
+
+STEP_LEVELS = {
+    "sqlite": "SERIALIZABLE",
+    "postgresql": "READ COMMITTED",
+    "mysql": "READ COMMITTED",
+    "mariadb": "READ COMMITTED",
+}
+"""The isolation level of a step that writes, by SQLAlchemy's name of the database."""
+
+
+def check_engine(engine: AsyncEngine) -> None:
+    """Raise `ConfigurationError` for an engine that was passed in and cannot keep steps apart."""
+    if engine.dialect.name not in STEP_LEVELS:
+        raise ConfigurationError(
+            f"no support for {engine.dialect.name!r} databases; expected an engine for SQLite, PostgreSQL, MariaDB or "
+            "MySQL"
+        )
+    in_memory, pool = is_memory(engine.url), engine.pool
+    if isinstance(pool, StaticPool) and not in_memory:
+        raise ConfigurationError(
+            "the engine has a StaticPool: steps at the same time would share one transaction; leave out poolclass=, or "
+            "pass the URL"
+        )
+    if isinstance(pool, NullPool) and in_memory:
+        raise ConfigurationError(
+            "the engine has a NullPool: each connection to ':memory:' is another database; use "
+            "poolclass=StaticPool, or pass ':memory:'"
+        )
 
 
 def create_file(url: URL) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from oauth_store.database import forks
-from oauth_store.database.engines import COMMAND_TIMEOUT_SECONDS, POOL_SIZE, create_engine
+from oauth_store.database.engines import COMMAND_TIMEOUT_SECONDS, POOL_SIZE, STEP_LEVELS, check_engine, create_engine
 from oauth_store.database.outages import hung_up, is_broken, is_conflict, outage
 from oauth_store.database.remembered import Remembered
 from oauth_store.database.sqlite import Lane
@@ -54,6 +54,8 @@ class Store:
         self._inode: int | None = None
         self.remembered: Remembered | None = None
         """Tokens that need not be looked up again: where a commit of any process can be noticed, and while open."""
+        if isinstance(database, AsyncEngine):
+            check_engine(database)
         self.owned = not isinstance(database, AsyncEngine)
         self.url = database.url if isinstance(database, AsyncEngine) else database_url(database)
         self.sqlite = self.url.get_backend_name() == "sqlite"
@@ -61,7 +63,8 @@ class Store:
         self.writer: AsyncEngine | Lane
         self.reader: AsyncEngine | Lane
         if isinstance(database, AsyncEngine):
-            self.writer = database
+            # its own level may be one that commits each statement, or refuses most of a crowd
+            self.writer = database.execution_options(isolation_level=STEP_LEVELS[database.dialect.name])
             self.reader = database.execution_options(isolation_level="AUTOCOMMIT")
         elif self.sqlite:
             self.writer = Lane(self.url)

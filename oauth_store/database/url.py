@@ -40,6 +40,9 @@ def database_url(database: str | Path | None = None) -> URL:
     """
     if database is None:
         database = os.environ.get("MCP_OAUTH_DB") or DEFAULT_DATABASE
+    if not isinstance(database, str | Path):  # as of a caller without types
+        kind = f"{type(database).__module__}.{type(database).__qualname__}"
+        raise ConfigurationError(f"the database is a {kind}; expected a path, a URL as text, or an AsyncEngine")
     setting = str(database)
     _check_characters(setting)
     if isinstance(database, Path) or "://" not in setting:

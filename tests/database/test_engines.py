@@ -1,0 +1,53 @@
+"""Engines that were passed in: each keeps steps apart, or is refused when the provider is built."""
+
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
+
+from oauth_store import ConfigurationError
+from oauth_store.database.url import database_url as as_url
+from tests.crowds import check_crowd
+from tests.steps import provider_on
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "autocommit": {"isolation_level": "AUTOCOMMIT"},
+    "serializable": {"isolation_level": "SERIALIZABLE"},
+    "repeatable read": {"isolation_level": "REPEATABLE READ"},
+    "one connection": {"pool_size": 1, "max_overflow": 0},
+    "no pool": {"poolclass": NullPool},
+    "ping": {"pool_pre_ping": True, "poolclass": AsyncAdaptedQueuePool},
+}
+
+
+@pytest.mark.parametrize("settings", ENGINES.values(), ids=ENGINES)
+async def test_an_engine_keeps_steps_apart(database_url: str, settings: dict[str, Any]) -> None:
+    """24 flows at once succeed, 24 refreshes at once get one pair, and a step that fails leaves nothing."""
+    if settings.get("isolation_level") == "REPEATABLE READ" and "://" not in database_url:
+        pytest.skip("SQLite has no such level")
+    engine = create_async_engine(as_url(database_url), **settings)
+    await check_crowd(provider_on(engine))
+    await engine.dispose()
+
+
+async def test_an_engine_in_memory_keeps_steps_apart() -> None:
+    """The one connection of an in-memory engine takes one step after the other."""
+    engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+    await check_crowd(provider_on(engine))
+    await engine.dispose()
+
+
+def test_an_engine_that_cannot_is_refused(tmp_path: object) -> None:
+    """One line says what the engine is, why it cannot be used, and what to pass instead."""
+    file = f"sqlite+aiosqlite:///{tmp_path}/oauth.db"
+    for engine, reason in (
+        (create_async_engine(file, poolclass=StaticPool), "StaticPool: .* leave out poolclass"),
+        (create_async_engine("sqlite+aiosqlite://", poolclass=NullPool), "NullPool: .* another database"),
+        (sqlalchemy.create_engine("sqlite://"), r"Engine; expected a path, a URL as text, or an AsyncEngine"),
+        (as_url(file), r"URL; expected a path, a URL as text, or an AsyncEngine"),
+    ):
+        with pytest.raises(ConfigurationError, match=reason):
+            provider_on(engine)  # type: ignore[arg-type]  # as without types
