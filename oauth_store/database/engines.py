@@ -52,7 +52,7 @@ STEP_LEVELS = {
     "mysql": "READ COMMITTED",
     "mariadb": "READ COMMITTED",
 }
-"""The isolation level of a step that writes, by SQLAlchemy's name of the database."""
+"""The isolation level of a step that writes, by SQLAlchemy's name of the database: AUTOCOMMIT would split it."""
 
 
 def check_engine(engine: AsyncEngine) -> None:

@@ -54,8 +54,6 @@ class Store:
         self._inode: int | None = None
         self.remembered: Remembered | None = None
         """Tokens that need not be looked up again: where a commit of any process can be noticed, and while open."""
-        if isinstance(database, AsyncEngine):
-            check_engine(database)
         self.owned = not isinstance(database, AsyncEngine)
         self.url = database.url if isinstance(database, AsyncEngine) else database_url(database)
         self.sqlite = self.url.get_backend_name() == "sqlite"
@@ -63,7 +61,7 @@ class Store:
         self.writer: AsyncEngine | Lane
         self.reader: AsyncEngine | Lane
         if isinstance(database, AsyncEngine):
-            # its own level may be one that commits each statement, or refuses most of a crowd
+            check_engine(database)
             self.writer = database.execution_options(isolation_level=STEP_LEVELS[database.dialect.name])
             self.reader = database.execution_options(isolation_level="AUTOCOMMIT")
         elif self.sqlite:
