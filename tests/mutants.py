@@ -575,7 +575,7 @@ FAULTS = (
     ),
     Fault(
         "The transactions of an SQLite engine that was passed in begin deferred",
-        "oauth_store/database/store.py",
+        "oauth_store/database/engines.py",
         'exec_driver_sql("BEGIN IMMEDIATE")',
         'exec_driver_sql("BEGIN")',
         ("tests/database/test_database.py::test_who_reads_first_may_still_write",),
@@ -1033,8 +1033,8 @@ FAULTS = (
     Fault(
         "An engine that was passed in commits each statement by itself",
         "oauth_store/database/store.py",
-        "self.writer = database.execution_options(isolation_level=STEP_LEVELS[database.dialect.name])",
-        "self.writer = database",
+        "if write and not self.owned:",
+        "if False:",
         ("tests/database/test_engines.py::test_an_engine_keeps_steps_apart",),
     ),
     Fault(

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
 
 from oauth_store.database.options import with_driver_arguments
@@ -46,22 +47,14 @@ _MYSQL_SESSION = "SET " + ", ".join(
 )
 
 
-STEP_LEVELS = {
-    "sqlite": "SERIALIZABLE",
-    "postgresql": "READ COMMITTED",
-    "mysql": "READ COMMITTED",
-    "mariadb": "READ COMMITTED",
-}
-"""The isolation level of a step that writes, by SQLAlchemy's name of the database: AUTOCOMMIT would split it."""
+_ENGINES = ("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy", "mariadb+asyncmy")
 
 
 def check_engine(engine: AsyncEngine) -> None:
     """Raise `ConfigurationError` for an engine that was passed in and cannot keep steps apart."""
-    if engine.dialect.name not in STEP_LEVELS:
-        raise ConfigurationError(
-            f"no support for {engine.dialect.name!r} databases; expected an engine for SQLite, PostgreSQL, MariaDB or "
-            "MySQL"
-        )
+    driver = f"{engine.dialect.name}+{engine.dialect.driver}"
+    if driver not in _ENGINES:
+        raise ConfigurationError(f"no support for an engine of {driver}; expected one of {', '.join(_ENGINES)}")
     in_memory, pool = is_memory(engine.url), engine.pool
     if isinstance(pool, StaticPool) and not in_memory:
         raise ConfigurationError(
@@ -73,6 +66,21 @@ def check_engine(engine: AsyncEngine) -> None:
             "the engine has a NullPool: each connection to ':memory:' is another database; use "
             "poolclass=StaticPool, or pass ':memory:'"
         )
+
+
+def begin(session: Session) -> None:
+    """Begin a step that writes on an engine that was passed in, whatever its own isolation level is.
+
+    That may commit each statement, or refuse most of a crowd.
+    """
+    if session.get_bind().dialect.name != "sqlite":
+        session.connection(execution_options={"isolation_level": "READ COMMITTED"})
+        return
+    connection = session.connection()
+    driver_connection = connection.connection.driver_connection
+    if driver_connection is not None and driver_connection.in_transaction:
+        connection.exec_driver_sql("ROLLBACK")  # of a BEGIN that the engine sent, which takes no lock
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def create_file(url: URL) -> None:

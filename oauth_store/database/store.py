@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from oauth_store.database import forks
-from oauth_store.database.engines import COMMAND_TIMEOUT_SECONDS, POOL_SIZE, STEP_LEVELS, check_engine, create_engine
+from oauth_store.database.engines import COMMAND_TIMEOUT_SECONDS, POOL_SIZE, begin, check_engine, create_engine
 from oauth_store.database.outages import hung_up, is_broken, is_conflict, outage
 from oauth_store.database.remembered import Remembered
 from oauth_store.database.sqlite import Lane
@@ -62,7 +62,7 @@ class Store:
         self.reader: AsyncEngine | Lane
         if isinstance(database, AsyncEngine):
             check_engine(database)
-            self.writer = database.execution_options(isolation_level=STEP_LEVELS[database.dialect.name])
+            self.writer = database
             self.reader = database.execution_options(isolation_level="AUTOCOMMIT")
         elif self.sqlite:
             self.writer = Lane(self.url)
@@ -75,7 +75,7 @@ class Store:
             self.writer = create_engine(self.url, **half)
             self.reader = create_engine(self.url, isolation_level="AUTOCOMMIT", **half)
         self._turn: asyncio.Lock | None = None
-        """Of an in-memory engine that was passed in: its one connection is no place for two steps."""
+        """Of an engine for SQLite that was passed in, which has one writer, or in memory one connection."""
         forks.register(self)
 
     @property
@@ -164,7 +164,7 @@ class Store:
         place = self.writer if write else self.reader
         session = place.session() if isinstance(place, Lane) else AsyncSession(place, expire_on_commit=False)
         inode = self._inode
-        async with self._turn or nullcontext():
+        async with self._turn if self._turn and (write or self.in_memory) else nullcontext():
             answer = await session.run_sync(self._whole, step, write, inode, *args, **kwargs)
         emit_committed(session.sync_session)  # here, on the loop: handlers of logs may need it
         return answer
@@ -185,8 +185,8 @@ class Store:
         broken = False
         try:
             self._check_file(inode)
-            if write and self.sqlite and not self.owned:
-                _begin_immediate(session)
+            if write and not self.owned:
+                begin(session)
             answer = step(session, *args, **kwargs)
             if write:
                 self._check_file(inode)  # it may have waited long for its turn
@@ -258,7 +258,7 @@ class Store:
                 "that one; build a provider for each event loop"
             )
         self._opened = False
-        self._turn = asyncio.Lock() if self.in_memory else None
+        self._turn = asyncio.Lock() if self.sqlite else None
         if before is not None:
             await self._disconnect(close=False)
 
@@ -310,11 +310,3 @@ class Store:
                 place.forget()
             else:
                 place.sync_engine.dispose(close=False)
-
-
-def _begin_immediate(session: Session) -> None:
-    """Begin on an engine that was passed in, which may have sent a BEGIN of its own."""
-    connection = session.connection()
-    driver_connection = connection.connection.driver_connection
-    if driver_connection is not None and not driver_connection.in_transaction:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")

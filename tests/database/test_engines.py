@@ -1,9 +1,11 @@
 """Engines that were passed in: each keeps steps apart, or is refused when the provider is built."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
 
@@ -29,6 +31,22 @@ async def test_an_engine_keeps_steps_apart(database_url: str, settings: dict[str
     if settings.get("isolation_level") == "REPEATABLE READ" and "://" not in database_url:
         pytest.skip("SQLite has no such level")
     engine = create_async_engine(as_url(database_url), **settings)
+    await check_crowd(provider_on(engine))
+    await engine.dispose()
+
+
+async def test_options_of_an_engine_are_not_those_of_a_step(database_url: str) -> None:
+    """An engine whose options ask for autocommit does not split a step."""
+    engine = create_async_engine(as_url(database_url)).execution_options(isolation_level="AUTOCOMMIT")
+    await check_crowd(provider_on(engine))
+    await engine.dispose()
+
+
+async def test_a_begin_of_an_engine_takes_no_part(tmp_path: Path) -> None:
+    """Where an engine for a file sends a BEGIN of its own, as SQLAlchemy shows, each step has its lock."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/oauth.db")
+    event.listen(engine.sync_engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+    event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     await check_crowd(provider_on(engine))
     await engine.dispose()
 
