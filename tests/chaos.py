@@ -480,10 +480,16 @@ def fork_after_use(pipe: Connection, url: str) -> None:
 
     token = asyncio.run(begin())
     read, write = os.pipe()
+    parent_closed, closed = os.pipe()
     if os.fork() == 0:
+        asyncio.run(provider.check_schema())
+        os.read(parent_closed, 1)  # what SQLite does when the last connection of a file is closed must not reach here
         os.write(write, json.dumps(asyncio.run(go_on(token))).encode())
         gc.collect()
         sys.exit()
+    if url != ":memory:":
+        asyncio.run(provider.aclose())
+    os.write(closed, b".")
     os.close(write)
     with os.fdopen(read) as answer:
         known, access_token = json.load(answer)

@@ -1040,7 +1040,7 @@ FAULTS = (
     Fault(
         "A pooler that nobody declared is used",
         "oauth_store/database/engines.py",
-        "if process != connection.driver_connection.get_server_pid():",
+        "if self._found:",
         "if False:",
         ("tests/database/test_url_servers.py::test_pgbouncer_without_the_option",),
     ),

@@ -7,14 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, event, exc
+from sqlalchemy import Dialect, Engine, event, exc
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
 
-from oauth_store.database.options import with_driver_arguments
+from oauth_store.database.options import UNNAMED, with_driver_arguments
 from oauth_store.database.url import is_memory, sqlite_name
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable
 
@@ -147,7 +147,7 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
     if url.get_backend_name() == "postgresql":
         _Forgotten().listen(engine.sync_engine)
         if not declared and options["connect_args"].get("statement_cache_size") != 0:
-            event.listen(engine.sync_engine, "first_connect", _refuse_pooler)
+            event.listen(engine.sync_engine, "do_connect", _Pooler().connect)
     return engine
 
 
@@ -172,23 +172,32 @@ def _watch(connection: DBAPIConnection, _record: object) -> None:
                 connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _refuse_pooler(connection: Any, _record: object) -> None:
-    """Raise `ConfigurationError` where a pooler stands before PostgreSQL and the URL says nothing of it.
+class _Pooler:
+    """Whether something stands before PostgreSQL that answers for it, such as PgBouncer: asked at the first connection.
 
     asyncpg names its statements by numbers. Where each transaction may have another connection, a name may lead to a
-    statement of another process, which answers another question: a revoked token could pass for a live one.
+    statement of another process, which answers another question: a revoked token could pass for a live one. So they
+    get no names where the process that the driver was told of is not the one that answers.
     """
-    cursor = connection.cursor()
-    cursor.execute("SELECT pg_backend_pid()")
-    [(process,)] = cursor.fetchall()
-    cursor.close()
-    connection.rollback()
-    if process != connection.driver_connection.get_server_pid():
-        _terminate(connection.driver_connection)
-        raise ConfigurationError(
-            "a connection pooler, such as PgBouncer, stands before PostgreSQL; add pgbouncer=true to the database URL "
-            "if it pools transactions, or pgbouncer=false if each connection keeps its server"
-        )
+
+    def __init__(self) -> None:
+        self._found: bool | None = None
+
+    def connect(self, dialect: Dialect, _record: object, arguments: Any, options: dict[str, Any]) -> None:
+        """Change the driver's options before it connects."""
+        if self._found is None:
+            self._found = self._look(dialect.connect(*arguments, **{**options, **UNNAMED}))
+        if self._found:
+            options.update(UNNAMED)
+
+    def _look(self, connection: Any) -> bool:
+        cursor = connection.cursor()
+        try:
+            cursor.execute("SELECT pg_backend_pid()")
+            [(process,)] = cursor.fetchall()
+            return bool(process != connection.driver_connection.get_server_pid())
+        finally:
+            _terminate(connection.driver_connection)
 
 
 class _Forgotten:

@@ -9,6 +9,10 @@ from weakref import WeakSet
 class Forkable(Protocol):
     """What holds connections."""
 
+    def before_fork(self) -> None:
+        """Close what a child must not inherit, and open it again when it is needed."""
+        ...
+
     def forget(self) -> None:
         """Begin anew, without connections. Blocks for nothing: it runs in a child, before anything else does."""
         ...
@@ -22,12 +26,17 @@ def register(holder: Forkable) -> None:
     _holders.add(holder)
 
 
+def _before() -> None:
+    for holder in list(_holders):
+        holder.before_fork()
+
+
 def _forget_all() -> None:
     for holder in list(_holders):
         holder.forget()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+os.register_at_fork(before=_before, after_in_child=_forget_all)
 
 
 def keep_forever(*inherited: object) -> None:

@@ -45,7 +45,7 @@ _PASSED_ON = {
     "postgresql": ("passfile", "krbsrvname", "gsslib"),
     "mysql": ("unix_socket", "program_name", "read_default_file", "read_default_group"),
 }
-_UNNAMED: Mapping[str, Any] = {
+UNNAMED: Mapping[str, Any] = {
     "statement_cache_size": 0,
     "prepared_statement_cache_size": 0,
     "prepared_statement_name_func": lambda: "",
@@ -107,7 +107,7 @@ def _asyncpg(options: dict[str, str]) -> dict[str, Any]:
         arguments["server_settings"] = settings
     caches = {name: _number(options, name) for name in ("statement_cache_size", "prepared_statement_cache_size")}
     if _flag(options, "pgbouncer") or 0 in caches.values():
-        return {**arguments, **_UNNAMED}
+        return {**arguments, **UNNAMED}
     return {**arguments, **{name: size for name, size in caches.items() if size is not None}}
 
 

@@ -299,6 +299,15 @@ class Store:
         await self._disconnect(close=self.sqlite or not foreign)
         self._opened, self._inode, self._loop = False, None, None
 
+    def before_fork(self) -> None:
+        """Close the connections to an SQLite file that no step uses: a child would take their locks for its own."""
+        if isinstance(self.writer, Lane) and isinstance(self.reader, Lane) and not self.in_memory:
+            remembered, self.remembered, self._opened = self.remembered, None, False
+            if remembered is not None:
+                remembered.close()
+            self.writer.engine.dispose()
+            self.reader.engine.dispose()
+
     def forget(self) -> None:
         """Begin anew in a process that was forked: nothing here is its own, and nothing of it is closed."""
         forks.keep_forever(self._steps, self.remembered)

@@ -100,7 +100,13 @@ def _path(name: str) -> URL:
     return URL.create("sqlite+aiosqlite", database=name)  # make_url() would percent-decode it
 
 
+_NO_PATH = re.compile(r"\b(host|server|user|uid|password|pwd|dbname|database)\s*=|^[^/]*:[^/]*@|//[^/]*:[^/]*@", re.I)
+"""A URL without its scheme's colon, or another way to write a connection: it may hold a password."""
+
+
 def _check_path(name: str) -> None:
+    if _NO_PATH.search(name):
+        raise ConfigurationError(_UNREADABLE)
     if found := _NO_SLASHES.match(name):
         raise ConfigurationError(
             f"the database setting begins with {found[0]} as a URL does, without two slashes; expected a file's path "

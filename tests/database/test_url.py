@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from oauth_store import ConfigurationError, SQLAlchemyOAuthProvider
-from oauth_store.database import options
+from oauth_store.database import engines, options
 from oauth_store.database.engines import create_engine
 from oauth_store.database.url import database_url, display_name, is_memory
 from tests.commands import run
@@ -35,7 +35,9 @@ class NotConnectedError(Exception):
 def arguments_of(setting: str) -> dict[str, Any]:
     """All that reaches connect() of the driver, none of which it may refuse."""
     arguments: dict[str, Any] = {}
-    engine = create_engine(database_url(setting), poolclass=NullPool)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines._Pooler, "connect", lambda *_: None)  # it would connect, to look who answers
+        engine = create_engine(database_url(setting), poolclass=NullPool)
 
     @event.listens_for(engine.sync_engine, "do_connect")
     def take(_dialect: Any, _record: Any, positional: list[Any], named: dict[str, Any]) -> None:
