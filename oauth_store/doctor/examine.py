@@ -79,7 +79,12 @@ def _path(path: Path) -> Iterator[Finding]:
 def _missing(path: Path) -> Iterator[Finding]:
     """Find nothing where a file is there. Raises `OSError` for one that cannot be looked at."""
     try:
-        path.stat()
+        if path.stat().st_size == 0 and os.path.lexists(f"{path}-wal"):
+            yield problem(
+                "database",
+                f"{path} is empty, and beside it is a -wal, which SQLite deletes when it opens the file",
+                "stop the server, copy both files to a safe place, and restore a backup (see docs/moving.md)",
+            )
     except FileNotFoundError:
         yield warning(
             "database",

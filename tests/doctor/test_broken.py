@@ -441,3 +441,13 @@ def test_a_write_that_is_tried_leaves_nothing(database_url: str) -> None:
         select(database_url, f"SELECT * FROM {name}") for name in ("oauth_clients", "oauth_codes", "oauth_tokens")
     ]
     assert content == (file_bytes(database_url) if "://" not in database_url else b"")
+
+
+def test_a_wal_beside_an_empty_file_stays(tmp_path: Path) -> None:
+    """The doctor opens no file that is empty where a -wal is left, which SQLite would delete, with all that it holds."""
+    path = tmp_path / "oauth.db"
+    path.touch(0o600)
+    (tmp_path / "oauth.db-wal").write_bytes(b"what is left")
+    findings = list(examine(str(path), None))
+    assert [f.check for f in findings if f.level == "problem"] == ["database"]
+    assert (tmp_path / "oauth.db-wal").read_bytes() == b"what is left"
