@@ -444,7 +444,7 @@ def test_a_write_that_is_tried_leaves_nothing(database_url: str) -> None:
 
 
 def test_a_wal_beside_an_empty_file_stays(tmp_path: Path) -> None:
-    """The doctor opens no file that is empty where a -wal is left, which SQLite would delete, with all that it holds."""
+    """The doctor opens no empty file where a -wal is left: SQLite would delete that, with all that it holds."""
     path = tmp_path / "oauth.db"
     path.touch(0o600)
     (tmp_path / "oauth.db-wal").write_bytes(b"what is left")
