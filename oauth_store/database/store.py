@@ -311,9 +311,8 @@ class Store:
     def forget(self) -> None:
         """Begin anew in a process that was forked: nothing here is its own, and nothing of it is closed."""
         forks.keep_forever(self._steps, self.remembered)
-        self._steps = set()
         self._loop = self._opening = self.remembered = self._inode = None
-        self._opened = False
+        self._steps, self._opened = set(), False
         for place in {self.writer, self.reader} if self.owned else ():
             if isinstance(place, Lane):
                 place.forget()
