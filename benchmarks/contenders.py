@@ -109,7 +109,7 @@ class BareAsyncpg(Provider):
     def __init__(self, provider: OAuthProvider, connection: asyncpg.Connection) -> None:
         super().__init__(provider)
         self._connection = connection
-        compiled = access._live_token_by_hash.compile(dialect=dialect())  # type: ignore[no-untyped-call]  # theirs
+        compiled = access._live_token_by_hash.compile(dialect=dialect())  # type: ignore[no-untyped-call]  # of SQLAlchemy
         self._sql, self._built_in, self._names = str(compiled), compiled.params, compiled.positiontup or []
 
     @classmethod

@@ -122,8 +122,8 @@ def check_integrity(path: str) -> None:
     assert ran.stdout == "ok\n"
 
 
-def is_postgres(url: str) -> bool:
-    """Tell a PostgreSQL URL from the path of an SQLite file."""
+def is_server(url: str) -> bool:
+    """Tell a server's URL from the path of an SQLite file."""
     return "://" in url
 
 

@@ -3,9 +3,7 @@
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.databases import administer_mariadb
-from tests.serving import free_port
-
-START_SECONDS = 60
+from tests.serving import free_port, wait_for_port
 
 
 @contextmanager
@@ -34,20 +30,10 @@ def mariadb_server(directory: Path, *options: str) -> Iterator[str]:
     command += ["--bind-address=127.0.0.1", f"--log-error={log}", *user, *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            _wait(server, port, log)
+            wait_for_port(server, port, log)
             yield f"mysql://root@127.0.0.1:{port}/test"
         finally:
             server.terminate()
-
-
-def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while server.poll() is None and time.monotonic() < end:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    pytest.fail(f"MariaDB does not answer: {log.read_text()}")
 
 
 @contextmanager

@@ -4,12 +4,16 @@ import asyncio
 import datetime
 import ipaddress
 import socket
+import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -38,6 +42,17 @@ def free_port() -> int:
     while len(_kept) > (KEPT_PORTS if sys.platform == "linux" else 0):
         _kept.popleft().close()
     return port
+
+
+def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path, seconds: float = 60) -> None:
+    """Wait until a server process listens. Fails with its log where it ends before, or takes longer. Blocks."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    pytest.fail(log.read_text())
 
 
 class HTTPServer(uvicorn.Server):

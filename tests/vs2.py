@@ -15,7 +15,7 @@ from mcp.shared.auth import OAuthClientInformationFull
 from pydantic import AnyUrl
 
 from oauth_store.database.schema import upgrade
-from tests.databases import execute, is_postgres
+from tests.databases import execute, is_server
 
 ROOT = Path(__file__).parent.parent
 
@@ -169,7 +169,7 @@ class VS2:
 
     def write(self, url: str) -> None:
         """Make the empty database at `url` a VS-2 server's: a file as it left it, or its tables on PostgreSQL."""
-        if not is_postgres(url):
+        if not is_server(url):
             self.write_file(url)
             return
         upgrade(url, "0001")

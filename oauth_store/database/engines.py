@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Dialect, Engine, event, exc
+from sqlalchemy import Connection, Dialect, Engine, event, exc
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -76,10 +76,14 @@ def begin(session: Session) -> None:
     if session.get_bind().dialect.name != "sqlite":
         session.connection(execution_options={"isolation_level": "READ COMMITTED"})
         return
-    connection = session.connection()
+    take_lock(session.connection())
+
+
+def take_lock(connection: Connection) -> None:
+    """Take SQLite's write lock in a transaction that SQLAlchemy has just begun."""
     driver_connection = connection.connection.driver_connection
     if driver_connection is not None and driver_connection.in_transaction:
-        connection.exec_driver_sql("ROLLBACK")  # of a BEGIN that the engine sent, which takes no lock
+        connection.exec_driver_sql("ROLLBACK")  # of a BEGIN that an engine sent by itself, which takes no lock
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

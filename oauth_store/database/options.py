@@ -54,19 +54,15 @@ UNNAMED: Mapping[str, Any] = {
 
 
 def with_driver_arguments(url: URL, ours: Mapping[str, Any]) -> tuple[URL, dict[str, Any]]:
-    """Return `url` without its options, and the driver's arguments: `ours`, and above them what the options say."""
-    given = driver_arguments(url)
-    if "server_settings" in given:
-        given["server_settings"] = {**ours.get("server_settings", {}), **given["server_settings"]}
-    hosts = {name: url.query[name] for name in ("host", "port") if name in url.query}  # SQLAlchemy reads these itself
-    return url.set(query=hosts), {**ours, **given}
-
-
-def driver_arguments(url: URL) -> dict[str, Any]:
-    """Return what the options of a server's URL are as arguments of its driver.
+    """Return `url` without its options, and the driver's arguments: `ours`, and above them what the options say.
 
     Raises `ConfigurationError` for an option that is unknown, or asks for what the driver cannot do.
     """
+    hosts = {name: url.query[name] for name in ("host", "port") if name in url.query}  # SQLAlchemy reads these itself
+    return url.set(query=hosts), {**ours, **_driver_arguments(url)}
+
+
+def _driver_arguments(url: URL) -> dict[str, Any]:
     kind = url.get_backend_name()
     options = {name: str(value) for name, value in url.query.items() if name not in PLACES}
     arguments = {name: options.pop(name) for name in _PASSED_ON[kind] if name in options}
@@ -75,7 +71,7 @@ def driver_arguments(url: URL) -> dict[str, Any]:
     arguments |= (_asyncpg if kind == "postgresql" else _asyncmy)(options)
     for name in options:
         raise ConfigurationError(
-            f"{named(name, url)} of the database URL is unknown; remove it, or write & as %26 if a value goes on there"
+            f"{named(name, url)} of the database URL is unknown; remove it, or write & as %26 if it is part of a value"
         )
     return arguments
 

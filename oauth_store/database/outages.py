@@ -48,14 +48,20 @@ def outage(error: Exception, where: str) -> DatabaseUnavailable | None:
         type(error).__module__.partition(".")[0] not in DRIVER_MODULES
     ):
         return None
-    driver_error = getattr(error, "orig", None) or error
-    cause = " ".join(str(driver_error).split()) or type(driver_error).__name__
+    cause = cause_of(error)
     if isinstance(error, exc.TimeoutError):  # of the pool, which would quote its settings
         cause = "all connections were in use for too long"
-    elif cause == "TimeoutError":  # asyncpg's has no text
-        cause = "it did not answer in time"
-    elif hasattr(driver_error, "sqlite_errorname"):  # "disk I/O error" has thirty of these
-        cause = f"{cause} ({driver_error.sqlite_errorname})"
     elif "prepared statement" in cause:  # another connection of the pooler has it
         cause = f"{cause}; behind PgBouncer or another pooler, add pgbouncer=true to the options of the URL"
     return DatabaseUnavailable(f"{where} cannot be used: {cause}")
+
+
+def cause_of(error: Exception) -> str:
+    """Return what a driver says of an error, in one line, without statements and values."""
+    driver_error = getattr(error, "orig", None) or error
+    cause = " ".join(str(driver_error).split()) or type(driver_error).__name__
+    if cause == "TimeoutError":  # asyncpg's has no text
+        return "it did not answer in time"
+    if hasattr(driver_error, "sqlite_errorname"):  # "disk I/O error" has thirty of these
+        return f"{cause} ({driver_error.sqlite_errorname})"
+    return cause

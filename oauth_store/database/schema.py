@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, create_engine, create_file
+from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, create_engine, create_file, take_lock
 from oauth_store.database.files import warn_of_mounted_file
 from oauth_store.database.models import Base
 from oauth_store.database.names import VERSION_TABLE
@@ -210,10 +210,7 @@ def begin_immediate(connection: Connection) -> None:
     """Take SQLite's write lock before anything is read."""
     connection.rollback()
     connection.begin()
-    driver_connection = connection.connection.driver_connection
-    if driver_connection is not None and driver_connection.in_transaction:
-        connection.exec_driver_sql("ROLLBACK")  # an engine that was passed in may send a BEGIN of its own
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    take_lock(connection)
 
 
 def upgrade(database: str | Path | URL | None = None, revision: str = "head", *, sql: bool = False) -> str:

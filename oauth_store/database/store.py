@@ -248,16 +248,16 @@ class Store:
 
         An SQLite file's belong to a thread of their own, and serve all loops. Raises `ConfigurationError`.
         """
-        before, self._loop, self._opening = self._loop, loop, None
+        before = self._loop
         if isinstance(self.writer, Lane):
+            self._loop, self._opening = loop, None
             return
         if before is not None and before.is_running():
-            self._loop = before
             raise ConfigurationError(
                 f"{self.display_name} is in use by another event loop of this process, and its connections belong to "
                 "that one; build a provider for each event loop"
             )
-        self._opened = False
+        self._loop, self._opening, self._opened = loop, None, False
         self._turn = asyncio.Lock() if self.sqlite else None
         if before is not None:
             await self._disconnect(close=False)

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote
 from sqlalchemy import exc
 from sqlalchemy.engine import URL, make_url
 
-from oauth_store.database.options import PLACES, driver_arguments, named, with_driver_arguments
+from oauth_store.database.options import PLACES, named, with_driver_arguments
 from oauth_store.errors import ConfigurationError
 
 DEFAULT_DATABASE = "mcp_oauth.db"
@@ -156,10 +156,9 @@ def _server(setting: str, rest: str) -> URL:
     if url.port is not None and not 0 < url.port < 65536:
         raise ConfigurationError(_UNREADABLE)
     _check_values(rest.rpartition("@")[2].partition("?")[2], url)
-    driver_arguments(url)
-    for name in PLACES.keys() & url.query.keys():
-        url = url.set(**{PLACES[name]: url.query[name]}).difference_update_query([name])  # type: ignore[arg-type]
     _check_hosts(with_driver_arguments(url, {})[0])
+    for name in PLACES.keys() & url.query.keys():
+        url = url.set(**{PLACES[name]: url.query[name]}).difference_update_query([name])  # type: ignore[arg-type]  # names and text
     return url
 
 

@@ -150,19 +150,6 @@ def _row_security(session: Session) -> list[Finding]:
     ]
 
 
-def _strictness(session: Session) -> list[Finding]:
-    strict = "SELECT @@sql_mode LIKE '%STRICT_TRANS_TABLES%' OR @@sql_mode LIKE '%STRICT_ALL_TABLES%'"
-    if session.execute(text(strict)).scalar_one():
-        return []
-    return [
-        warning(
-            "strictness",
-            "sql_mode is not strict: what is too long is cut off without an error",
-            "add STRICT_TRANS_TABLES to sql_mode",
-        )
-    ]
-
-
 def _mysql_tables(session: Session) -> list[Finding]:
     odd = session.execute(
         text(
@@ -207,7 +194,6 @@ STEPS: dict[str, list[tuple[str, Step]]] = {
             _durability("SELECT @@innodb_flush_log_at_trx_commit <> 1", "set innodb_flush_log_at_trx_commit to 1"),
         ),
         ("connections", _connections("SELECT @@max_connections")),
-        ("strictness", _strictness),
         ("tables", _mysql_tables),
     ],
 }

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, ParamSpec
 
+from oauth_store.database.outages import cause_of
+
 P = ParamSpec("P")
 
 CLOCK_WARNING_SECONDS, CLOCK_PROBLEM_SECONDS = 5, 60
@@ -74,12 +76,9 @@ def reason(error: Exception) -> str:
     """Return what an error of a system or a driver says, in one line, without statements and values."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
-    cause = getattr(error, "orig", None) or error
-    said = re.sub(r"^<class '[\w.]+'>: ", "", " ".join(str(cause).split()))  # SQLAlchemy's asyncpg names the class
-    name = getattr(cause, "sqlite_errorname", None)
-    if isinstance(cause, TimeoutError) or said == "TimeoutError":
+    if isinstance(getattr(error, "orig", None) or error, TimeoutError):
         return "it did not answer in time"
-    return f"{said or type(cause).__name__}{f' ({name})' if name else ''}"
+    return re.sub(r"^<class '[\w.]+'>: ", "", cause_of(error))  # SQLAlchemy's asyncpg names the class
 
 
 def clock(check: str, ahead: float, uncertainty: float) -> Finding:

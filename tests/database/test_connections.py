@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from oauth_store import ConfigurationError, SQLAlchemyOAuthProvider
 from oauth_store.database import engines, store
 from tests.chaos import Child, fork_after_use
+from tests.databases import is_server
 from tests.steps import new_client, provider_on, sign_in
 from tests.tunnels import Tunnel, tunnel_to
 
@@ -120,8 +121,3 @@ class TestForgottenConnections:
                 assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
                 assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
         await provider.aclose()
-
-
-def is_server(url: str) -> bool:
-    """Tell a server's URL from a file's path."""
-    return "://" in url

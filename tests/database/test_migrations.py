@@ -26,7 +26,7 @@ from oauth_store.database.purge import purge
 from oauth_store.database.schema import HEAD, alembic_config, downgrade, upgrade
 from oauth_store.database.url import database_url as as_url
 from tests.commands import alembic
-from tests.databases import connected, dump, execute, file_bytes, is_postgres, select, shape, transaction
+from tests.databases import connected, dump, execute, file_bytes, is_server, select, shape, transaction
 from tests.steps import RESOURCE, provider_on
 from tests.vs2 import CONFIDENTIAL, DELETED_PAIRS, GONE, PUBLIC, SCHEMA, VS2, Pair
 
@@ -534,7 +534,7 @@ def test_offline_sql_gives_the_same_schema(empty_database_url: str) -> None:
 def test_offline_sql_refuses_a_database_with_clients(vs2_url: str) -> None:
     """SQL cannot hash tokens, so its script fails on a database with clients, and takes everything back."""
     before = dump(vs2_url)
-    start = "0001:head" if is_postgres(vs2_url) else "head"
+    start = "0001:head" if is_server(vs2_url) else "head"
     with pytest.raises((asyncpg.CheckViolationError, sqlite3.IntegrityError), match=r"only_held_check|held = 0"):
         run_script(vs2_url, upgrade(vs2_url, start, sql=True))
     assert dump(vs2_url) == before
@@ -573,7 +573,7 @@ def run_script(url: str, script: str) -> None:
         finally:
             await connection.close()
 
-    if is_postgres(url):
+    if is_server(url):
         asyncio.run(on_postgres())
         return
     connection = sqlite3.connect(url)

@@ -36,7 +36,7 @@ from tests.databases import (
     dump,
     execute,
     file_bytes,
-    is_postgres,
+    is_server,
     rows_of,
     select,
     shape,
@@ -63,7 +63,7 @@ async def refusal(url: str) -> str:
 
 def name_of(url: str) -> str:
     """How messages name a database."""
-    return as_url(url).render_as_string(hide_password=True) if is_postgres(url) else url
+    return as_url(url).render_as_string(hide_password=True) if is_server(url) else url
 
 
 async def dumped(url: str) -> dict[str, Any]:
@@ -143,7 +143,7 @@ async def test_a_database_ahead_is_refused(database_url: str) -> None:
 async def test_a_vs2_database_is_refused(empty_database_url: str) -> None:
     """On the tables of VS-2 without a version the provider says so, and what to do; it migrates nothing."""
     await asyncio.to_thread(VS2(RESOURCE).write, empty_database_url)
-    if is_postgres(empty_database_url):
+    if is_server(empty_database_url):
         await asyncio.to_thread(execute, empty_database_url, f"DROP TABLE {VERSION_TABLE}")
     before = await dumped(empty_database_url)
     said = await refusal(empty_database_url)

@@ -6,7 +6,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +16,13 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
-from oauth_store import DatabaseUnavailable, SQLAlchemyOAuthProvider
+from oauth_store import DatabaseUnavailable
 from oauth_store.database.copy import copy
 from oauth_store.database.engines import create_engine
 from oauth_store.database.schema import upgrade
 from oauth_store.database.url import database_url as as_url
 from tests.commands import run
+from tests.crowds import flow
 from tests.databases import (
     MARIADB,
     create_mariadb_database,
@@ -32,8 +32,8 @@ from tests.databases import (
     postgres_directory,
     value_of,
 )
-from tests.serving import AUTHORITIES, free_port, self_signed
-from tests.steps import new_client, provider_on, refresh, registered, sign_in
+from tests.serving import AUTHORITIES, free_port, self_signed, wait_for_port
+from tests.steps import provider_on, refresh, registered, sign_in
 
 STARTED_SECONDS = 30
 
@@ -57,29 +57,13 @@ async def is_refused(setting: str, reason: str) -> None:
     await provider.aclose()
 
 
-async def await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until a server that was started listens."""
-    deadline = time.monotonic() + STARTED_SECONDS
-    while True:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            await asyncio.sleep(0.05)
-        else:
-            writer.close()
-            await writer.wait_closed()
-            return
-
-
 @contextmanager
 def started(command: list[str], port: int, log: Path, *, user: str | None = None) -> Iterator[None]:
     """A server in a process of its own, from its first answer on; afterwards it is stopped."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, user=user, cwd="/")
     try:
-        asyncio.run(await_port(port, process, log))
+        wait_for_port(process, port, log)
         yield
     finally:
         process.send_signal(signal.SIGQUIT)  # at once, and PostgreSQL's children with it
@@ -249,23 +233,11 @@ async def pgbouncer(postgres_server: str, tmp_path: Path) -> AsyncIterator[str]:
     await drop_postgres_database(postgres_server, direct)
 
 
-async def flows(provider: SQLAlchemyOAuthProvider, number: int) -> None:
-    """So many grants at once, each from its registration to a refreshed token."""
-
-    async def flow() -> None:
-        client = new_client()
-        await provider.register_client(client)
-        token = await refresh(provider, client, await sign_in(provider, client))
-        assert await provider.verify_token(token.access_token) is not None
-
-    await asyncio.gather(*(flow() for _ in range(number)))
-
-
 async def test_pgbouncer_in_transaction_mode(pgbouncer: str) -> None:
     """With pgbouncer=true every flow works where each transaction may have another connection."""
     provider = provider_on(f"{pgbouncer}?pgbouncer=true&application_name=wiki")
     for _ in range(3):
-        await flows(provider, 8)
+        await asyncio.gather(*(flow(provider) for _ in range(8)))
     await provider.aclose()
 
 
@@ -273,7 +245,7 @@ async def test_pgbouncer_without_the_option(pgbouncer: str) -> None:
     """Without it too: the provider recognizes a pooler, and its statements get no names."""
     provider = provider_on(pgbouncer)
     for _ in range(3):
-        await flows(provider, 8)
+        await asyncio.gather(*(flow(provider) for _ in range(8)))
     await provider.aclose()
 
 
@@ -282,7 +254,7 @@ async def test_pgbouncer_that_was_declared_wrongly(pgbouncer: str) -> None:
     provider = provider_on(f"{pgbouncer}?pgbouncer=false")
     with pytest.raises(DatabaseUnavailable, match=r"prepared statement .* add pgbouncer=true to the options"):
         for _ in range(10):
-            await flows(provider, 8)
+            await asyncio.gather(*(flow(provider) for _ in range(8)))
     await provider.aclose()
 
 

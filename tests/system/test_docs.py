@@ -4,10 +4,8 @@ import ast
 import functools
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,7 @@ from argon2 import PasswordHasher
 
 import oauth_store
 from oauth_store.database.models import Base
-from tests.serving import free_port
+from tests.serving import free_port, wait_for_port
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -52,14 +50,7 @@ def running(program: str, directory: Path, port: int, **environment: str) -> Ite
             [sys.executable, program], cwd=directory, env=os.environ | environment, stdout=log, stderr=log
         )
     try:
-        end = time.monotonic() + START_SECONDS
-        while process.poll() is None and time.monotonic() < end:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        else:
-            pytest.fail((directory / "log").read_text())
+        wait_for_port(process, port, directory / "log", START_SECONDS)
         yield
     finally:
         process.kill()

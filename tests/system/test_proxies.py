@@ -4,9 +4,7 @@ import asyncio
 import os
 import re
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -21,7 +19,7 @@ from fastmcp import Client, Context, FastMCP
 from oauth_store import AutoApproval, PasswordApproval, RateLimits, SQLAlchemyOAuthProvider
 from tests.clients.apps import ANSWER, KINDS, Outcome, make_app
 from tests.deployments import discover, wiki
-from tests.serving import free_port, self_signed, serving
+from tests.serving import free_port, self_signed, serving, wait_for_port
 from tests.sites import action_of, csrf_of
 from tests.steps import REDIRECT_URI, authorization_request, query_of
 
@@ -130,20 +128,11 @@ class Proxy:
                 env=os.environ | {"XDG_CONFIG_HOME": str(self._directory)},  # where Caddy saves what it was given
             )
         try:
-            self._wait(process, log)
+            wait_for_port(process, self.port, log, START_SECONDS)
             yield
         finally:
             process.terminate()
             assert process.wait(START_SECONDS) == 0, log.read_text()
-
-    def _wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.02)
-        pytest.fail(f"{self._binary} does not answer: {log.read_text()}")
 
 
 @asynccontextmanager
