@@ -11,10 +11,11 @@ import random
 import secrets
 import sqlite3
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -502,3 +503,54 @@ def fork_after_use(pipe: Connection, url: str) -> None:
         return status, known, shared, still_known
 
     pipe.send(asyncio.run(look()))
+
+
+def fork_amid_writes(pipe: Connection, url: str) -> None:
+    """Fork ten times from another thread while the event loop writes, and use the provider in each child.
+
+    Send the access tokens of the children, None for one that could not, and how many flows the parent did meanwhile.
+    """
+    provider = new_provider(url)
+    client = new_client()
+
+    async def write_until(done: threading.Event) -> int:
+        flows = 0
+        while not done.is_set():
+            assert await provider.verify_token((await sign_in(provider, client)).access_token) is not None
+            flows += 1
+        return flows
+
+    async def in_child() -> str:
+        await provider.check_schema()
+        return (await sign_in(provider, client)).access_token
+
+    def fork_and_wait() -> str | None:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                os.write(write, asyncio.run(asyncio.wait_for(in_child(), 20)).encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as answer:
+            token = answer.read()
+        os.waitpid(child, 0)
+        return token or None
+
+    def fork_often(done: threading.Event) -> list[str | None]:
+        try:
+            return [fork_and_wait() for _ in range(10)]
+        finally:
+            done.set()
+
+    async def parent() -> tuple[list[str | None], int]:
+        await provider.register_client(client)
+        done = threading.Event()
+        writing = [asyncio.create_task(write_until(done)) for _ in range(4)]
+        tokens = await asyncio.to_thread(fork_often, done)
+        flows = sum([await task for task in writing])
+        known = [token if token and await provider.verify_token(token) else None for token in tokens]
+        await provider.aclose()
+        return known, flows
+
+    pipe.send(asyncio.run(parent()))

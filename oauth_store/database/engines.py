@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
 
-from oauth_store.database.options import UNNAMED, with_driver_arguments
+from oauth_store.database.options import UNNAMED, connections, with_driver_arguments
 from oauth_store.database.url import is_memory, sqlite_name
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable
 
@@ -108,9 +108,10 @@ def create_file(url: URL) -> None:
         ) from error
 
 
-def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
+def create_engine(url: URL, *, wal: bool = True, pools: int = 1, **options: Any) -> AsyncEngine:
     """Return an engine for `url` with the settings that we need. Errors never print bound values.
 
+    It has its share of the connections if it is one of several `pools`.
     `wal=False` leaves the journal mode of an SQLite file as it is: for a look at a file that may be none of ours.
     """
     if url.get_backend_name() == "sqlite":
@@ -123,7 +124,7 @@ def create_engine(url: URL, *, wal: bool = True, **options: Any) -> AsyncEngine:
     if pooled:
         # no overflow: its connections are closed and opened again with every request
         options = {
-            "pool_size": POOL_SIZE,
+            "pool_size": max(1, connections(url, POOL_SIZE) // pools),
             "max_overflow": 0,
             "pool_timeout": POOL_TIMEOUT_SECONDS,
             "pool_recycle": RECYCLE_SECONDS,

@@ -2,27 +2,29 @@
 
 import ctypes
 import os
-from typing import Protocol
+from abc import ABC, abstractmethod
 from weakref import WeakSet
 
 
-class Forkable(Protocol):
-    """What holds connections."""
+class Holder(ABC):
+    """An object that holds connections."""
 
-    def before_fork(self) -> None:
-        """Close what a child must not inherit, and open it again when it is needed."""
-        ...
+    def before_fork(self) -> None:  # noqa: B027 (nothing, unless a child must not inherit a connection)
+        """Close the connections that a child must not inherit, and open none until `after_fork` is called."""
 
+    def after_fork(self) -> None:  # noqa: B027
+        """Continue in the process that forked."""
+
+    @abstractmethod
     def forget(self) -> None:
-        """Begin anew, without connections. Blocks for nothing: it runs in a child, before anything else does."""
-        ...
+        """Begin anew in the child, without connections. Waits for nothing: it runs before anything else does."""
 
 
-_holders: WeakSet[Forkable] = WeakSet()
+_holders: WeakSet[Holder] = WeakSet()
 
 
-def register(holder: Forkable) -> None:
-    """Let `holder` forget its connections in each process that is forked from this one."""
+def register(holder: Holder) -> None:
+    """Call the methods of `holder` at each fork of this process."""
     _holders.add(holder)
 
 
@@ -31,12 +33,17 @@ def _before() -> None:
         holder.before_fork()
 
 
+def _after() -> None:
+    for holder in list(_holders):
+        holder.after_fork()
+
+
 def _forget_all() -> None:
     for holder in list(_holders):
         holder.forget()
 
 
-os.register_at_fork(before=_before, after_in_child=_forget_all)
+os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_forget_all)
 
 
 def keep_forever(*inherited: object) -> None:

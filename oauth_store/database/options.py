@@ -28,7 +28,8 @@ _SYSTEM = "system"
 _LEFT_OUT: Mapping[str, Mapping[str, tuple[str, ...] | None]] = {
     "postgresql": {
         **dict.fromkeys(("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count")),
-        **dict.fromkeys(("tcp_user_timeout", "connection_limit", "pool_timeout", "sslcompression", "supa")),
+        **dict.fromkeys(("tcp_user_timeout", "pool_timeout", "socket_timeout", "sslcompression")),
+        **dict.fromkeys(("supa", "uselibpqcompat")),
         "client_encoding": ("utf8", "utf-8", "auto"),
         "gssencmode": ("disable", "prefer"),
         "load_balance_hosts": ("disable",),
@@ -38,7 +39,7 @@ _LEFT_OUT: Mapping[str, Mapping[str, tuple[str, ...] | None]] = {
     "mysql": {
         **dict.fromkeys(("charset", "characterEncoding", "useUnicode", "use_unicode", "serverTimezone")),
         **dict.fromkeys(("reconnect", "autoReconnect", "allowPublicKeyRetrieval", "zeroDateTimeBehavior")),
-        **dict.fromkeys(("connection_limit", "pool_timeout", "read_timeout")),
+        **dict.fromkeys(("collation", "pool_timeout", "read_timeout", "socket_timeout")),
     },
 }
 _PASSED_ON = {
@@ -68,6 +69,7 @@ def _driver_arguments(url: URL) -> dict[str, Any]:
     arguments = {name: options.pop(name) for name in _PASSED_ON[kind] if name in options}
     for name, harmless in _LEFT_OUT[kind].items():
         _choice(options, name, harmless)
+    _number(options, "connection_limit", least=1)
     arguments |= (_asyncpg if kind == "postgresql" else _asyncmy)(options)
     for name in options:
         raise ConfigurationError(
@@ -76,9 +78,15 @@ def _driver_arguments(url: URL) -> dict[str, Any]:
     return arguments
 
 
+def connections(url: URL, ours: int) -> int:
+    """Return how many connections there may be at most: `ours`, or fewer where the URL limits them."""
+    return min(ours, int(str(url.query.get("connection_limit", ours))))
+
+
 def named(option: str, url: URL) -> str:
     """Return an option as an error may name it: what stands behind an & may be the end of a password."""
-    shown = re.fullmatch(r"[A-Za-z][\w.-]*", option) and not any("pass" in name for name in url.query)
+    hidden = any(word in name.lower() for name in url.query for word in ("pass", "pwd", "user", "uid"))
+    shown = re.fullmatch(r"[A-Za-z][\w.-]*", option) and not hidden
     return f"the option {option}" if shown else "an option"
 
 
@@ -89,7 +97,7 @@ def _asyncpg(options: dict[str, str]) -> dict[str, Any]:
     security = _postgresql_security(options)
     if security is not None:
         arguments["ssl"] = security
-    if (timeout := _number(options, "connect_timeout", least=1)) is not None:
+    if timeout := _number(options, "connect_timeout"):  # 0 is none: ours counts
         arguments["timeout"] = timeout
     # the server has to take writes: the others are those of a standby
     if (attributes := _choice(options, "target_session_attrs", ("any", "primary", "read-write"))) is not None:
@@ -107,11 +115,23 @@ def _asyncpg(options: dict[str, str]) -> dict[str, Any]:
     return {**arguments, **{name: size for name, size in caches.items() if size is not None}}
 
 
+_POSTGRESQL_SECURITY: Mapping[str, Mapping[str, str]] = {
+    "sslmode": {"no-verify": "require"},
+    "ssl": {"true": "verify-full", "1": "verify-full", "false": "disable", "0": "disable"},
+    "sslaccept": {"strict": "verify-full", "accept_invalid_certs": "require"},
+}
+"""What other drivers call a mode, beside libpq's own words."""
+
+
 def _postgresql_security(options: dict[str, str]) -> ssl.SSLContext | str | None:
     """Return asyncpg's `ssl`: a mode, a context, or None for its own default."""
-    aliases = {"true": "verify-full", "false": "disable"}
-    given = [_choice(options, "sslmode", _MODES), _choice(options, "ssl", (*_MODES, *aliases))]
-    mode = max((aliases.get(value, value) for value in given if value), key=_MODES.index, default=None)
+    if "sslidentity" in options:
+        _refuse("sslidentity", "names a PKCS #12 file, which asyncpg cannot read", "set sslcert and sslkey")
+    modes = []
+    for name, aliases in _POSTGRESQL_SECURITY.items():
+        if (value := _choice(options, name, (*_MODES, *aliases))) is not None:
+            modes.append(aliases.get(value, value))
+    mode = max(modes, key=_MODES.index, default=None)
     files = _taken(options, "ssl", ("rootcert", "cert", "key", "crl", "password"))
     # asyncpg has no channel binding. What it proves, a certificate proves too: that this is the server.
     if _choice(options, "channel_binding", ("disable", "prefer", "require")) == "require":
@@ -142,7 +162,7 @@ _WEAKER = "or verify-ca, which takes any host's name, or require, which takes an
 def _asyncmy(options: dict[str, str]) -> dict[str, Any]:
     # whatever the URL names: a client's name may hold any character
     arguments: dict[str, Any] = {"charset": "utf8mb4", **_mysql_security(options)}
-    if (timeout := _number(options, "connect_timeout", least=1)) is not None:
+    if timeout := _number(options, "connect_timeout"):
         arguments["connect_timeout"] = timeout
     return arguments
 
@@ -158,6 +178,7 @@ _MYSQL_SECURITY: Mapping[str, Mapping[str, str]] = {
     | {'{"rejectunauthorized":true}': "verify-full", '{"rejectunauthorized":false}': "require"},
     "sslaccept": {"strict": "verify-full", "accept-invalid-certs": "require"},
     "useSSL": {"true": "require", "false": "disable"},
+    "ssl_disabled": {"true": "disable", "1": "disable", "false": "require", "0": "require"},
 }
 """What hosters and other drivers call a mode, and its values."""
 
@@ -172,12 +193,15 @@ def _mysql_security(options: dict[str, str]) -> dict[str, Any]:
             given.append(modes[value])
     names = ("ca", "cert", "key", "capath", "cipher")
     files = _taken(options, "ssl-", names) | _taken(options, "ssl_", names)
-    checks = _flag(options, "ssl_check_hostname")
-    if checks:
+    authorities = "ca" in files or "capath" in files
+    checks = [_flag(options, "ssl_check_hostname"), _flag(options, "ssl_verify_identity")]
+    verifies = _flag(options, "ssl_verify_cert")
+    if True in checks or (verifies and not authorities):
         given.append("verify-full")
+    elif verifies is False:
+        given.append("require")
     if files and not given:
-        verifies = "ca" in files or "capath" in files
-        given.append("require" if not verifies else "verify-ca" if checks is False else "verify-full")
+        given.append("require" if not authorities else "verify-ca" if False in checks else "verify-full")
     mode = max(given, key=_MODES.index, default="disable")
     if files and mode == "disable":
         _refuse(f"ssl_{next(iter(files))}", "has no effect without TLS", "set ssl-mode=VERIFY_IDENTITY or REQUIRED")

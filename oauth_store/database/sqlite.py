@@ -3,9 +3,11 @@
 import asyncio
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -19,7 +21,7 @@ from sqlalchemy.pool import QueuePool
 
 from oauth_store.database import forks
 from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, POOL_TIMEOUT_SECONDS, configure_sqlite
-from oauth_store.database.url import sqlite_name
+from oauth_store.database.url import is_memory, sqlite_name
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,7 +29,7 @@ T = TypeVar("T")
 LONGEST_NAP_SECONDS = 0.005
 
 
-class Lane:
+class Lane(forks.Holder):
     """One connection to an SQLite database, and its thread: one step after the other goes through it, each in one hop.
 
     A hop to a thread and back takes longer than most statements do. SQLite has one writer at a time, and its busy
@@ -45,6 +47,9 @@ class Lane:
         if not read_only:
             event.listen(self.engine, "before_cursor_execute", _begin_before_a_write)
         self._thread: ThreadPoolExecutor | None = None
+        self._working = threading.RLock()
+        self._in_memory = is_memory(url)
+        forks.register(self)
 
     def session(self) -> "LaneSession":
         """Return a session whose `run_sync` runs in the thread."""
@@ -54,7 +59,7 @@ class Lane:
         """Run in the thread. Raises SQLAlchemy's `TimeoutError` for what has not begun after ten seconds."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="oauth_store-sqlite")
-        future = self._thread.submit(copy_context().run, work)
+        future = self._thread.submit(copy_context().run, self._work, work)
         late = asyncio.get_running_loop().call_later(POOL_TIMEOUT_SECONDS, future.cancel)
         task = asyncio.current_task()
         try:
@@ -66,6 +71,10 @@ class Lane:
         finally:
             late.cancel()
 
+    def _work(self, work: Callable[[], T]) -> T:
+        with self._working:
+            return work()
+
     async def close(self) -> None:
         """Close the connection, after the steps that are under way, and end the thread. Both begin anew if needed."""
         await self.run(self.engine.dispose)
@@ -73,11 +82,23 @@ class Lane:
         if thread is not None:
             thread.shutdown(wait=False)
 
+    def before_fork(self) -> None:
+        """Close the connection to a file between two steps: a child would take its locks for its own."""
+        # no longer than a step waits for its turn: a fork must never hang
+        self._working.acquire(timeout=2 * BUSY_TIMEOUT_SECONDS)
+        if not self._in_memory:
+            self.engine.dispose()
+
+    def after_fork(self) -> None:
+        """Continue with the steps."""
+        with suppress(RuntimeError):  # the step under way took too long, and the fork did not wait for it
+            self._working.release()
+
     def forget(self) -> None:
         """Begin anew in a process that was forked, which has neither the thread nor a right to the connection."""
         forks.keep_forever(self.engine.pool, self._thread)
         self.engine.dispose(close=False)
-        self._thread = None
+        self._thread, self._working = None, threading.RLock()
 
 
 class LaneSession(AsyncSession):

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from oauth_store.database import forks
-from oauth_store.database.engines import COMMAND_TIMEOUT_SECONDS, POOL_SIZE, begin, check_engine, create_engine
+from oauth_store.database.engines import COMMAND_TIMEOUT_SECONDS, begin, check_engine, create_engine
 from oauth_store.database.outages import hung_up, is_broken, is_conflict, outage
 from oauth_store.database.remembered import Remembered
 from oauth_store.database.sqlite import Lane
@@ -34,7 +34,7 @@ PATIENCE_SECONDS = COMMAND_TIMEOUT_SECONDS + 5
 """How long after its beginning a step is still taken again when the server has hung up: once, if it does not answer."""
 
 
-class Store:
+class Store(forks.Holder):
     """One database. `read()` and `write()` run a step on it, and nothing else reaches it.
 
     A step is a function of a `Session`, whose statements are not awaited, and of values. It runs in one go: on a server
@@ -71,7 +71,7 @@ class Store:
             self.writer = create_engine(self.url)
             self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
         else:
-            half: dict[str, Any] = {"pool_size": POOL_SIZE // 2, "skip_autocommit_rollback": True}  # of two pools
+            half: dict[str, Any] = {"pools": 2, "skip_autocommit_rollback": True}
             self.writer = create_engine(self.url, **half)
             self.reader = create_engine(self.url, isolation_level="AUTOCOMMIT", **half)
         self._turn: asyncio.Lock | None = None
@@ -300,13 +300,10 @@ class Store:
         self._opened, self._inode, self._loop = False, None, None
 
     def before_fork(self) -> None:
-        """Close the connections to an SQLite file that no step uses: a child would take their locks for its own."""
-        if isinstance(self.writer, Lane) and isinstance(self.reader, Lane) and not self.in_memory:
-            remembered, self.remembered, self._opened = self.remembered, None, False
-            if remembered is not None:
-                remembered.close()
-            self.writer.engine.dispose()
-            self.reader.engine.dispose()
+        """Close the connection that notices commits: SQLite's are not for two processes."""
+        if self.remembered is not None:
+            self.remembered.close()
+            self.remembered, self._opened = None, False
 
     def forget(self) -> None:
         """Begin anew in a process that was forked: nothing here is its own, and nothing of it is closed."""
@@ -314,7 +311,5 @@ class Store:
         self._loop = self._opening = self.remembered = self._inode = None
         self._steps, self._opened = set(), False
         for place in {self.writer, self.reader} if self.owned else ():
-            if isinstance(place, Lane):
-                place.forget()
-            else:
+            if not isinstance(place, Lane):
                 place.sync_engine.dispose(close=False)

@@ -27,8 +27,10 @@ _DRIVERS = {
 DRIVER_MODULES = {"sqlite3", *(module for _, module, _ in _DRIVERS.values())}
 
 _NO_SLASHES = re.compile(rf"(file|{'|'.join(_DRIVERS)})(\+\w+)?:")
-_HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+(%[\w.-]+)?")
+_HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?")
 """A name or an address of IPv4, or one of IPv6."""
+_PLACE = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::([0-9]{0,5}))?")
+"""A host and its port, before the path."""
 _ENCODE = "in a user name and a password, write @ as %40, : as %3A, / as %2F, ? as %3F, # as %23 and % as %25"
 
 
@@ -63,7 +65,7 @@ def database_url(database: str | Path | None = None) -> URL:
         )
     if extra and importlib.util.find_spec(module) is None:
         raise ConfigurationError(f"{module} is not installed; run: pip install 'fastmcp-oauth-store[{extra}]'")
-    url = (_file if scheme == "sqlite" else _server)(f"{drivername}://{rest}", rest)
+    url = (_file if scheme == "sqlite" else _server)(drivername, rest)
     name = unquote(url.database or "")  # SQLAlchemy 2.0 leaves its codes as they are
     for part in (url.username, url.host, name, *url.query, *map(str, url.query.values())):
         _check_characters(part or "")
@@ -116,8 +118,8 @@ def _check_path(name: str) -> None:
         raise ConfigurationError(f"{name} names a directory; set MCP_OAUTH_DB to a file in it: {name}oauth.db")
 
 
-def _file(setting: str, rest: str) -> URL:
-    url = _parsed(setting)
+def _file(drivername: str, rest: str) -> URL:
+    url = _parsed(f"{drivername}://{rest}")
     if "?" in rest:
         raise ConfigurationError("options of an SQLite URL are not supported; expected the file's path alone")
     if not rest.startswith("/") and rest:
@@ -132,34 +134,55 @@ def _file(setting: str, rest: str) -> URL:
     return url
 
 
-def _server(setting: str, rest: str) -> URL:
+def _server(drivername: str, rest: str) -> URL:
     login, at, _ = rest.partition("@")
     if re.search(r"\s", rest):
         raise ConfigurationError("the database URL holds a space; write it as %20, or remove it")
-    url = _parsed(setting) if rest.count("@") < 2 else None
+    without, hosts = _without_hosts(rest)
+    url = _parsed(f"{drivername}://{without}") if rest.count("@") < 2 else None
     # an @ behind the host, or with all that belongs there before it, has shifted what is a password, a host and a name
     if url is None or (at and (url.username is None or re.search(r"/[^?]*\?[^=]*=", login))):
         raise ConfigurationError(
             "the database URL holds an @ that does not end its user name and password; encode it as %40, also behind "
             f"the host; {_ENCODE}"
         )
-    if "," in (url.host or ""):
-        raise ConfigurationError(
-            "the database URL names several hosts before its path; write them as options: "
-            "postgresql://user:password@/name?host=one:5432&host=two:5432"
-        )
-    if url.host is not None and not _HOST.fullmatch(url.host):
-        raise ConfigurationError(
-            f"the host of the database URL holds characters that no host's name has; {_ENCODE}, and the directory of a "
-            "Unix socket as an option: postgresql://user:password@/name?host=/directory"
-        )
+    postgresql = url.get_backend_name() == "postgresql"
+    if len(hosts) > 1 and not postgresql:
+        raise ConfigurationError("the database URL names several hosts, which only PostgreSQL's may; name one")
+    for host in hosts or [url.host or "localhost"]:
+        if not _HOST.fullmatch(host) and not (postgresql and host.startswith("/")):
+            socket = "?host=/directory" if postgresql else "?unix_socket=/file"
+            raise ConfigurationError(
+                f"the host of the database URL holds characters that no host's name has; {_ENCODE}, and the path of a "
+                f"Unix socket as an option: {url.drivername.partition('+')[0]}://user:password@/name{socket}"
+            )
+    _check_values(rest.rpartition("@")[2].partition("?")[2], url)
+    if hosts:
+        if url.query.keys() & {"host", "port"}:
+            raise ConfigurationError("the database URL names its hosts twice; keep those before or those behind the ?")
+        url = url.update_query_dict({"host": ",".join(hosts), "port": ",".join(hosts.values())})
     if url.port is not None and not 0 < url.port < 65536:
         raise ConfigurationError(_UNREADABLE)
-    _check_values(rest.rpartition("@")[2].partition("?")[2], url)
     _check_hosts(with_driver_arguments(url, {})[0])
     for name in PLACES.keys() & url.query.keys():
         url = url.set(**{PLACES[name]: url.query[name]}).difference_update_query([name])  # type: ignore[arg-type]  # names and text
     return url
+
+
+def _without_hosts(rest: str) -> tuple[str, dict[str, str]]:
+    """Return `rest` without the hosts that SQLAlchemy cannot read there, several or a socket, and their ports."""
+    login, at, behind = rest.rpartition("@")
+    places = re.split("[/?]", behind)[0]
+    behind = behind.removeprefix(places)
+    if "," not in places and not places.lower().startswith("%2f"):
+        return login + at + places.removesuffix(":") + behind, {}
+    hosts = {}
+    for place in places.split(","):
+        found = _PLACE.fullmatch(place)
+        if found is None or not 0 < int(found[2] or 5432) < 65536:
+            raise ConfigurationError(_UNREADABLE)
+        hosts[unquote(found[1].strip("[]"))] = found[2] or "5432"
+    return login + at + behind, hosts
 
 
 def _parsed(setting: str) -> URL:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from oauth_store import ConfigurationError, SQLAlchemyOAuthProvider
 from oauth_store.database import engines, store
-from tests.chaos import Child, fork_after_use
+from tests.chaos import Child, fork_after_use, fork_amid_writes
 from tests.databases import is_server
 from tests.steps import new_client, provider_on, sign_in
 from tests.tunnels import Tunnel, tunnel_to
@@ -30,6 +30,14 @@ class TestForks:
         """`:memory:` is empty in a forked process, and does not hang."""
         with Child(fork_after_use, ":memory:") as child:
             assert child.receive(30) == (0, False, False, True)
+
+    def test_a_fork_in_the_middle_of_writes(self, database_url: str) -> None:
+        """The child finds no lock that a step of its parent held, and neither loses what it writes."""
+        with Child(fork_amid_writes, database_url) as child:
+            tokens, flows = child.receive(120)
+        assert None not in tokens
+        assert len(tokens) == 10
+        assert flows > 10
 
 
 class TestSeveralLoops:

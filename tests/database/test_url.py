@@ -151,6 +151,29 @@ HOSTED: dict[str, tuple[str, dict[str, Any]]] = {
         "postgresql+asyncpg://ada:pw@db/wiki?ssl=require&prepared_statement_cache_size=50",
         {"ssl": "require", "prepared_statement_cache_size": 50, "statement_cache_size": None},
     ),
+    "libpq, a socket": (
+        "postgresql://wiki:pw@%2Fvar%2Frun%2Fpostgresql/wiki",
+        {"host": "/var/run/postgresql", "database": "wiki", "password": "pw"},
+    ),
+    "libpq, a socket and its port": (
+        "postgresql://wiki@%2Fvar%2Frun%2Fpostgresql:5433/wiki",
+        {"host": "/var/run/postgresql", "port": 5433},
+    ),
+    "a port that was left empty": ("postgresql://ada:pw@db:/wiki?connect_timeout=0", {"host": "db", "timeout": 10}),
+    "two hosts before the path": (
+        "postgresql://ada:pw@one:5433,two/wiki?target_session_attrs=read-write&sslmode=require",
+        {"host": ["one", "two"], "port": [5433, 5432], "user": "ada", "password": "pw", "ssl": "require"},
+    ),
+    "two addresses before the path": (
+        "postgresql://ada:pw@[::1]:5433,127.0.0.1:5434/wiki?options=-c%20search_path%3Doauth",
+        {"host": ["::1", "127.0.0.1"], "port": [5433, 5434], "database": "wiki"},
+    ),
+    "Node.js": ("postgresql://ada:pw@db/wiki?ssl=1", {"ssl": "host"}),
+    "Node.js, without TLS": ("postgresql://ada:pw@db/wiki?ssl=0", {"ssl": "disable"}),
+    "Node.js, unverified": ("postgresql://ada:pw@db/wiki?sslmode=no-verify", {"ssl": "require"}),
+    "Node.js, as libpq": ("postgresql://ada:pw@db/wiki?sslmode=require&uselibpqcompat=true", {"ssl": "require"}),
+    "Prisma, TLS": ("postgresql://ada:pw@db/wiki?sslaccept=strict&socket_timeout=10", {"ssl": "host"}),
+    "Prisma, unverified": ("postgresql://ada:pw@db/wiki?sslaccept=accept_invalid_certs", {"ssl": "require"}),
     "any pooler": ("postgresql://ada:pw@db/wiki?statement_cache_size=0", UNNAMED),
     "PlanetScale": (
         'mysql://abc:pscale_pw_x@aws.connect.psdb.cloud/wiki?ssl={"rejectUnauthorized":true}',
@@ -178,6 +201,14 @@ HOSTED: dict[str, tuple[str, dict[str, Any]]] = {
         "mysql://wiki:pw@/wiki?unix_socket=/cloudsql/project:region:instance&charset=latin1",
         {"unix_socket": "/cloudsql/project:region:instance", "charset": "utf8mb4", "ssl": None},
     ),
+    "TiDB": (
+        "mysql://ada.root:pw@gateway01.eu-central-1.prod.aws.tidbcloud.com:4000/wiki?ssl_ca={certificate}"
+        "&ssl_verify_cert=true&ssl_verify_identity=true",
+        {"ssl": "host", "port": 4000},
+    ),
+    "TiDB, the authority alone": ("mysql://ada:pw@db/wiki?ssl_ca={certificate}&ssl_verify_cert=true", {"ssl": "host"}),
+    "TiDB, unverified": ("mysql://ada:pw@db/wiki?ssl_verify_cert=false&ssl_verify_identity=false", {"ssl": "none"}),
+    "MySQL Connector/Python": ("mysql://ada:pw@db:/wiki?ssl_disabled=true&collation=utf8mb4_bin", {"ssl": None}),
     "MariaDB": ("mariadb://ada:pw@db:3307/wiki?connect_timeout=3&ssl=false", {"connect_timeout": 3, "ssl": None}),
     "both of two": ("mysql://ada:pw@db/wiki?useSSL=true&sslMode=VERIFY_IDENTITY", {"ssl": "host"}),
 }
@@ -207,7 +238,8 @@ def test_the_page_has_every_option() -> None:
     understood = {
         name for kind in ("postgresql", "mysql") for name in (*options._LEFT_OUT[kind], *options._PASSED_ON[kind])
     }
-    understood |= {*options.PLACES, *options._MYSQL_SECURITY}
+    understood |= {*options.PLACES, *options._MYSQL_SECURITY, *options._POSTGRESQL_SECURITY, "connection_limit"}
+    understood |= {"ssl_verify_cert", "ssl_verify_identity"}
     understood |= set(re.findall(r'_(?:choice|flag|number)\(options, "(\w+)"', source))
     assert len(understood) > 40
     assert [name for name in sorted(understood) if not re.search(rf"`{name}[`=]", page)] == []
@@ -230,15 +262,23 @@ REFUSED = [
     ("postgresql://ada:pw55@db/wiki?gssencmode=require", "the option gssencmode .* expected disable or prefer"),
     ("postgresql://ada:pw55@db/wiki?target_session_attrs=standby", "the option target_session_attrs .* read-write"),
     ("postgresql://ada:pw55@db/wiki?client_encoding=latin1", "the option client_encoding .* expected utf8"),
-    ("postgresql://ada:pw55@db/wiki?connect_timeout=soon", "the option connect_timeout .* whole number from 1 on"),
-    ("postgresql://ada:pw55@db/wiki?connect_timeout=0", "the option connect_timeout .* whole number from 1 on"),
+    ("postgresql://ada:pw55@db/wiki?connect_timeout=soon", "the option connect_timeout .* whole number from 0 on"),
+    ("postgresql://ada:pw55@db/wiki?connection_limit=0", "the option connection_limit .* whole number from 1 on"),
+    ("mysql://ada:pw55@db/wiki?connection_limit=many", "the option connection_limit .* whole number from 1 on"),
+    ("postgresql://ada:pw55@db/wiki?sslidentity=client.p12", "the option sslidentity .* sslcert and sslkey"),
     ("postgresql://ada:pw55@db/wiki?statement_cache_size=-1", "the option statement_cache_size .* whole number from 0"),
     ("postgresql://ada:pw55@db/wiki?pgbouncer=maybe", "the option pgbouncer .* expected true or false"),
     ("postgresql://ada:pw55@/wiki?host=one:5432&host=two", "host and port .* do not fit"),
     ("postgresql://ada:pw55@/wiki?host=one:a:b&host=two:1", "host and port .* do not fit"),
     ("postgresql://ada:pw55@/wiki?host=one,two&port=1,2,3", "host and port .* do not fit"),
-    ("postgresql://ada:pw55@one,two/wiki", "several hosts"),
-    ("postgresql://ada:pw55@%2Fcloudsql%2Fx/wiki", r"characters that no host's name has.*\?host=/directory"),
+    ("mysql://ada:pw55@one,two/wiki", "several hosts, which only PostgreSQL's may"),
+    ("postgresql://ada:pw55@one,/wiki", "cannot be parsed"),
+    ("postgresql://ada:pw55@one:5432,two:x/wiki", "cannot be parsed"),
+    ("postgresql://ada:pw55@one:5432,two:0/wiki", "cannot be parsed"),
+    ("postgresql://ada:pw55@one,two/wiki?host=three", "names its hosts twice"),
+    ("postgresql://ada:pw55@one,t$o/wiki", "characters that no host's name has"),
+    ("postgresql://ada:pw55@d%24b/wiki", r"characters that no host's name has.*\?host=/directory"),
+    ("mysql://ada:pw55@%2Frun%2Fmysqld.sock/wiki", r"characters that no host's name has.*unix_socket="),
     ("postgresql://ada:pw55@db:0/wiki", "cannot be parsed"),
     ("postgresql://ada:pw55@db:65536/wiki", "cannot be parsed"),
     ("postgresql://ada:pw55@db /wiki", "holds a space"),
@@ -289,6 +329,8 @@ MISREAD = [
     "postgresql://db/wiki?user=ada&password=hunter2&secret=1",
     "mysql://wiki:hunter@2secret@db/wiki",
     "mysql://db/wiki?user=ada&passwd=hunter2&secret=1",
+    "postgresql://db/wiki?pwd=hunter2&secret=1",
+    "postgresql://db/wiki?user=ada:hunter2&secret=1",
     "postgresql:wiki:hunter2secret@db/wiki",
     "postgres:/wiki:hunter2secret@db/wiki",
     "mysql+asyncmy:wiki:hunter2secret@db/wiki",
