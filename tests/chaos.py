@@ -26,11 +26,13 @@ from fastmcp import FastMCP
 from mcp.server.auth.provider import TokenError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy import event
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from oauth_store import AutoApproval, RateLimits, SQLAlchemyOAuthProvider
+from oauth_store import AutoApproval, DatabaseUnavailable, RateLimits, SQLAlchemyOAuthProvider
 from tests.databases import engine_of
 from tests.forks import context
 from tests.steps import BASE_URL, authorize, new_client, redeem, sign_in
@@ -503,6 +505,36 @@ def fork_after_use(pipe: Connection, url: str) -> None:
         return status, known, shared, still_known
 
     pipe.send(asyncio.run(look()))
+
+
+def use_in_several_loops(pipe: Connection, url: URL) -> None:
+    """Use an engine that was passed in, in two event loops one after the other, and in two that dispose it.
+
+    Send what the second refused, and how many of the last two served.
+    """
+    engine = create_async_engine(url)
+    provider = SQLAlchemyOAuthProvider(engine, base_url=BASE_URL, approval=AutoApproval())
+    client = new_client()
+
+    async def use() -> None:
+        await provider.register_client(client)
+        await sign_in(provider, client)
+
+    async def use_and_dispose() -> None:
+        await use()
+        await engine.dispose()
+
+    asyncio.run(use())
+    refusal, served = None, 0
+    try:
+        asyncio.run(use())
+    except DatabaseUnavailable as error:
+        refusal = str(error)
+    asyncio.run(engine.dispose(close=False))
+    for _ in range(2):
+        asyncio.run(use_and_dispose())
+        served += 1
+    pipe.send((refusal, served))
 
 
 def fork_amid_writes(pipe: Connection, url: str) -> None:

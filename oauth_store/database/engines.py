@@ -11,12 +11,11 @@ from sqlalchemy import Connection, Dialect, Engine, event, exc
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from oauth_store.database.options import UNNAMED, connections, with_driver_arguments
-from oauth_store.database.url import is_memory, sqlite_name
-from oauth_store.errors import ConfigurationError, DatabaseUnavailable
+from oauth_store.database.url import sqlite_name
+from oauth_store.errors import DatabaseUnavailable
 
 BUSY_TIMEOUT_SECONDS = 5
 """How long a writer waits for its turn."""
@@ -45,38 +44,6 @@ _MYSQL_SESSION = "SET " + ", ".join(
         "innodb_lock_wait_timeout": BUSY_TIMEOUT_SECONDS,  # its own is 50 seconds
     }.items()
 )
-
-
-_ENGINES = ("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy", "mariadb+asyncmy")
-
-
-def check_engine(engine: AsyncEngine) -> None:
-    """Raise `ConfigurationError` for an engine that was passed in and cannot keep steps apart."""
-    driver = f"{engine.dialect.name}+{engine.dialect.driver}"
-    if driver not in _ENGINES:
-        raise ConfigurationError(f"no support for an engine of {driver}; expected one of {', '.join(_ENGINES)}")
-    in_memory, pool = is_memory(engine.url), engine.pool
-    if isinstance(pool, StaticPool) and not in_memory:
-        raise ConfigurationError(
-            "the engine has a StaticPool: steps at the same time would share one transaction; leave out poolclass=, or "
-            "pass the URL"
-        )
-    if isinstance(pool, NullPool) and in_memory:
-        raise ConfigurationError(
-            "the engine has a NullPool: each connection to ':memory:' is another database; use "
-            "poolclass=StaticPool, or pass ':memory:'"
-        )
-
-
-def begin(session: Session) -> None:
-    """Begin a step that writes on an engine that was passed in, whatever its own isolation level is.
-
-    That may commit each statement, or refuse most of a crowd.
-    """
-    if session.get_bind().dialect.name != "sqlite":
-        session.connection(execution_options={"isolation_level": "READ COMMITTED"})
-        return
-    take_lock(session.connection())
 
 
 def take_lock(connection: Connection) -> None:
@@ -202,7 +169,7 @@ class _Pooler:
             [(process,)] = cursor.fetchall()
             return bool(process != connection.driver_connection.get_server_pid())
         finally:
-            _terminate(connection.driver_connection)
+            connection.close()
 
 
 class _Forgotten:

@@ -39,6 +39,11 @@ def hung_up(error: BaseException) -> bool:
 
 def outage(error: Exception, where: str) -> DatabaseUnavailable | None:
     """Return `error` as an operator should read it if it means that the database cannot be used now, else None."""
+    if isinstance(error, RuntimeError) and "attached to a different loop" in str(error):  # as asyncio puts it
+        return DatabaseUnavailable(
+            f"{where} cannot be used: a connection of the engine that was passed in belongs to another event loop; "
+            "await engine.dispose() at the end of each event loop, or pass the URL instead of the engine"
+        )
     if isinstance(error, exc.DBAPIError):
         # Unique keys, foreign keys and values are the step's own business; whatever else a driver reports is not.
         if isinstance(error, exc.IntegrityError | exc.DataError):

@@ -15,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from oauth_store.database import forks
-from oauth_store.database.engines import COMMAND_TIMEOUT_SECONDS, begin, check_engine, create_engine
+from oauth_store.database.engines import COMMAND_TIMEOUT_SECONDS, create_engine
 from oauth_store.database.outages import hung_up, is_broken, is_conflict, outage
+from oauth_store.database.passed_in import begin, check_engine, check_session
 from oauth_store.database.remembered import Remembered
 from oauth_store.database.sqlite import Lane
 from oauth_store.database.url import database_url, display_name, is_memory, sqlite_name
@@ -264,6 +265,8 @@ class Store(forks.Holder):
 
     async def _open(self) -> None:
         try:
+            if not self.owned:
+                await self.transact(check_session, True)
             await self._check(self)
             if self.sqlite and self.owned and not self.in_memory:
                 self._inode, self.remembered = await asyncio.to_thread(self._remember)

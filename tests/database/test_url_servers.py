@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from oauth_store import DatabaseUnavailable
+from oauth_store import ConfigurationError, DatabaseUnavailable
 from oauth_store.database.copy import copy
 from oauth_store.database.engines import create_engine
+from oauth_store.database.options import UNNAMED
 from oauth_store.database.schema import upgrade
 from oauth_store.database.url import database_url as as_url
 from tests.commands import run
@@ -29,6 +31,7 @@ from tests.databases import (
     create_postgres_database,
     drop_mariadb_database,
     drop_postgres_database,
+    is_server,
     postgres_directory,
     value_of,
 )
@@ -58,20 +61,18 @@ async def is_refused(setting: str, reason: str) -> None:
 
 
 @contextmanager
-def started(command: list[str], port: int, log: Path, *, user: str | None = None) -> Iterator[None]:
-    """A server in a process of its own, from its first answer on; afterwards it is stopped."""
+def started(
+    command: list[str], port: int, log: Path, *, user: str | None = None, stop: int = signal.SIGTERM
+) -> Iterator[None]:
+    """A server in a process of its own, from its first answer on; afterwards `stop` ends it at once."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, user=user, cwd="/")
     try:
         wait_for_port(process, port, log)
         yield
     finally:
-        process.send_signal(signal.SIGQUIT)  # at once, and PostgreSQL's children with it
-        try:
-            process.wait(STARTED_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.send_signal(stop)
+        process.wait(STARTED_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,8 @@ def tls_postgres(authority: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         settings = ["-h", "127.0.0.1", "-p", str(port), "-c", "unix_socket_directories=", "-c", "ssl=on"]
         settings += ["-c", f"ssl_cert_file={key}", "-c", f"ssl_key_file={key}", "-c", "fsync=off"]
         log = tmp_path_factory.mktemp("postgresql") / "postgresql.log"
-        with started([str(Path(program).parent / "postgres"), "-D", str(data), *settings], port, log, user=user):
+        server = [str(Path(program).parent / "postgres"), "-D", str(data), *settings]
+        with started(server, port, log, user=user, stop=signal.SIGQUIT):  # at once, and its children with it
             yield port
 
 
@@ -226,7 +228,7 @@ async def pgbouncer(postgres_server: str, tmp_path: Path) -> AsyncIterator[str]:
         )
         # it does not run as root; the socket of our own server is for its owner alone
         user = ["-u", Path(host).owner() if Path(host).is_dir() else "nobody"] if os.geteuid() == 0 else []
-        context = started([program, *user, str(configuration)], port, tmp_path / "pgbouncer.log")
+        context = started([program, *user, str(configuration)], port, tmp_path / "pgbouncer.log", stop=signal.SIGKILL)
         await asyncio.to_thread(context.__enter__)
         yield f"postgresql://postgres@127.0.0.1:{port}/wiki"
         context.__exit__(None, None, None)
@@ -255,6 +257,47 @@ async def test_pgbouncer_that_was_declared_wrongly(pgbouncer: str) -> None:
     with pytest.raises(DatabaseUnavailable, match=r"prepared statement .* add pgbouncer=true to the options"):
         for _ in range(10):
             await asyncio.gather(*(flow(provider) for _ in range(8)))
+    await provider.aclose()
+
+
+@pytest.mark.parametrize(
+    ("driver", "named", "unnamed"),
+    [("asyncpg", {}, UNNAMED), ("psycopg", {}, {"prepare_threshold": None})],
+)
+async def test_an_engine_that_names_its_statements(
+    pgbouncer: str, driver: str, named: dict[str, Any], unnamed: dict[str, Any]
+) -> None:
+    """Behind a pooler an engine that was passed in is refused if its statements have names; otherwise it serves."""
+    url = make_url(pgbouncer).set(drivername=f"postgresql+{driver}")
+    engine = create_async_engine(url, connect_args=named)
+    with pytest.raises(ConfigurationError, match=r"through a pooler, .* connect_args=") as caught:
+        await provider_on(engine).check_schema()
+    assert "\n" not in str(caught.value)
+    await engine.dispose()
+    engine = create_async_engine(url, connect_args=dict(unnamed))
+    provider = provider_on(engine)
+    for _ in range(3):
+        await asyncio.gather(*(flow(provider) for _ in range(8)))
+    await engine.dispose()
+
+
+async def test_a_limit_of_connections(database_url: str) -> None:
+    """connection_limit is the pool's size: 24 flows at once have no more connections, and all succeed."""
+    if not is_server(database_url):
+        pytest.skip("an SQLite URL takes no options")
+    limit = "&" if "?" in database_url else "?"
+    provider = provider_on(f"{database_url}{limit}connection_limit=2")
+    await asyncio.gather(*(flow(provider) for _ in range(24)))
+    of_this_database = {
+        "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()",
+        "mysql": "SELECT count(*) FROM information_schema.processlist WHERE db = database()",
+    }
+    look = of_this_database[make_url(database_url).get_backend_name()]
+    for _ in range(100):  # PostgreSQL lists for a moment the connection that looked for a pooler
+        if (connections := await value_of(provider, look)) <= 2:
+            break
+        await asyncio.sleep(0.05)
+    assert connections <= 2
     await provider.aclose()
 
 
