@@ -23,6 +23,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from oauth_store.database import schema
+from oauth_store.database.files import file_kind
 from oauth_store.database.store import Store
 from oauth_store.database.url import is_memory
 from oauth_store.display import one_line
@@ -115,17 +116,16 @@ def require_file(url: URL, *, missing_ok: bool = False) -> bool:
         return True
     path = Path(str(url.database))
     try:
-        exists, is_file = path.exists(), path.is_file()
-    except OSError as error:
-        raise DatabaseUnavailable(
-            f"{path} cannot be looked at: {os.strerror(error.errno or 0)}; {_AS_ITS_USER}"
-        ) from error
-    if not exists:
+        kind = file_kind(path.stat().st_mode)
+    except FileNotFoundError:
         if missing_ok:
             return False
-        raise SchemaError(f"{path} does not exist; {_NAME_IT}")
-    if not is_file:
-        raise SchemaError(f"{path} is no file; {_NAME_IT}")
+        raise SchemaError(f"{path} does not exist; {_NAME_IT}") from None
+    except OSError as error:
+        advice = _AS_ITS_USER if isinstance(error, PermissionError) else _NAME_IT
+        raise DatabaseUnavailable(f"{path} cannot be looked at: {os.strerror(error.errno or 0)}; {advice}") from error
+    if kind != "a file":
+        raise SchemaError(f"{path} is {kind}; {_NAME_IT}")
     if not os.access(path, os.R_OK):
         raise DatabaseUnavailable(f"{path} may not be read by {operator()}; {_AS_ITS_USER}")
     return True

@@ -13,6 +13,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
+from oauth_store.database.files import file_kind
 from oauth_store.database.options import UNNAMED, connections, with_driver_arguments
 from oauth_store.database.url import sqlite_name
 from oauth_store.errors import DatabaseUnavailable
@@ -66,8 +67,11 @@ def create_file(url: URL) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
-        if path.is_dir():
-            raise DatabaseUnavailable(f"{path} is a directory; set MCP_OAUTH_DB to a file in it") from None
+        with suppress(OSError):  # SQLite says why it cannot open it
+            kind = file_kind(path.stat().st_mode)
+            if kind != "a file":
+                place = "a file in it" if kind == "a directory" else "a file"
+                raise DatabaseUnavailable(f"{path} is {kind}; set MCP_OAUTH_DB to {place}") from None
     except OSError as error:
         raise DatabaseUnavailable(
             f"cannot create {path}: {os.strerror(error.errno or 0)}; create its directory and let this user write "

@@ -1,8 +1,9 @@
-"""Where an SQLite file stands: the mount that it is on."""
+"""An SQLite file as the system sees it: its kind, and the mount that it is on."""
 
 import logging
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,19 @@ logger = logging.getLogger("oauth_store")
 
 MOUNTS = Path("/proc/self/mountinfo")
 """The mounts that this process sees. Linux alone has it."""
+
+
+def file_kind(mode: int) -> str:
+    """Name the kind of file that a `st_mode` describes: "a file" is the only one that can hold a database."""
+    for is_kind, kind in (
+        (stat.S_ISREG, "a file"),
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISFIFO, "a pipe"),
+    ):
+        if is_kind(mode):
+            return kind
+    return "a device"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from argon2.exceptions import InvalidHashError
 
 from oauth_store.approval import PASSWORD_HASH
 from oauth_store.database import schema
+from oauth_store.database.files import file_kind
 from oauth_store.database.store import Store
 from oauth_store.doctor.database import examine_database
 from oauth_store.doctor.files import examine_files
@@ -79,13 +80,25 @@ def _path(path: Path) -> Iterator[Finding]:
 def _missing(path: Path) -> Iterator[Finding]:
     """Find nothing where a file is there. Raises `OSError` for one that cannot be looked at."""
     try:
-        if path.stat().st_size == 0 and os.path.lexists(f"{path}-wal"):
+        status = path.stat()
+        kind = file_kind(status.st_mode)
+        if kind != "a file":
+            yield problem("database", f"{path} is {kind}", "set MCP_OAUTH_DB to the file of the server")
+        elif status.st_size == 0 and os.path.lexists(f"{path}-wal"):
             yield problem(
                 "database",
                 f"{path} is empty, and beside it is a -wal, which SQLite deletes when it opens the file",
                 "stop the server, copy both files to a safe place, and restore a backup (see docs/moving.md)",
             )
     except FileNotFoundError:
+        directory = Path(os.path.realpath(path)).parent
+        if not directory.is_dir():
+            yield problem(
+                "database",
+                f"{path} does not exist, and neither does its directory {directory}",
+                "set MCP_OAUTH_DB to the file of the server, or create the directory for a new one",
+            )
+            return
         yield warning(
             "database",
             f"{os.path.realpath(path)} does not exist yet",

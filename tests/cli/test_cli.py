@@ -163,7 +163,8 @@ def refused(command: list[str], database: str, complaint: str) -> None:
 def test_what_is_no_database_of_ours(command: list[str], tmp_path: Path) -> None:
     """A file that is missing, empty, none of ours, a directory, or in memory: said in one line, and nothing is made."""
     refused(command, str(tmp_path / "missing.db"), "missing.db does not exist; name the server's database by")
-    refused(command, str(tmp_path), "is no file; name the server's database by")
+    refused(command, str(tmp_path), "is a directory; name the server's database by")
+    refused(command, "/dev/null", "/dev/null is a device; name the server's database by")
     refused(command, ":memory:", "an in-memory database is gone with its server")
     assert list(tmp_path.iterdir()) == []
     for name, content, complaint in (

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -85,11 +86,21 @@ class TestFiles:
         await provider.check_schema()
         await provider.aclose()
 
-    async def test_a_directory_is_no_database(self, tmp_path: Path) -> None:
-        """A path that is a directory says so."""
-        provider = SQLAlchemyOAuthProvider(tmp_path, base_url=BASE_URL)
-        with pytest.raises(DatabaseUnavailable, match="is a directory"):
-            await provider.check_schema()
+    async def test_only_a_file_is_a_database(self, tmp_path: Path) -> None:
+        """A directory, a device, a socket or a pipe is refused in one line, and SQLite never opens it."""
+        os.mkfifo(tmp_path / "pipe")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "socket"))
+            for path, kind in (
+                (tmp_path, "a directory; set MCP_OAUTH_DB to a file in it"),
+                (Path("/dev/null"), "a device; set MCP_OAUTH_DB to a file"),
+                (tmp_path / "pipe", "a pipe; set MCP_OAUTH_DB to a file"),
+                (tmp_path / "socket", "a socket; set MCP_OAUTH_DB to a file"),
+            ):
+                provider = SQLAlchemyOAuthProvider(path, base_url=BASE_URL)
+                with pytest.raises(DatabaseUnavailable) as caught:
+                    await provider.check_schema()
+                assert str(caught.value) == f"{path} is {kind}"
 
     async def test_a_file_that_is_no_database_stays_as_it_is(self, tmp_path: Path) -> None:
         """A text file is refused, and not a byte of it is changed."""

@@ -88,6 +88,17 @@ def test_nothing_is_created(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_a_file_is_looked_at(tmp_path: Path) -> None:
+    """A directory, a device or a missing directory is one finding, and no advice concerns its mode."""
+    for path, found in (
+        (tmp_path, "is a directory"),
+        (Path("/dev/null"), "is a device"),
+        (tmp_path / "no" / "oauth.db", f"neither does its directory {tmp_path / 'no'}"),
+    ):
+        assert found in finding(path, "database", "problem")
+        assert "chmod" not in run("doctor", database=str(path)).stdout
+
+
 def test_a_setting_that_is_none_is_one_line(tmp_path: Path) -> None:
     """A database that is not supported is an error of the command, as everywhere."""
     answer = run("doctor", database="mongodb://db/wiki")
