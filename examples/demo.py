@@ -202,8 +202,9 @@ class CountingOAuth(HeadlessOAuth):
 
     async def redirect_handler(self, authorization_url: str) -> None:
         """Open the authorization page."""
-        await super().redirect_handler(authorization_url)
-        response: Any = self._stored_response
+        async with httpx2.AsyncClient(timeout=CALL_SECONDS) as browser:
+            response: Any = await browser.get(authorization_url)
+        self._stored_response = response
         self.app.saw(response)
         if response.status_code == 400:  # what the client with a browser does: it registers again
             raise ClientNotFoundError
@@ -213,7 +214,7 @@ class CountingOAuth(HeadlessOAuth):
 
     async def _allow(self, redirect: httpx2.Response, password: str) -> Any:
         """Open the page that the browser is sent to, and press Allow with a wrong password, then with the right one."""
-        async with httpx2.AsyncClient(cookies=redirect.cookies) as browser:
+        async with httpx2.AsyncClient(cookies=redirect.cookies, timeout=CALL_SECONDS) as browser:
             page = await browser.get(redirect.headers["location"])
             question = re.search(r"<h1>(.*?)</h1>", page.text)
             csrf = re.search(r'name="csrf" value="(.*?)"', page.text)

@@ -79,7 +79,7 @@ async def proxied(port: int) -> AsyncIterator[str]:
     """A server behind a proxy that answers at /wiki, and takes that away from the path."""
     inner = free_port()
     provider = SQLAlchemyOAuthProvider(":memory:", base_url=f"http://127.0.0.1:{port}/wiki", approval=AutoApproval())
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{inner}") as upstream:
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{inner}", timeout=60) as upstream:
 
         async def forward(request: Request) -> Response:
             path = request.url.path

@@ -105,7 +105,7 @@ class TestAdd:
         request = authorization_request(added["client_id"], redirect_uri=uri, code_challenge=challenge)
         async with (
             serving(FastMCP("wiki", auth=provider).http_app(), port),
-            httpx2.AsyncClient(base_url=url) as http,
+            httpx2.AsyncClient(base_url=url, timeout=60) as http,
         ):
             code = query_of((await http.get("/authorize", params=request)).headers["location"])["code"]
             exchange = token_request(code, verifier, redirect_uri=uri)

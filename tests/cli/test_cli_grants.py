@@ -246,7 +246,7 @@ async def test_a_running_server_sees_a_revocation_at_once(server: ExampleServer,
             await client.call_tool("read_page", {"title": "Home"})
     (grant,) = run_json("grants", database=database_url)["grants"]
     assert run("revoke", grant["grant_id"], "--yes", database=database_url).returncode == 0
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         refused = await http.post(server.url, headers=headers, json={})
         refresh = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token}
         not_refreshed = await http.post(

@@ -71,7 +71,7 @@ class McpRemote:
     async def _authorize(self) -> None:
         """Follow each URL that is opened to its end, which is at mcp-remote."""
         listening = httpx2.AsyncHTTPTransport(retries=RETRIES)  # it listens a little later than it opens the browser
-        async with httpx2.AsyncClient(transport=listening) as http:
+        async with httpx2.AsyncClient(transport=listening, timeout=60) as http:
             while True:
                 for url in self._opened.read_text().splitlines()[self.authorizations :]:
                     self.authorizations += 1

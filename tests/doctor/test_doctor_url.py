@@ -92,7 +92,7 @@ def proxy(upstream: str, seen: Seen, change: Change | None = None) -> ASGIApp:
         async def forward() -> Response:
             headers = {k: v for k, v in request.headers.items() if k not in request.scope.get("strip", ())}
             path = request.scope.get("forward_to", request.url.path)
-            async with httpx2.AsyncClient() as http:
+            async with httpx2.AsyncClient(timeout=60) as http:
                 answer = await http.request(
                     request.method, upstream + path, headers=headers, content=await request.body()
                 )

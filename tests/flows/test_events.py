@@ -271,7 +271,7 @@ async def test_the_whole_way_over_http_tells_no_secret(make_provider: Provider, 
     secrets = {"password": PASSWORD, "verifier": verifier, "state": "the-very-secret-state", "hash": PASSWORD_HASH}
     async with (
         serving(FastMCP("wiki", auth=provider).http_app(), port),
-        httpx2.AsyncClient(base_url=url, headers={"accept": "text/html"}) as http,
+        httpx2.AsyncClient(base_url=url, headers={"accept": "text/html"}, timeout=60) as http,
     ):
         registration = {"redirect_uris": [REDIRECT_URI], "client_name": "Test"}
         client = (await http.post("/register", json=registration)).json()

@@ -49,7 +49,7 @@ async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[s
 
 async def register(url: str, redirect_uri: str) -> str:
     """Register a public client, and return its client_id."""
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         answer = await http.post(
             url.removesuffix("/mcp") + "/register",
             json={"redirect_uris": [redirect_uri], "token_endpoint_auth_method": "none", "client_name": "conformance"},
@@ -68,7 +68,7 @@ async def open_authorization_page(output: asyncio.StreamReader) -> str:
         listening = listening or line.startswith("Callback server started")
         if "/authorize?" in line:
             page = line.strip()
-    async with httpx2.AsyncClient(follow_redirects=True) as browser:
+    async with httpx2.AsyncClient(follow_redirects=True, timeout=60) as browser:
         assert (await browser.get(page)).status_code == 200
     return read + (await output.read()).decode()
 
@@ -78,7 +78,7 @@ async def test_every_check_of_the_suite_passes(url: str, tmp_path: Path) -> None
     command = need_conformance_suite()
     port, results = free_port(), tmp_path / "results"
     client_id = await register(url, f"http://127.0.0.1:{port}/callback")
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         issuer = (await discover(http, url))["issuer"]
     options = ["--url", issuer, "--client-id", client_id, "--resource", url]
     process = await asyncio.create_subprocess_exec(

@@ -36,7 +36,7 @@ async def test_nobody_authorizes_an_agent_again(product: type[Agent], tmp_path: 
         assert authorizations() == 1
 
         form = {"client_id": registered, "token": agent.refresh_token}
-        assert httpx2.post(server.url.replace("/mcp", "/revoke"), data=form).status_code == 200
+        assert httpx2.post(server.url.replace("/mcp", "/revoke"), data=form, timeout=60).status_code == 200
         await agent.authorize()
         assert authorizations() == 2
         assert (agent.client_id == registered) is product.keeps_registration

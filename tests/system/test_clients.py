@@ -78,7 +78,7 @@ async def test_a_revoked_grant_leads_to_a_new_authorization(app: App, server: Ex
         form["client_secret"] = str(registered.client_secret)
     if method == "client_secret_basic":
         headers = basic(str(registered.client_id), str(registered.client_secret))
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         revoked = await http.post(server.url.replace("/mcp", "/revoke"), data=form, headers=headers)
     assert revoked.status_code == 200, revoked.text
 

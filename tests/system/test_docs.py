@@ -145,7 +145,7 @@ def test_programs_run(page: str, number: int, tmp_path: Path) -> None:
         return
     port = free_port()
     with running("program.py", tmp_path, port, FASTMCP_PORT=str(port), **environment):
-        assert httpx2.post(f"http://127.0.0.1:{port}/mcp", json={}).status_code == 401
+        assert httpx2.post(f"http://127.0.0.1:{port}/mcp", json={}, timeout=60).status_code == 401
 
 
 def modules_of_the_tests() -> list[Path]:

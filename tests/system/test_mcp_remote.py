@@ -36,7 +36,7 @@ async def test_nobody_authorizes_mcp_remote_again(tmp_path: Path) -> None:
         assert refreshed["refresh_token"] != issued["refresh_token"]
 
         form = {"client_id": registered["client_id"], "token": refreshed["refresh_token"]}
-        assert httpx2.post(server.url.replace("/mcp", "/revoke"), data=form).status_code == 200
+        assert httpx2.post(server.url.replace("/mcp", "/revoke"), data=form, timeout=60).status_code == 200
         assert await call() == 2
         assert remote.stored("client_info")["client_id"] == registered["client_id"]
     finally:

@@ -31,7 +31,7 @@ async def url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 
 async def test_discovery_leads_to_every_endpoint(url: str) -> None:
     """Challenge, resource metadata and server metadata agree, and each endpoint that they name works."""
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         metadata = await discover(http, url)
         registered = await http.post(
             metadata["registration_endpoint"],
@@ -55,7 +55,7 @@ async def test_discovery_leads_to_every_endpoint(url: str) -> None:
 
 async def test_an_error_names_the_same_issuer(url: str) -> None:
     """The `iss` of an error redirect is the issuer of the metadata, byte for byte (RFC 9207, section 2.4)."""
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         metadata = await discover(http, url)
         registered = await http.post(
             metadata["registration_endpoint"],
@@ -83,7 +83,7 @@ async def test_real_clients_get_in_and_refresh(url: str, kind: str, tmp_path: Pa
 
 async def test_machine_tokens_work_beside_ours() -> None:
     """Inside `MultiAuth` the other verifiers are asked for tokens that are not ours."""
-    async with in_multi_auth(free_port()) as url, httpx2.AsyncClient() as http:
+    async with in_multi_auth(free_port()) as url, httpx2.AsyncClient(timeout=60) as http:
         call = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
         for token, refused in ((MACHINE_TOKEN, False), ("nonsense", True)):
             headers = {"authorization": f"Bearer {token}", "accept": "application/json, text/event-stream"}
@@ -122,7 +122,10 @@ async def test_a_server_that_ended_leaves_the_next_alone() -> None:
     machines = StaticTokenVerifier({MACHINE_TOKEN: {"client_id": "machine", "scopes": []}})
     for _ in range(2):
         port = free_port()
-        async with serving(wiki(machines).http_app(stateless_http=True), port) as url, httpx2.AsyncClient() as http:
+        async with (
+            serving(wiki(machines).http_app(stateless_http=True), port) as url,
+            httpx2.AsyncClient(timeout=60) as http,
+        ):
             answer = await http.post(f"{url}/mcp", json=call, headers=headers)
             assert "T: for authorized clients only" in answer.text
         await asyncio.sleep(NOTICE_SECONDS)

@@ -49,7 +49,7 @@ async def test_workers_of_a_preloaded_server_serve(database_url: str, tmp_path: 
             while len(workers) < 2:
                 assert process.poll() is None
                 try:
-                    async with httpx2.AsyncClient(base_url=url, trust_env=False) as http:
+                    async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as http:
                         workers.add((await http.get("/worker")).text)
                         await _sign_in_and_call(http)
                 except httpx2.ConnectError:

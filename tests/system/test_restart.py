@@ -105,7 +105,7 @@ async def test_replicas_share_tokens_and_revocations(start_server: StartServer) 
     assert result.data == "Home: for authorized clients only"
 
     client_id = await app.client_id()
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         revoked = await http.post(
             first.url.replace("/mcp", "/revoke"), data={"token": tokens.access_token, "client_id": client_id}
         )

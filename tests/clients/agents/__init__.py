@@ -139,7 +139,7 @@ class Agent(ABC):
     async def _follow(url: str) -> None:
         """Follow the URL to its end, which is at the product."""
         listening = httpx2.AsyncHTTPTransport(retries=RETRIES)  # it may listen a little later than it prints
-        async with httpx2.AsyncClient(transport=listening) as http:
+        async with httpx2.AsyncClient(transport=listening, timeout=60) as http:
             assert (await http.get(url, follow_redirects=True)).status_code == 200
 
 

@@ -16,7 +16,7 @@ INITIALIZE = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 async def call(wiki: Site, access_token: str) -> int:
     """Call the server as a client with this token, and return the status."""
     headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json, text/event-stream"}
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         return (await http.post(f"{wiki.url}/mcp", json=INITIALIZE, headers=headers)).status_code
 
 
