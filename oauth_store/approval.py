@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -85,7 +86,9 @@ class Approver(Protocol):
 
     async def pending(self, handle: str, request: Request) -> AuthorizationRequest | None: ...
 
-    async def approve(self, handle: str, *, subject: str | None = None) -> str: ...
+    async def approve(
+        self, handle: str, *, subject: str | None = None, scopes: Collection[str] | None = None
+    ) -> str: ...
 
     async def deny(self, handle: str) -> str: ...
 

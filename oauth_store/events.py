@@ -19,6 +19,7 @@ EVENTS = {
     "used_pair_replayed": (logging.WARNING, "refresh answered again with a pair that is in use"),
     "reuse_detected": (logging.WARNING, "refresh token reused, its grant is revoked"),
     "code_replayed": (logging.WARNING, "authorization code replayed, its grant is revoked"),
+    "scopes_changed": (logging.INFO, "scopes changed"),
     "revoked": (logging.INFO, "grant revoked"),
     "purged": (logging.INFO, "purged"),
 }

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -211,13 +211,15 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         client = None if row is None else await self.get_client(row.client_id)
         return None if row is None or client is None else request_of(handle, client, row)
 
-    async def approve(self, handle: str, *, subject: str | None = None) -> str:
+    async def approve(self, handle: str, *, subject: str | None = None, scopes: Collection[str] | None = None) -> str:
         """Approve a request, and return the URL that takes the browser, and the code, back to the client.
 
         Called again before the code was used, it replaces the code. `subject` names who approved; every token carries
-        it. Raises `AuthorizeError` if the request is unknown, expired, denied, or its code was used.
+        it. `scopes` are those to grant, also ones that the client did not ask for (RFC 6749, section 3.3); None grants
+        those of the request. The required scopes are always granted. Raises `AuthorizeError` if the request is
+        unknown, expired, denied, or its code was used, and for a scope that this server does not have.
         """
-        return await authorization.approve(self.issuer, handle, subject)
+        return await authorization.approve(self.issuer, handle, subject, scopes)
 
     async def deny(self, handle: str) -> str:
         """Deny a request, and return the URL that tells the client so. Raises `AuthorizeError`, as `approve` does."""
@@ -244,7 +246,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         self, client: OAuthClientInformationFull, refresh_token: RefreshToken, scopes: list[str]
     ) -> OAuthToken:
         """Rotate a refresh token, or answer it again. Raises `TokenError`."""
-        scope = " ".join(scopes)
+        scope = "" if set(scopes) == set(refresh_token.scopes) else " ".join(scopes)  # all: as it is in the row by then
         presented = refresh.PresentedRefreshToken(client.client_id, refresh_token.token, scope=scope, checked=True)
         return await refresh.refresh(self.issuer, presented)
 

@@ -17,8 +17,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
-ACCESS, REFRESH, SESSION = "access_token", "refresh_token", "session"
-"""The kinds of tokens: the hints of RFC 7009, and what signs in on the page of connected apps."""
+ACCESS, REFRESH, SESSION, SCOPES = "access_token", "refresh_token", "session", "scopes"
+"""The kinds of rows in `oauth_tokens`: the two tokens by RFC 7009's names, a browser's session on the page of connected
+apps, and the record of a change of a grant's scopes."""
 
 CLIENT_ID_LENGTH = 512
 """Characters of the longest client_id that is accepted; a client ID metadata document's is a URL."""
@@ -93,10 +94,11 @@ class Code(Base):
 
 
 class Token(Base):
-    """An access or a refresh token, or a session. A pair's two name each other; all of a grant share its `grant_id`.
+    """An access or a refresh token, a session, or a change of a grant's scopes.
 
-    A token is live while it is neither expired, consumed nor revoked. Rotation consumes both of a pair; a consumed
-    refresh token stays until it expires, so that its replay is answered and its reuse is seen.
+    A pair's two name each other; all of a grant share its `grant_id`. A token is live while it is neither expired,
+    consumed nor revoked. Rotation consumes both of a pair; a consumed refresh token stays until it expires, so that its
+    replay is answered and its reuse is seen.
     """
 
     __tablename__ = "oauth_tokens"
@@ -104,7 +106,7 @@ class Token(Base):
 
     token_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
-    """One of the three above. Every lookup names it."""
+    """One of the four above. Every lookup names it."""
     paired_hash: Mapped[bytes | None] = mapped_column(_Hash)
     grant_id: Mapped[bytes] = mapped_column(_GrantId, index=True)
     client_id: Mapped[str | None] = mapped_column(

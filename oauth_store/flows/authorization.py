@@ -2,19 +2,20 @@
 
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from fastmcp.server.auth.redirect_validation import build_client_redirect
 from mcp.server.auth.provider import AuthorizationParams, AuthorizeError
 from mcp.shared.auth import InvalidScopeError
-from sqlalchemy import Row, Select, Update, bindparam, insert, select, update
+from sqlalchemy import Row, Select, bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id
 from oauth_store.database.models import NEVER, clients, codes
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.clients import StoredClient, owners
+from oauth_store.flows.clients import DESCRIPTION_LENGTH, OFFLINE_ACCESS, Standing, StoredClient, is_owners, owners
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.registration import replace_metadata
 from oauth_store.flows.tokens import lookup, update_one
@@ -43,6 +44,7 @@ _give_code = (
     .values(
         code_hash=bindparam("b_code_hash"),
         subject=bindparam("b_subject"),
+        scopes=bindparam("b_scopes"),
         approved_at=bindparam("b_now"),
         expires_at=bindparam("b_expires_at"),
     )
@@ -129,21 +131,31 @@ def _pending(session: Session, issuer: Issuer, handle: str, now: int) -> Row[Any
     return row if row is not None and issuer.is_ours(row.resource) else None
 
 
-async def approve(issuer: Issuer, handle: str, subject: str | None) -> str:
-    """Give a request its code, and return the URL that takes it to the client.
+async def approve(issuer: Issuer, handle: str, subject: str | None, scopes: Collection[str] | None) -> str:
+    """Give a request its code, for these scopes, and return the URL that takes it to the client.
 
     Its client is one that was used, from now on. Raises `AuthorizeError`.
     """
     code = mint("code")
-    row = await issuer.store.write(_approve, issuer, handle, code, subject, int(time.time()))
+    row = await issuer.store.write(_approve, issuer, handle, code, subject, scopes, int(time.time()))
     return _redirect(issuer, row, code=code)
 
 
-def _approve(session: Session, issuer: Issuer, handle: str, code: str, subject: str | None, now: int) -> Row[Any]:
-    values = {"b_subject": subject, "b_expires_at": now + issuer.code_expiry_seconds}
-    row = _answer(session, issuer, _give_code, handle, now, b_code_hash=hash_secret(code), **values)
+def _approve(
+    session: Session,
+    issuer: Issuer,
+    handle: str,
+    code: str,
+    subject: str | None,
+    scopes: Collection[str] | None,
+    now: int,
+) -> Row[Any]:
+    row = _waiting(session, issuer, handle, now)
     if row.registered_id is None:
         raise AuthorizeError("unauthorized_client", "the client is not registered")
+    values = {"b_subject": subject, "b_expires_at": now + issuer.code_expiry_seconds, "b_code_hash": hash_secret(code)}
+    values["b_scopes"] = row.scopes if scopes is None else " ".join(_granted(issuer, row, scopes))
+    update_one(session, _give_code, b_hash=row.handle_hash, b_now=now, **values)
     if row.last_used_at == NEVER:  # one that the owner added before registrations said so
         replace_metadata(session, row.client_id, owners(row.client_metadata))
     update_one(session, _stamp_client, b_client_id=row.client_id, b_now=now)
@@ -157,17 +169,33 @@ async def deny(issuer: Issuer, handle: str) -> str:
     return _redirect(issuer, row, error="access_denied", error_description="the owner of this server said no")
 
 
+def _granted(issuer: Issuer, row: Row[Any], scopes: Collection[str]) -> list[str]:
+    """Return the scopes to grant of those that the owner chose: they may be more than the client asked for.
+
+    RFC 6749, sections 3.3 and 5.1. The required ones are always among them, and `offline_access` if it was asked for.
+    Raises `AuthorizeError` for one that this server does not have.
+    """
+    limited = row.last_used_at == NEVER or is_owners(row.client_metadata)
+    client = StoredClient.load(row.client_metadata, Standing(scopes=issuer.scopes, limited=limited))
+    asked = row.scopes.split()
+    unknown = [scope for scope in scopes if scope not in {*asked, *client.offered}]
+    if unknown:
+        raise AuthorizeError("invalid_scope", f"this server cannot grant {' '.join(unknown)}"[:DESCRIPTION_LENGTH])
+    chosen = {*scopes, *issuer.scopes.required, OFFLINE_ACCESS}
+    return [scope for scope in dict.fromkeys([*asked, *client.offered]) if scope in chosen]
+
+
 def _deny(session: Session, issuer: Issuer, handle: str, now: int) -> Row[Any]:
-    row = _answer(session, issuer, _end_request, handle, now)
+    row = _waiting(session, issuer, handle, now)
+    update_one(session, _end_request, b_hash=row.handle_hash, b_now=now)
     emit_after_commit(session, "approval_denied", grant_id=row.grant_id, client_id=row.client_id)
     return row
 
 
-def _answer(session: Session, issuer: Issuer, answer: Update, handle: str, now: int, **values: Any) -> Row[Any]:
+def _waiting(session: Session, issuer: Issuer, handle: str, now: int) -> Row[Any]:
     row = _pending(session, issuer, handle, now)
     if row is None:
         raise AuthorizeError("invalid_request", "this request is unknown, expired or already answered; start again")
-    update_one(session, answer, b_hash=row.handle_hash, b_now=now, **values)
     return row
 
 

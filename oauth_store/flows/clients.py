@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -109,6 +110,18 @@ class StoredClient(OAuthClientInformationFull):
     def secret_hash(self) -> bytes | None:
         return self._standing.secret_hash
 
+    @property
+    def _listed(self) -> Mapping[str, None]:
+        own = dict.fromkeys((self.scope or "").split())
+        valid = self._standing.scopes.valid
+        listed = dict.fromkeys([*own, *self._standing.scopes.usual]) if valid is None else valid
+        return {scope: None for scope in own if scope in listed} if self._standing.limited and own else listed
+
+    @property
+    def offered(self) -> Mapping[str, None]:
+        """The scopes that this client can have: those that are required, and see `validate_scope`."""
+        return {**dict.fromkeys(self._standing.scopes.required), **self._listed}
+
     def validate_scope(self, requested_scope: str | None) -> list[str] | None:
         """Return the scopes to grant (RFC 6749, section 3.3): what was asked for, less what this client cannot have.
 
@@ -120,13 +133,9 @@ class StoredClient(OAuthClientInformationFull):
         """
         own = dict.fromkeys((self.scope or "").split())
         required, usual = self._standing.scopes.required, self._standing.scopes.usual
-        valid = self._standing.scopes.valid
-        listed = dict.fromkeys([*own, *usual]) if valid is None else valid
-        if self._standing.limited and own:
-            listed = {scope: None for scope in own if scope in listed}
-            if not listed:
-                raise InvalidScopeError("this server has none of the scopes that its owner named for this client")
-        offer = {**dict.fromkeys(required), **listed}
+        if self._standing.limited and own and not self._listed:
+            raise InvalidScopeError("this server has none of the scopes that its owner named for this client")
+        offer = self.offered
         asked = dict.fromkeys((requested_scope or "").split())
         wanted = [scope for scope in asked if scope != OFFLINE_ACCESS]
         granted = [scope for scope in wanted if scope in offer]

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, null, select, true, update
 from sqlalchemy.orm import Session
 
-from oauth_store.database.models import ACCESS, REFRESH, SESSION, Client, Code, Token, codes, is_live, tokens
+from oauth_store.database.models import ACCESS, REFRESH, Client, Code, Token, codes, is_live, tokens
 from oauth_store.display import link_start
 from oauth_store.events import emit_after_commit
 
@@ -191,7 +191,7 @@ def grants_to_end(
 def grants_named(session: Session, prefix: str) -> list[bytes]:
     """Return the ids of grants, live or not, that begin with some hex digits: a few of them, if they are many."""
     first, last = bytes.fromhex(prefix.ljust(32, "0")), bytes.fromhex(prefix.ljust(32, "f"))
-    tokens_of = select(Token.grant_id).where(Token.kind != SESSION, Token.grant_id.between(first, last))
+    tokens_of = select(Token.grant_id).where(Token.kind.in_((ACCESS, REFRESH)), Token.grant_id.between(first, last))
     codes_of = select(Code.grant_id).where(Code.approved_at.is_not(None), Code.grant_id.between(first, last))
     return sorted(session.execute(tokens_of.union(codes_of).limit(4)).scalars())
 

@@ -45,7 +45,8 @@ _client_and_token = with_client(tokens, *_is_known)
 _pair = select(tokens).where(tokens.c.token_hash.in_((bindparam("b_access"), bindparam("b_refresh"))))
 _consume = (
     update(tokens)
-    .where(*_is_known, tokens.c.consumed_at.is_(None))
+    # with the scopes that were read: where the owner changes them meanwhile, the step begins again
+    .where(*_is_known, tokens.c.consumed_at.is_(None), tokens.c.scopes == bindparam("b_granted"))
     .values(
         consumed_at=bindparam("b_now"),
         first_used_at=func.coalesce(tokens.c.first_used_at, bindparam("b_now")),
@@ -120,10 +121,10 @@ def _refresh(session: Session, issuer: Issuer, token: PresentedRefreshToken, now
     if not issuer.is_ours(row.resource):
         raise TokenError("invalid_grant", "the refresh token is for another resource")
     if row.consumed_at is not None:
-        return _answer_again(session, issuer, token, row, scopes, now)
+        return _answer_again(session, issuer, token, row, now)
     pair = Pair.mint(with_refresh_token=True)
     sealed = seal(token.refresh_token, pair.access_token, str(pair.refresh_token)) if issuer.grace_seconds else None
-    update_one(session, _consume, b_hash=row.token_hash, b_replay=sealed, b_now=now)
+    update_one(session, _consume, b_hash=row.token_hash, b_granted=row.scopes, b_replay=sealed, b_now=now)
     if row.paired_hash is not None:
         session.execute(_consume_access_token, {"b_hash": row.paired_hash, "b_now": now})
     emit_after_commit(session, "tokens_refreshed", **names_of(row), address=token.address)
@@ -150,7 +151,7 @@ def _narrowed(granted: list[str], token: PresentedRefreshToken) -> list[str]:
 
 
 def _answer_again(
-    session: Session, issuer: Issuer, token: PresentedRefreshToken, row: Row[Any], scopes: Sequence[str], now: int
+    session: Session, issuer: Issuer, token: PresentedRefreshToken, row: Row[Any], now: int
 ) -> OAuthToken | None:
     """Answer a refresh token that was consumed already; end its grant if it is reused. `None` means invalid_grant.
 
@@ -171,7 +172,8 @@ def _answer_again(
         emit_after_commit(session, "reuse_detected", **names)
         revoke_grants(session, [row.grant_id], "reuse detected", now)
         return None
-    if successor is None or not live or not successor.has(scopes):
+    # the scopes of now, which the owner may have changed since
+    if successor is None or not live or not successor.has(_narrowed(successor.refresh.scopes.split(), token)):
         return None
     emit_after_commit(session, "used_pair_replayed" if used else "refresh_replayed", **names)
     return successor.answer(now)
@@ -189,7 +191,7 @@ class _Successor:
         return self.refresh.consumed_at is None and self.refresh.revoked_at is None and self.refresh.expires_at > now
 
     def has(self, scopes: Sequence[str]) -> bool:
-        return self.access is None or set(self.access.scopes.split()) == set(scopes)
+        return self.access is None or set(self.access.scopes.split()) >= set(scopes)
 
     def answer(self, now: int) -> OAuthToken:
         if self.access is None:
