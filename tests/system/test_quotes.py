@@ -1,8 +1,8 @@
-"""The messages that the documentation quotes are messages of the code, as it has them now.
+"""The messages that the documentation quotes are messages that the code can produce now.
 
-A quote is each line of a `text` block, each line that an `oauth-store` command prints in a `console` block, and each
-code span or quoted phrase of two words or more. Three dots stand for text that is left out. A message of another program
-follows the name of that program and a verb, as in "the client shows `...`" or "FastMCP logs:".
+These are quotes: each line of a `text` block, each line that an `oauth-store` command prints in a `console` block, and
+each code span or double-quoted phrase of two words or more. Three dots stand for omitted text. A message of another
+program follows the program's name and a verb, as in "the client shows `...`" or "FastMCP logs:".
 """
 
 import ast
@@ -16,9 +16,9 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = [path for folder in ("oauth_store", "migrations") for path in sorted((ROOT / folder).rglob("*.py"))]
 HOLE = "\0"
-"""Stands in a message for a value."""
+"""Marks the place of a value in a message."""
 FIXED_LETTERS = 10
-"""A message of fewer letters and else of values could be anything."""
+"""A message with fewer letters around its values would match almost any text."""
 
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r'`([^`]+)`|"([^"`]+)"')
@@ -33,14 +33,14 @@ LOG_FIELDS = re.compile(r": \w+=\S+( \w+=\S+)*$")
 
 @functools.cache
 def messages() -> list[str]:
-    """Every text in the code that is no docstring, with a `HOLE` for each value that it is given."""
+    """Every text in the code except docstrings, with a `HOLE` in place of each value."""
     trees = [ast.parse(path.read_text()) for path in SOURCES]
     constants = {name: value for tree in trees for name, value in constants_of(tree)}
     return sorted({" ".join(text.split()) for tree in trees for text in texts_of(tree, constants)})
 
 
 def constants_of(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """The texts that a module gives a name in capitals."""
+    """The text constants of a module."""
     for node in tree.body:
         match node:
             case ast.Assign(targets=[ast.Name(name)], value=ast.Constant(str(value))) if name.isupper():
@@ -48,7 +48,7 @@ def constants_of(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def texts_of(tree: ast.Module, constants: dict[str, str]) -> Iterator[str]:
-    """The texts of a module that are no docstrings."""
+    """The texts of a module except docstrings."""
     parts = set()
     for node in ast.walk(tree):
         match node:
@@ -62,7 +62,7 @@ def texts_of(tree: ast.Module, constants: dict[str, str]) -> Iterator[str]:
 
 
 def filled(part: ast.expr, constants: dict[str, str]) -> str:
-    """A part of an f-string: its text, or that of a constant, or a `HOLE`."""
+    """The text of one part of an f-string, or a `HOLE`."""
     match part:
         case ast.Constant(str(text)):
             return text
@@ -72,24 +72,31 @@ def filled(part: ast.expr, constants: dict[str, str]) -> str:
 
 
 def is_produced(quote: str, message: str) -> bool:
-    """Whether a message can read like a quote: the whole of it with values, or parts of its fixed text in order."""
-    fixed = message.replace(HOLE, "")
-    if sum(map(str.isalpha, fixed)) >= FIXED_LETTERS:
-        pattern = ".+".join(map(re.escape, message.split(HOLE)))
-        if re.fullmatch(pattern, quote):
-            return True
-    pieces = [piece.strip() for piece in quote.split("...")]
-    return re.search(".*".join(rf"(?<!\w){re.escape(piece)}(?!\w)" for piece in pieces if piece), message) is not None
+    """Whether a quote is a whole message with values, or consists of parts of its fixed text in their order."""
+    return whole(message).fullmatch(quote) is not None or is_in_order(quote.split("..."), message)
+
+
+@functools.cache
+def whole(message: str) -> re.Pattern[str]:
+    """Matches a message from beginning to end, with any values; nothing if the message is little else than values."""
+    letters = sum(map(str.isalpha, message))
+    return re.compile(".*".join(map(re.escape, message.split(HOLE))) if letters >= FIXED_LETTERS else r"(?!)")
+
+
+def is_in_order(pieces: list[str], message: str) -> bool:
+    """Whether the fixed text of a message has the pieces of a quote, in their order and between whole words."""
+    words = [rf"(?<!\w){re.escape(piece.strip())}(?!\w)" for piece in pieces if piece.strip()]
+    return re.search(".*".join(words), message) is not None
 
 
 def closest(quote: str) -> str:
-    """The message that has most words of a quote; of several, the shortest."""
+    """The message that shares the most words with a quote; of several, the shortest."""
     words = set(quote.split())
     return max(messages(), key=lambda message: (len(words & set(message.split())), -len(message))).replace(HOLE, "...")
 
 
 def quotes_in(text: str) -> Iterator[str]:
-    """The messages of ours that a text quotes inline."""
+    """The messages of oauth_store that a text quotes inline."""
     end, anothers = 0, False
     for found in QUOTE.finditer(text):
         joined = re.fullmatch(r",? (or|and) (only )?", text[end : found.start()])
@@ -101,7 +108,7 @@ def quotes_in(text: str) -> Iterator[str]:
 
 
 def quotes_in_blocks(page: str) -> Iterator[str]:
-    """The messages of ours that the blocks of a page quote."""
+    """The messages of oauth_store in the blocks of a page."""
     for found in FENCE.finditer(page):
         language, block = found[2], found[3]
         if language == "text" and not ANOTHER_PROGRAM.search(page[: found.start()]):
@@ -113,7 +120,7 @@ def quotes_in_blocks(page: str) -> Iterator[str]:
 
 
 def quotes_of(name: str, *, only_symptoms: bool) -> list[str]:
-    """The messages of ours that a page quotes: in its blocks, and all over it or in the first column of its tables."""
+    """The messages of oauth_store that a page quotes: in blocks, and in its text or the first column of its tables."""
     page = (ROOT / "docs" / name).read_text()
     prose = FENCE.sub("", page)
     inline = "\n".join(FIRST_CELL.findall(prose)) if only_symptoms else prose
@@ -129,15 +136,15 @@ QUOTES = [
 
 @pytest.mark.parametrize("quote", QUOTES)
 def test_a_quoted_message_is_one_of_the_code(quote: str) -> None:
-    """The code can produce each message that these pages quote as ours."""
+    """The code can produce each message that these pages quote as a message of oauth_store."""
     assert any(is_produced(quote, message) for message in messages()), (
-        f"no message of the code reads {quote!r}; the closest is {closest(quote)!r}. If it is another program's, write "
-        "so before it, as in: the client shows `...`"
+        f"no message in the code reads {quote!r}; the closest is {closest(quote)!r}. Quote that one, or, if another "
+        "program writes the message, name the program, as in: the client shows `...`"
     )
 
 
 def test_a_changed_message_is_noticed() -> None:
-    """A quote is of one message: where its wording changes, the quote is no longer found."""
+    """A quote no longer matches when the wording of its message changes, whatever the values are."""
     message = f"{HOLE} cannot be used: {HOLE}"
     assert is_produced("/srv/oauth.db cannot be used: database is locked (SQLITE_BUSY)", message)
     assert is_produced("... cannot be used", message)
