@@ -2,7 +2,7 @@
 
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, ImmutableMultiDict
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -56,11 +56,15 @@ class Cookies:
         return f"{'__Host-' if self._secure else ''}{name}_{self._server}"
 
 
-async def form_of(request: Request) -> dict[str, str]:
+Form = ImmutableMultiDict[str, str]
+"""The fields of a form; several may have one name."""
+
+
+async def form_of(request: Request) -> Form:
     """Return the fields of a form of ours, which browsers send urlencoded; of anything else, none."""
     if media_type(request.headers) != FORM:
-        return {}
-    return {name: str(value) for name, value in (await request.form()).items()}
+        return Form()
+    return Form([(name, str(value)) for name, value in (await request.form()).multi_items()])
 
 
 def from_our_page(request: Request, page_url: str) -> bool:

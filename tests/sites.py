@@ -1,7 +1,7 @@
 """A server that asks for a password, and a browser without a screen: what a person's browser sends, in HTTP."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from html import unescape
@@ -84,6 +84,7 @@ async def site(
     port: int | None = None,
     path: str = "",
     certificate: Path | None = None,
+    tools: Callable[[FastMCP[None]], None] = lambda _: None,
     **settings: Any,
 ) -> AsyncIterator[Site]:
     """Serve a site whose PasswordApproval has these settings, under a path. A `base_url` may name another host."""
@@ -101,6 +102,7 @@ async def site(
             """Answer."""
             return "you are in"
 
+        tools(mcp)
         app = mcp.http_app(stateless_http=True)
         outer = Starlette(routes=[Mount(path, app=app)], lifespan=app.lifespan) if path else app
         async with serving(outer, port, ssl_certfile=certificate) as url:
@@ -126,11 +128,13 @@ class Browser:
             answer = await self.http.get(answer.headers["location"], headers=headers)
         return answer
 
-    async def submit(self, page: httpx2.Response, fields: dict[str, str], **headers: str) -> httpx2.Response:
+    async def submit(self, page: httpx2.Response, fields: dict[str, Any], **headers: str) -> httpx2.Response:
         """Send the page's form, with these fields filled in. A redirect is not followed."""
-        return await self.http.post(action_of(page), data={"csrf": csrf_of(page), **fields}, headers=headers)
+        ticked = [scope for scope, box in boxes_of(page).items() if box == "checked"]
+        shown = {"choices": "shown", "scope": ticked} if 'name="choices"' in page.text else {}
+        return await self.http.post(action_of(page), data={"csrf": csrf_of(page), **shown, **fields}, headers=headers)
 
-    async def allow(self, page: httpx2.Response, password: str = PASSWORD, **fields: str) -> httpx2.Response:
+    async def allow(self, page: httpx2.Response, password: str = PASSWORD, **fields: Any) -> httpx2.Response:
         """Type a password, and press Allow."""
         return await self.submit(page, {"answer": "allow", "password": password, **fields})
 
@@ -144,6 +148,12 @@ def csrf_of(page: httpx2.Response) -> str:
     """The token in a page's forms."""
     found = re.search(r'name="csrf" value="([^"]*)"', page.text)
     return found[1] if found else ""
+
+
+def boxes_of(page: httpx2.Response) -> dict[str, str]:
+    """The scopes that have a checkbox, in their order, and "checked", "checked disabled" or nothing."""
+    found = re.findall(r'<input type="checkbox" name="scope" value="([^"]*)"(?: form="consent")?([ a-z]*)>', page.text)
+    return {unescape(scope): state.strip() for scope, state in found}
 
 
 def action_of(page: httpx2.Response) -> str:

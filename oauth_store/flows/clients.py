@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -157,6 +157,11 @@ class StoredClient(OAuthClientInformationFull):
         if any(_same(presented, urlsplit(str(uri))) for uri in registered):
             return redirect_uri
         raise InvalidRedirectUriError("redirect_uri is not registered for this client")
+
+
+def offered_to(client: OAuthClientInformationFull, scopes: ServerScopes) -> Collection[str]:
+    """Return the scopes that a client can have, also one of a `get_client()` that an application has overridden."""
+    return client.offered if isinstance(client, StoredClient) else scopes.valid or ()
 
 
 _client_by_id = select(clients).where(clients.c.client_id == bindparam("b_client_id"))

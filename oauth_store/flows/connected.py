@@ -53,6 +53,8 @@ class LiveGrant:
     """The latest of what is stored: a refresh, and the first use of a pair. Later uses of a token leave no trace."""
     expires_at: int
     """When the grant ends unless it is refreshed before."""
+    ceiling: tuple[str, ...] | None
+    """The scopes that its owner named for a client that was added by hand: it can have no others."""
 
 
 def live_grants(
@@ -152,7 +154,14 @@ def _connection(row: Row[Any]) -> LiveGrant:
         granted_at=row.granted_at,
         last_used_at=row.last_used_at,
         expires_at=row.expires_at,
+        ceiling=_ceiling(row.client_metadata),
     )
+
+
+def _ceiling(client_metadata: str) -> tuple[str, ...] | None:
+    metadata: dict[str, Any] = json.loads(client_metadata)
+    named = (metadata.get("scope") or "").split() if metadata.get("added_by_owner") else ()
+    return tuple(named) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The connected apps: what may use the server, since when; and the buttons that end it."""
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -12,6 +13,8 @@ from oauth_store.credentials import derive, mint, same
 from oauth_store.display import app_name, short_line, utc
 from oauth_store.flows import sessions
 from oauth_store.flows.connected import LiveGrant, end_all, end_one, live_grants
+from oauth_store.flows.scopes import change_scopes
+from oauth_store.pages.choices import Choices, choices_of, tools_by_scope
 from oauth_store.pages.html import Pages
 from oauth_store.pages.sign_in import SignIn, SignInError
 from oauth_store.pages.wording import Wording, scopes_in_words
@@ -48,7 +51,7 @@ class AppsPage:
             return await self._answer_sign_in(request) if request.method == "POST" else self._form()
         csrf = derive(session, "apps")
         if request.method != "POST":
-            return await self._list(user, csrf)
+            return await self._list(request, user, csrf)
         form = await form_of(request)
         if not from_our_page(request, self._url) or not same(form.get("csrf", ""), csrf):
             return self._pages.message(
@@ -62,8 +65,11 @@ class AppsPage:
             response = self._to_page()
             self._cookies.delete(response, SESSION_COOKIE)
             return response
-        message, app = await self._revoke(user, form.get("revoke", ""))
-        return await self._list(user, csrf, message=message, app=app)
+        if "save" in form:
+            message, app = await self._save(user, form["save"], form.getlist("scope"))
+        else:
+            message, app = await self._revoke(user, form.get("revoke", ""))
+        return await self._list(request, user, csrf, message=message, app=app)
 
     async def _answer_sign_in(self, request: Request) -> Response:
         form = await form_of(request)
@@ -100,9 +106,11 @@ class AppsPage:
             **options,
         )
 
-    async def _list(self, user: str, csrf: str, *, message: str = "", app: str = "") -> Response:
+    async def _list(self, request: Request, user: str, csrf: str, *, message: str = "", app: str = "") -> Response:
         subject, resource = self._subject(user), self._issuer.resource
         connected, total = await self._issuer.store.read(live_grants, subject=subject, resource=resource, limit=SHOWN)
+        scopes = {choice.scope for grant in connected for choice in self._choices(grant, {})}
+        tools = await tools_by_scope(request, scopes)
         return self._pages.render(
             "apps.html",
             server=self._approver.public_name,
@@ -112,17 +120,23 @@ class AppsPage:
             user=user,
             said=message,
             said_of=app,
-            apps=[self._described(grant) for grant in connected],
+            apps=[self._described(grant, tools) for grant in connected],
             more=total - len(connected),
         )
 
-    def _described(self, grant: LiveGrant) -> dict[str, Any]:
+    def _choices(self, grant: LiveGrant, tools: Mapping[str, Sequence[str]]) -> Choices:
+        server = self._issuer.scopes
+        offered = [scope for scope in server.valid or () if grant.ceiling is None or scope in grant.ceiling]
+        return choices_of(grant.scopes, offered, server, self._wording.scope_descriptions, tools)
+
+    def _described(self, grant: LiveGrant, tools: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         since, used = utc(grant.granted_at), utc(grant.last_used_at)
         return {
             "grant_id": grant.grant_id.hex(),
             "name": app_name(grant.client_name),
             "hosts": ", ".join(grant.hosts),
             "scopes": scopes_in_words(grant.scopes, self._wording.scope_descriptions),
+            "choices": self._choices(grant, tools),
             "subject": short_line(grant.subject or ""),
             "since": f"{since.day} {since:%B %Y}",
             "since_iso": since.isoformat(),
@@ -136,6 +150,31 @@ class AppsPage:
     def _subject(self, user: str) -> str | None:
         return user if self._sign_in.asks_user else None
 
+    async def _save(self, user: str, choice: str, ticked: list[str]) -> tuple[str, str]:
+        """Change what a grant allows. Return what to say of it, and the name of the app that this is said of."""
+        store, subject, resource = self._issuer.store, self._subject(user), self._issuer.resource
+        grant_id = _grant_id(choice)
+        listed, _ = await store.read(live_grants, grant_id=grant_id, subject=subject, resource=resource)
+        if grant_id is None or not listed:
+            return "It was revoked already.", ""
+        choices = self._choices(listed[0], {})
+        scopes = choices.chosen(ticked)
+        if not scopes:
+            return "Nothing was changed: choose at least one permission, or revoke the app.", ""
+        changed = await store.write(
+            change_scopes,
+            grant_id,
+            add=scopes,
+            remove=[choice.scope for choice in choices if choice.scope not in scopes],
+            subject=subject,
+            resource=resource,
+            by=f"{user}, on the page of apps",
+            now=int(time.time()),
+        )
+        if changed is None:
+            return "It was revoked already.", ""
+        return "can do what you chose, from its next call on.", app_name(listed[0].client_name)
+
     async def _revoke(self, user: str, choice: str) -> tuple[str, str]:
         """End a grant or all of them. Return what to say of it, and the name of the app that this is said of."""
         store, now = self._issuer.store, int(time.time())
@@ -143,11 +182,17 @@ class AppsPage:
         if choice == "all":
             ended = len(await store.write(end_all, subject, resource, by=user, now=now))
             return f"{ended} app{' has' if ended == 1 else 's have'} no access any more.", ""
-        try:
-            grant_id = bytes.fromhex(choice)
-        except ValueError:
+        grant_id = _grant_id(choice)
+        if grant_id is None:
             return "Nothing was revoked.", ""
         grant = await store.write(end_one, grant_id, subject, resource, by=user, now=now)
         if grant is None:
             return "It was revoked already.", ""
         return "has no access any more.", app_name(grant.client_name)
+
+
+def _grant_id(text: str) -> bytes | None:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return None

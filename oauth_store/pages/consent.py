@@ -1,6 +1,6 @@
 """The consent page: who asks, where the code goes, what for; and the owner's answer."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import urlencode
 
 from mcp.server.auth.provider import AuthorizeError
@@ -9,9 +9,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from oauth_store.approval import Approver, AuthorizationRequest
-from oauth_store.browser import form_of, from_our_page, request_cookie
+from oauth_store.browser import Form, form_of, from_our_page, request_cookie
 from oauth_store.credentials import derive, same
 from oauth_store.display import app_name
+from oauth_store.flows.clients import offered_to
+from oauth_store.pages.choices import Choices, choices_of, tools_by_scope
 from oauth_store.pages.html import Pages
 from oauth_store.pages.sign_in import SignIn, SignInError
 from oauth_store.pages.wording import Target, Wording, document_host, in_words, scopes_in_words
@@ -52,7 +54,7 @@ class ConsentPage:
             return self._over()
         csrf = derive(browser, f"consent {handle}")
         if request.method != "POST":
-            return self._page(waiting, csrf)
+            return await self._page(request, waiting, csrf)
         form = await form_of(request)
         if not from_our_page(request, self._url) or not same(form.get("csrf", ""), csrf):
             return self._message(
@@ -65,35 +67,58 @@ class ConsentPage:
         except AuthorizeError:  # answered, or expired, in between
             return self._over()
 
-    async def _answer(
-        self, request: Request, form: Mapping[str, str], waiting: AuthorizationRequest, csrf: str
-    ) -> Response:
+    async def _answer(self, request: Request, form: Form, waiting: AuthorizationRequest, csrf: str) -> Response:
         if form.get("answer") == "deny":
             return _to_client(await self._approver.deny(waiting.handle))
         if form.get("answer") != "allow":
-            return self._page(waiting, csrf, error="Choose Allow or Deny.", status_code=400)
+            return await self._page(request, waiting, csrf, error="Choose Allow or Deny.", status_code=400)
+        ticked = form.getlist("scope") if "choices" in form else None  # a template of the owner's may have no boxes
+        scopes = None if ticked is None else self._choices(waiting, {}).chosen(ticked)
+        if ticked is not None and not scopes:
+            error = "Choose at least one permission, or Deny." if scopes == [] else "Choose among these permissions."
+            return await self._page(request, waiting, csrf, error=error, ticked=ticked, status_code=400)
         try:
             user = await self._sign_in.check(request, form, self._cookies, self._approver.address_of(request))
         except SignInError as error:
             username = form.get("username", "")
-            return self._page(
-                waiting, csrf, error=str(error), username=username, status_code=error.status_code, headers=error.headers
+            return await self._page(
+                request,
+                waiting,
+                csrf,
+                error=str(error),
+                username=username,
+                ticked=ticked,
+                status_code=error.status_code,
+                headers=error.headers,
             )
-        response = _to_client(await self._approver.approve(waiting.handle, subject=user))
+        choice = {} if scopes is None else {"scopes": scopes}
+        response = _to_client(await self._approver.approve(waiting.handle, subject=user, **choice))
         self._sign_in.remember(response, self._cookies, user)
         return response
 
-    def _page(
+    def _choices(
         self,
+        waiting: AuthorizationRequest,
+        tools: Mapping[str, Sequence[str]],
+        ticked: Collection[str] | None = None,
+    ) -> Choices:
+        server, words = self._approver.issuer.scopes, self._wording.scope_descriptions
+        return choices_of(waiting.scopes, offered_to(waiting.client, server), server, words, tools, ticked)
+
+    async def _page(
+        self,
+        request: Request,
         waiting: AuthorizationRequest,
         csrf: str,
         *,
         error: str = "",
         username: str = "",
+        ticked: Collection[str] | None = None,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         client = waiting.client
+        tools = await tools_by_scope(request, [choice.scope for choice in self._choices(waiting, {})])
         return self._pages.render(
             "consent.html",
             status_code=status_code,
@@ -105,6 +130,7 @@ class ConsentPage:
             client=app_name(client.client_name),
             document_host=document_host(client.client_id),
             target=Target.of(waiting.redirect_uri, self._wording.known_hosts),
+            choices=self._choices(waiting, tools, ticked),
             scopes=scopes_in_words(waiting.scopes, self._wording.scope_descriptions),
             duration=self._duration(client),
             asks_user=self._sign_in.asks_user,

@@ -73,9 +73,14 @@ def document_host(client_id: str) -> str | None:
 
 def scopes_in_words(scopes: Sequence[str], descriptions: Mapping[str, str]) -> list[str]:
     """Return what a client may do, as people read it."""
-    phrases = {OFFLINE_ACCESS: "stay connected when you are not there", **descriptions}
-    words = [short_line(phrases.get(scope, scope)) for scope in scopes]
+    words = [scope_in_words(scope, descriptions) for scope in scopes]
     return words or ["use everything that this server offers to apps"]
+
+
+def scope_in_words(scope: str, descriptions: Mapping[str, str]) -> str:
+    """Return what one scope allows, as people read it."""
+    phrases = {OFFLINE_ACCESS: "stay connected when you are not there", **descriptions}
+    return short_line(phrases.get(scope, scope))
 
 
 def in_words(seconds: int) -> str:
