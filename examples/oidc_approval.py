@@ -62,7 +62,7 @@ class OidcApproval:
             for name in ("OIDC_OWNER_SUBJECTS", "OIDC_OWNER_EMAILS")
         )
         if not self._subjects and not self._emails:
-            raise ConfigurationError("no owner is set; expected OIDC_OWNER_SUBJECTS or OIDC_OWNER_EMAILS")
+            raise ConfigurationError("nobody can allow an app; set OIDC_OWNER_SUBJECTS or OIDC_OWNER_EMAILS")
         self._upstream = OAuth().register(
             "upstream",
             client_id=client_id,
