@@ -1,9 +1,9 @@
-# Each target does its own set-up, in .venv; all it needs is Python 3.11 or newer: make PYTHON=python3.13 test
+# Each target sets itself up in .venv, and needs only Python 3.11 or newer: make PYTHON=python3.13 test
 PYTHON ?= python3
 PYTHONS ?= 3.11 3.12 3.13
 VENV ?= .venv
 BIN := $(VENV)/bin
-# What is compiled once is not compiled again by each process that the tests start
+# The processes that the tests start reuse compiled code
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
@@ -14,14 +14,14 @@ help:
 	@echo "make demo       a client keeps working through a kill -9 of its server"
 	@echo "make serve      a server with a sign-in page, for you to connect Claude to"
 	@echo "make test       the tests, on SQLite and on PostgreSQL"
-	@echo "make test-all   the same on each Python that is here, of $(PYTHONS)"
-	@echo "make coverage   the same, and which branches of the package they take"
+	@echo "make test-all   the same on each installed Python of $(PYTHONS)"
+	@echo "make coverage   the tests, and the branches of the package that they cover"
 	@echo "make mutants    deliberate faults in the code, one at a time: the tests have to catch each (14 minutes)"
-	@echo "make check      formatting, lint, types, migrations, the docs and the tests: what CI runs"
+	@echo "make check      what CI runs: formatting, lint, types, migrations, documentation and tests"
 	@echo "make docs       the documentation, in build/docs"
-	@echo "make bench      measure what it costs, and write docs/benchmarks (7 minutes; QUICK=1: one, and writes elsewhere)"
-	@echo "make clean      remove .venv and everything else that was built here"
-	@echo "PYTHON=...      the interpreter to build .venv with: 3.11 or newer, python3 if unset"
+	@echo "make bench      measure what authentication costs, and write docs/benchmarks (7 minutes; QUICK=1: one minute, elsewhere)"
+	@echo "make clean      remove .venv and everything else that was built"
+	@echo "PYTHON=...      the interpreter for .venv: 3.11 or newer, by default python3"
 
 demo: $(VENV)/installed
 	@$(BIN)/python examples/demo.py
@@ -29,7 +29,7 @@ demo: $(VENV)/installed
 serve: $(VENV)/installed
 	@$(BIN)/python -m examples.serve
 
-# As many processes as there are cores. What measures how long something takes counts processor time.
+# One process per core. Tests that measure a cost count processor time.
 PARALLEL = --numprocesses logical --dist worksteal
 test: $(VENV)/installed-dev
 	$(BIN)/pytest $(PARALLEL)
@@ -40,7 +40,7 @@ coverage: $(VENV)/installed-dev
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# pyenv has a python3.12 on the path that only says which versions it would have
+# pyenv puts a python3.12 on the path that only lists the versions that it has
 test-all:
 	@failed=; \
 	for version in $(PYTHONS); do \
@@ -48,7 +48,7 @@ test-all:
 			$$python -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" 2>/dev/null && break; \
 			python=; \
 		done; \
-		if [ -z "$$python" ]; then echo "Python $$version: not here, skipped"; continue; fi; \
+		if [ -z "$$python" ]; then echo "Python $$version: not installed, skipped"; continue; fi; \
 		echo "Python $$version: $$python"; \
 		$(MAKE) --no-print-directory VENV=.venv-$$version PYTHON=$$python test || failed="$$failed $$version"; \
 	done; \
@@ -69,7 +69,7 @@ check: $(VENV)/installed-dev
 	$(MAKE) docs
 	$(MAKE) test
 
-# Warnings are errors: of a link or an anchor that leads nowhere, too. What the build may not do is fetch anything.
+# Warnings are errors, also for a broken link or anchor. The build fetches nothing.
 docs: $(VENV)/installed-dev
 	$(BIN)/sphinx-build -c docs --fail-on-warning --keep-going --fresh-env --quiet . build/docs
 	@echo "build/docs/docs/index.html"
@@ -81,12 +81,12 @@ clean:
 	rm -rf .venv .venv-* tests/clients/node_modules tests/clients/agents/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# 25.1 is the first pip that knows --group
+# pip 25.1 is the first with --group
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		found=$$($(PYTHON) --version 2>/dev/null) || found="not installed"; \
-		echo "Python 3.11 or newer is needed; $(PYTHON) is $$found." \
-			"Name another: make PYTHON=python3.13 $(MAKECMDGOALS)" >&2; exit 1; }
+		echo "$(PYTHON) is $$found; expected Python 3.11 or newer." \
+			"Name another one: make PYTHON=python3.13 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade 'pip>=25.1'
 	@touch $@

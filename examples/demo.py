@@ -1,8 +1,8 @@
-"""What a `kill -9` does to an MCP client: nothing here, and a new authorization on `InMemoryOAuthProvider`.
+"""Kill a server under its MCP client: the client stays authorized here, and not on `InMemoryOAuthProvider`.
 
-`make demo` runs it. A real server in a process of its own, a real client over HTTP, and every OAuth request that the
-client sends, as it happens. The persistent server asks its owner for a password, on a page; here nobody sits at the
-browser, so the form is filled in over HTTP. Exits 1 if the client of that server had to authorize again.
+`make demo` runs it. It starts a real server in its own process, connects a real client over HTTP, and prints every
+OAuth request of the client as it happens. The persistent server asks its owner for a password, on a page; the
+demonstration fills in the form over HTTP. Exits 1 if the client of that server had to authorize again.
 """
 
 import asyncio
@@ -41,13 +41,13 @@ REFRESH = "POST /token (refresh_token) 200"
 
 
 class DemoError(Exception):
-    """The demonstration could not be carried through."""
+    """The demonstration failed."""
 
 
 def main() -> None:
-    """Run both demonstrations, and compare them."""
-    warnings.filterwarnings("ignore", message="Using in-memory token storage")  # it is not the client that is killed
-    logging.getLogger("mcp.client.auth").setLevel(logging.CRITICAL)  # registering again, it prints a traceback
+    """Run both demonstrations and compare them."""
+    warnings.filterwarnings("ignore", message="Using in-memory token storage")  # only the server is killed
+    logging.getLogger("mcp.client.auth").setLevel(logging.CRITICAL)  # it logs a traceback for each new registration
     os.environ.update(NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
     started = time.monotonic()
     try:
@@ -97,9 +97,9 @@ async def demonstrate(server: "Server", password: str | None = None) -> bool:
         say("  kill -9")
         server.start()
         say(f"  server started again, process {server.pid}")
-        say("  the client comes back with the tokens that it stored")
+        say("  the client reconnects with its stored tokens")
         await app.call_tool()
-        say("  the client comes back without its access token: it has to refresh")
+        say("  the client reconnects without its access token, so it has to refresh")
         await app.keep(refresh_token=True)
         refreshes = app.requests.count(REFRESH)
         await app.call_tool()
@@ -111,9 +111,9 @@ async def demonstrate(server: "Server", password: str | None = None) -> bool:
 
 
 class ClientApp:
-    """An MCP client application: what it has stored, and how often its owner had to authorize it.
+    """An MCP client application: its storage, its OAuth requests, and how often its owner had to authorize it.
 
-    `password` is what the server's page asks the owner for. None is a server that asks nobody.
+    `password` is the owner's password for the consent page. None means that the server asks for no approval.
     """
 
     def __init__(self, url: str, password: str | None = None) -> None:
@@ -124,7 +124,7 @@ class ClientApp:
         self.authorizations = 0
 
     def connect(self, mode: str = "auto") -> Client[Any]:
-        """Return a client that starts with what is stored, as after a restart of its application."""
+        """Return a client that starts with the stored tokens, as after a restart of its application."""
         transport = StreamableHttpTransport(self.url, auth=CountingOAuth(self), httpx_client_factory=self._http_client)
         return Client(transport, mode=mode)
 
@@ -135,28 +135,28 @@ class ClientApp:
         say(f"    tool answered: {result.data}")
 
     async def tokens(self) -> OAuthToken:
-        """Return the tokens that are stored."""
+        """Return the stored tokens."""
         tokens = await CountingOAuth(self).token_storage_adapter.get_tokens()
         if tokens is None:
             raise DemoError("the client has stored no tokens")
         return tokens
 
     async def client_id(self) -> str:
-        """Return the client_id that the server gave to the client."""
+        """Return the client_id that the server issued to the client."""
         client = await CountingOAuth(self).token_storage_adapter.get_client_info()
         if client is None:
             raise DemoError("the client is not registered")
         return str(client.client_id)
 
     async def keep(self, *, refresh_token: bool) -> None:
-        """Throw away the stored access token, and keep the refresh token or not."""
+        """Delete the stored access token, and the refresh token unless `refresh_token` is true."""
         tokens = (await self.tokens()).model_copy(update={"access_token": ""})
         if not refresh_token:
             tokens.refresh_token = None
         await CountingOAuth(self).token_storage_adapter.set_tokens(tokens)
 
     def saw(self, response: httpx2.Response) -> None:
-        """Note and print a request of the client, if it belongs to OAuth."""
+        """Record and print a request of the client if it is part of OAuth."""
         request = response.request
         url = urlsplit(str(request.url))
         if url.path.startswith("/.well-known/") or (url.path == "/mcp" and response.status_code != 401):
@@ -171,7 +171,7 @@ class ClientApp:
             what += f" ({parse_qs(request.content.decode())['grant_type'][0]})"
         self.requests.append(f"{what} {response.status_code}")
         asks = urlsplit(response.headers.get("location", "")).path == "/consent"
-        meaning = "  ask the owner" if asks else _MEANINGS.get((url.path, response.status_code), "")
+        meaning = "  redirect to the consent page" if asks else _MEANINGS.get((url.path, response.status_code), "")
         say(f"    {what:<36}{response.status_code}{meaning}")
 
     def _http_client(self, *arguments: Any, **options: Any) -> httpx2.AsyncClient:
@@ -184,17 +184,17 @@ class ClientApp:
 _MEANINGS = {
     ("/mcp", 401): "  not authorized",
     ("/register", 201): "  registered",
-    ("/authorize", 302): "  approved: here is a code",
+    ("/authorize", 302): "  approved, with a code",
     ("/authorize", 400): "  the registration is lost",
-    ("/consent", 200): "  in the browser",
-    ("/consent", 303): "  allowed: here is a code",
+    ("/consent", 200): "  the consent page",
+    ("/consent", 303): "  allowed, with a code",
     ("/consent", 403): "  refused",
     ("/token", 200): "  an access and a refresh token",
 }
 
 
 class CountingOAuth(HeadlessOAuth):
-    """The OAuth side of the client. It counts how often a person would have to go through a browser."""
+    """The OAuth side of the client. It counts how often the owner would have to authorize it in a browser."""
 
     def __init__(self, app: ClientApp) -> None:
         self.app = app
@@ -206,28 +206,28 @@ class CountingOAuth(HeadlessOAuth):
             response: Any = await browser.get(authorization_url)
         self._stored_response = response
         self.app.saw(response)
-        if response.status_code == 400:  # what the client with a browser does: it registers again
+        if response.status_code == 400:  # a client with a browser registers again
             raise ClientNotFoundError
         if self.app.password is not None:
             self._stored_response = await self._allow(response, self.app.password)
         self.app.authorizations += 1
 
     async def _allow(self, redirect: httpx2.Response, password: str) -> Any:
-        """Open the page that the browser is sent to, and press Allow with a wrong password, then with the right one."""
+        """Open the consent page, and press Allow with a wrong password, then with the right one."""
         async with httpx2.AsyncClient(cookies=redirect.cookies, timeout=CALL_SECONDS) as browser:
             page = await browser.get(redirect.headers["location"])
             question = re.search(r"<h1>(.*?)</h1>", page.text)
             csrf = re.search(r'name="csrf" value="(.*?)"', page.text)
             self.app.saw(page)
             if question is None or csrf is None:
-                raise DemoError(f"the page does not ask:\n{page.text}")
+                raise DemoError(f"the response is not the consent page:\n{page.text}")
             say(f"    the page asks: {html.unescape(re.sub('<[^>]*>', '', question[1]))}")
             for typed, expected in (("a guess", 403), (password, 303)):
                 form = {"csrf": html.unescape(csrf[1]), "password": typed, "answer": "allow"}
                 answer = await browser.post(page.url, data=form)
                 self.app.saw(answer)
                 if answer.status_code != expected:
-                    raise DemoError(f"the page answered {answer.status_code}; expected {expected}")
+                    raise DemoError(f"the consent page returned {answer.status_code}; expected {expected}")
         answer.status_code = 302  # the only redirect that HeadlessOAuth knows
         return answer
 
@@ -251,7 +251,7 @@ class Server:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start the process, and wait until it answers."""
+        """Start the process, and wait until it listens."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(self.command, env=self.environment, stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
@@ -261,7 +261,7 @@ class Server:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """Kill the process with SIGKILL, and wait until it is gone."""
+        """Kill the process with SIGKILL, and wait until it has exited."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(timeout=START_SECONDS)
@@ -274,7 +274,7 @@ class Server:
 
 
 def serve_in_memory() -> None:
-    """Be examples/server.py with the provider that comes with FastMCP."""
+    """Serve the same tool as examples/server.py, with FastMCP's own provider."""
     port = int(os.environ["PORT"])
     provider = InMemoryOAuthProvider(
         base_url=f"http://127.0.0.1:{port}", client_registration_options=ClientRegistrationOptions(enabled=True)
@@ -289,7 +289,7 @@ def serve_in_memory() -> None:
 
 
 def run_tool(module: str, *arguments: str, settings: dict[str, str] | None = None, typed: str = "") -> str:
-    """Run a command as before a deploy, with `typed` on standard input. Return what it prints."""
+    """Run a command with `typed` on standard input. Return its output."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
@@ -305,12 +305,12 @@ def run_tool(module: str, *arguments: str, settings: dict[str, str] | None = Non
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without settings of another server."""
+    """Return the environment without the settings of another server."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("MCP_", "FASTMCP_", "BASE_URL"))}
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
+    """Print a line, unbuffered."""
     print(line, flush=True)
 
 

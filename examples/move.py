@@ -1,9 +1,9 @@
-"""A client that goes on working while its server moves from SQLite to another database, and back.
+"""Move a server from SQLite to another database and back, under a client that keeps working.
 
     python -m examples.move postgresql://user:password@host/an_empty_database
 
-A real server in a process of its own, a real client over HTTP, `oauth-store copy` in between, and every OAuth request
-that the client sends. Exits 1 if the client had to be authorized again.
+It starts a real server in its own process, connects a real client over HTTP, runs `oauth-store copy`, and prints every
+OAuth request of the client. Exits 1 if the client had to authorize again.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from oauth_store.database.url import database_url, display_name
 
 
 def main() -> None:
-    """Move there and back."""
+    """Move the server there and back."""
     if len(sys.argv) != 2:
-        sys.exit("give the URL of an empty database: python examples/move.py postgresql://user:password@host/name")
-    warnings.filterwarnings("ignore", message="Using in-memory token storage")  # it is not the client that moves
+        sys.exit("expected the URL of an empty database: python -m examples.move postgresql://user:password@host/name")
+    warnings.filterwarnings("ignore", message="Using in-memory token storage")  # only the server moves
     os.environ.update(NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
     with tempfile.TemporaryDirectory() as directory:
         try:
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 async def move(directory: Path, elsewhere: str) -> int:
-    """Return how often the client had to be authorized."""
+    """Return how often the client had to authorize."""
     first, last = str(directory / "oauth.db"), str(directory / "back.db")
     server = Server([str(SERVER)], directory / "server.log", {"MCP_OAUTH_DB": first})
     app = ClientApp(server.url)
@@ -49,9 +49,9 @@ async def move(directory: Path, elsewhere: str) -> int:
             say("  server stopped")
             copy(source, target)
             serve(server, target)
-            say("  the client comes back with the tokens that it stored")
+            say("  the client reconnects with its stored tokens")
             await app.call_tool()
-            say("  the client comes back without its access token: it has to refresh")
+            say("  the client reconnects without its access token, so it has to refresh")
             await app.keep(refresh_token=True)
             refreshes = app.requests.count(REFRESH)
             await app.call_tool()
@@ -70,7 +70,7 @@ def serve(server: Server, database: str) -> None:
 
 
 def copy(source: str, target: str) -> None:
-    """Run `oauth-store copy`, and show what it prints."""
+    """Run `oauth-store copy`, and show its output."""
     say(f"  oauth-store copy {shown(source)} {shown(target)}")
     command = [sys.executable, "-m", "oauth_store", "copy", source, target]
     done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=False)
@@ -81,7 +81,7 @@ def copy(source: str, target: str) -> None:
 
 
 def shown(database: str) -> str:
-    """Return the name of a file, or a URL without its password."""
+    """Return the file's name, or the URL without its password."""
     return display_name(database_url(database)) if "://" in database else Path(database).name
 
 

@@ -1,16 +1,16 @@
-"""Lets in whom an OpenID Connect provider signs in: Google, Microsoft, Keycloak, Authentik, a company's own.
+"""Sign the owner in with an OpenID Connect provider: Google, Microsoft, Keycloak, Authentik, or your company's.
 
     pip install fastmcp-oauth-store authlib itsdangerous
     python examples/oidc_approval.py
 
-An approval of your own, to copy and to change. These environment variables say the rest:
+Copy this approval and change it. Set these environment variables:
 
-    BASE_URL               the public URL of this server; http://127.0.0.1:8000, where it listens, if it is unset
-    OIDC_ISSUER            the provider, spelled as it spells itself: https://accounts.google.com
-    OIDC_CLIENT_ID         of this server, as registered there with the redirect URI <BASE_URL>/sign-in/callback
-    OIDC_CLIENT_SECRET     that goes with it
-    OIDC_OWNER_SUBJECTS    who may let apps in, by the `sub` that the provider knows them by, separated by commas
-    OIDC_OWNER_EMAILS      the same by address, as far as the provider says that it has verified it
+    BASE_URL               the public URL of this server; by default http://127.0.0.1:8000, where it listens
+    OIDC_ISSUER            the provider's issuer, spelled exactly as in its metadata: https://accounts.google.com
+    OIDC_CLIENT_ID         this server's client id at the provider, with the redirect URI <BASE_URL>/sign-in/callback
+    OIDC_CLIENT_SECRET     the secret of that client
+    OIDC_OWNER_SUBJECTS    the owners, by their `sub` at the provider, separated by commas
+    OIDC_OWNER_EMAILS      the owners, by email addresses that the provider has verified, separated by commas
 """
 
 import hmac
@@ -45,14 +45,14 @@ logger = logging.getLogger("oidc_approval")
 
 
 class OidcApproval:
-    """Signs the owner in at an OpenID Connect provider, then shows who asks, and takes the answer."""
+    """Sign the owner in with an OpenID Connect provider, then ask the owner to allow or deny the app."""
 
     def __init__(self, settings: Mapping[str, str] = os.environ) -> None:
-        """Raises `ConfigurationError` for a setting that is missing or bad. The provider is not asked yet."""
+        """Raises `ConfigurationError` for a missing or bad setting. Does not contact the provider yet."""
         needed = ("OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET")
         for name in needed:
             if not settings.get(name):
-                raise ConfigurationError(f"{name} is not set; {Path(__file__).name} begins with what it is")
+                raise ConfigurationError(f"{name} is not set; the top of {Path(__file__).name} explains it")
         self._issuer, client_id, client_secret = (settings[name] for name in needed)
         url = urlsplit(self._issuer)
         if url.scheme != "https" and (url.scheme, url.hostname) != ("http", "127.0.0.1"):
@@ -62,7 +62,7 @@ class OidcApproval:
             for name in ("OIDC_OWNER_SUBJECTS", "OIDC_OWNER_EMAILS")
         )
         if not self._subjects and not self._emails:
-            raise ConfigurationError("nobody could let an app in; set OIDC_OWNER_SUBJECTS or OIDC_OWNER_EMAILS")
+            raise ConfigurationError("nobody can allow an app; set OIDC_OWNER_SUBJECTS or OIDC_OWNER_EMAILS")
         self._upstream = OAuth().register(
             "upstream",
             client_id=client_id,
@@ -74,7 +74,7 @@ class OidcApproval:
             "iss": {"essential": True, "value": self._issuer},
             "aud": {"essential": True, "value": client_id},
         }
-        # the same in every process, so that any of them can go on; another one when who may sign in changes
+        # the same key in every process, so that any of them can continue; a new key when the owners change
         bound = repr((self._issuer, client_id, sorted(self._subjects), sorted(self._emails)))
         self._session_key = hmac.digest(client_secret.encode(), bound.encode(), "sha256").hex()
 
@@ -83,14 +83,14 @@ class OidcApproval:
         return _page_url(provider, request.handle)
 
     def routes(self, provider: SQLAlchemyOAuthProvider) -> list[Route]:
-        """Return our pages. Their signed session cookie says which request a sign-in is for, and then whose it was."""
+        """Return our pages. A signed session cookie holds the request of a sign-in, and then the signed-in owner."""
         secure = provider.public_url("").startswith("https://")
         session = Middleware(
             SessionMiddleware,
             secret_key=self._session_key,
             session_cookie="__Host-sign-in" if secure else "sign-in",
             max_age=SESSION_SECONDS,
-            same_site="lax",  # a strict one would not come along when the provider sends the browser back
+            same_site="lax",  # browsers do not send a strict cookie when the provider redirects back
             https_only=secure,
         )
         return [
@@ -101,10 +101,10 @@ class OidcApproval:
     async def _page(self, provider: SQLAlchemyOAuthProvider, request: Request) -> Response:
         handle = request.query_params.get("handle", "")
         asked = await provider.pending(handle, request)
-        if asked is None:  # so it is in every browser but the one that started it: anyone can send a link around
-            return _say(410, "This request is over", "It was answered, is too old, or belongs to another browser.")
+        if asked is None:  # also in every browser that did not start the request: an attacker may have sent the link
+            return _say(410, "This request is over", "It was answered, has expired, or belongs to another browser.")
         signed_in = request.session.get("signed_in", {})
-        if signed_in.get("handle") != handle:  # a sign-in is good for one request
+        if signed_in.get("handle") != handle:  # a sign-in is valid for one request
             if request.method == "POST":
                 return _say(403, "You are not signed in", "Nothing was allowed.")
             return await self._to_upstream(provider, request, handle)
@@ -112,29 +112,29 @@ class OidcApproval:
             return _ask(asked, signed_in)
         form = await request.form()
         if not hmac.compare_digest(str(form.get("csrf", "")).encode(), signed_in["csrf"].encode()):
-            return _say(403, "This answer did not come from our page", "Nothing was allowed.")
+            return _say(403, "This form was not sent from our page", "Nothing was allowed.")
         try:
             if form.get("answer") == "allow":
                 url = await provider.approve(handle, subject=signed_in["subject"])
             else:
                 url = await provider.deny(handle)
-        except AuthorizeError:  # answered, or expired, in between
-            return _say(410, "This request is over", "It was answered, or is too old.")
+        except AuthorizeError:  # answered or expired in the meantime
+            return _say(410, "This request is over", "It was answered, or has expired.")
         return RedirectResponse(url, 303, {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
 
     async def _to_upstream(self, provider: SQLAlchemyOAuthProvider, request: Request, handle: str) -> Response:
         request.session.clear()
         request.session["handle"] = handle
         try:
-            # Authlib makes state, nonce and PKCE verifier, and keeps them in the session
+            # Authlib creates state, nonce and PKCE verifier, and keeps them in the session
             redirect: Response = await self._upstream.authorize_redirect(request, provider.public_url(CALLBACK))
             issuer = self._upstream.server_metadata["issuer"]
-        except Exception as error:  # whatever the provider answers, people get a page
+        except Exception as error:  # whatever the provider returns, the owner gets a page
             logger.warning("nobody can sign in: %r", error)
             return _say(502, "Signing in does not work right now", "Reload this page in a moment.")
         if issuer != self._issuer:  # OpenID Connect Discovery, section 4.3
             logger.error("nobody can sign in: OIDC_ISSUER is %r, which calls itself %r", self._issuer, issuer)
-            return _say(502, "Signing in does not work", "The log of this server says why.")
+            return _say(502, "Signing in does not work", "See the log of this server for the reason.")
         return redirect
 
     async def _callback(self, provider: SQLAlchemyOAuthProvider, request: Request) -> Response:
@@ -143,25 +143,25 @@ class OidcApproval:
         try:
             token = await self._upstream.authorize_access_token(request, claims_options=self._claims)
             person = await self._person(token)
-        except OAuthError as error:  # the provider said no, or the state was used or is not this browser's
+        except OAuthError as error:  # the provider refused, or the state was used or belongs to another browser
             logger.warning("a sign-in failed: %r", error)
-            return _say(400, "You are not signed in", "The sign-in was cancelled, or not begun here.", again)
-        except Exception as error:  # whatever else it answers lets nobody in
+            return _say(400, "You are not signed in", "The sign-in was canceled, or not started here.", again)
+        except Exception as error:  # any other response of the provider lets nobody in
             logger.warning("nobody can sign in: %r", error)
             return _say(502, "Signing in does not work right now", "Try again in a moment.", again)
         email = person.get("email") if person.get("email_verified") is True else None
         name = f"{email or 'someone without a verified address'} (subject {person['sub']})"
         if person["sub"] not in self._subjects and email not in self._emails:
             logger.warning("not an owner: %r", name)
-            return _say(403, "You cannot let apps in here", f"You signed in as {name}, who is not an owner.", again)
+            return _say(403, "You cannot allow apps here", f"You signed in as {name}, who is not an owner.", again)
         request.session.clear()
         csrf = secrets.token_urlsafe(32)
         request.session["signed_in"] = {"handle": handle, "subject": person["sub"], "name": name, "csrf": csrf}
         return RedirectResponse(_page_url(provider, handle), 303, {"Cache-Control": "no-store"})
 
     async def _person(self, token: dict[str, Any]) -> dict[str, Any]:
-        """Return the claims of the verified ID token, and of the userinfo endpoint where the address is only there."""
-        claims: dict[str, Any] = token["userinfo"]  # missing without an ID token, which is an error like others
+        """Return the claims of the verified ID token, and those of the userinfo endpoint if only it has the address."""
+        claims: dict[str, Any] = token["userinfo"]  # a KeyError without an ID token, handled like other errors
         if self._emails and "email" not in claims:
             more = await self._upstream.userinfo(token=token)
             if more["sub"] == claims["sub"]:  # OpenID Connect Core, section 5.3.2
@@ -176,11 +176,12 @@ def _page_url(provider: SQLAlchemyOAuthProvider, handle: str) -> str:
 def _ask(asked: AuthorizationRequest, signed_in: dict[str, str]) -> Response:
     target = urlsplit(asked.redirect_uri)
     web = target.scheme in ("http", "https")
-    link = f"{target.scheme}:{'//' if target.netloc else ''}{target.netloc}"  # of an app's own: the host proves nothing
+    # the host of a private-use scheme proves nothing
+    link = f"{target.scheme}:{'//' if target.netloc else ''}{target.netloc}"
     name = "".join(one for one in asked.client.client_name or "" if one.isprintable())[:80]  # the client chose it
     return _html(
         200,
-        title="Let this app in?",
+        title="Allow this app?",
         client=name or "nothing",
         target=target.netloc if web else f"an app on this device that opens links that begin with {link}",
         scopes=" ".join(asked.scopes) or "everything that this server offers to apps",
@@ -195,7 +196,7 @@ def _say(status: int, title: str, text: str, again: str | None = None) -> Respon
 
 def _html(status: int, **values: str | None) -> Response:
     headers = {
-        # no form-action: Chromium holds it against the redirect to the client that follows the form
+        # no form-action: Chromium would also apply it to the redirect to the client after the form
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "
         "frame-ancestors 'none'",
         "Referrer-Policy": "no-referrer",

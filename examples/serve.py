@@ -1,7 +1,7 @@
-"""Serve examples/server.py to a person with a browser, and say what to do with it. `make serve` runs it.
+"""Serve examples/server.py for your browser, and print how to connect to it. `make serve` runs it.
 
-MCP_OAUTH_DB, PORT and BASE_URL are as in examples/server.py. Without MCP_OAUTH_PASSWORD_HASH, there is a password for
-this run alone.
+MCP_OAUTH_DB, PORT and BASE_URL are as in examples/server.py. Without MCP_OAUTH_PASSWORD_HASH, it makes up a password
+that is valid for this run only.
 """
 
 import logging
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # without those that look like others
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # no characters that are easy to confuse
 
 
 def main() -> None:
@@ -20,17 +20,17 @@ def main() -> None:
     try:
         serve()
     except KeyboardInterrupt:
-        print("\nStopped. Clients stay authorized: start it again, and they go on.")
+        print("\nStopped. Clients stay authorized: start it again, and they keep working.")
 
 
 def serve() -> None:
-    """Serve. What keeps the server from starting is one line and an exit code."""
-    from argon2 import PasswordHasher  # these take a second or two, and Ctrl-C ends them too
+    """Serve. An error at the start is one line and an exit code."""
+    from argon2 import PasswordHasher  # these imports take a second or two; here Ctrl-C stops them cleanly
 
     from examples.server import base_url, create_server, port
     from oauth_store import OAuthStoreError
 
-    # who registers, is let in and is refused: one line each
+    # log each registration, approval and refusal in one line
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("oauth_store").setLevel(logging.INFO)
     password = None
@@ -49,7 +49,7 @@ def serve() -> None:
 
 
 def listen(at: int) -> socket.socket:
-    """Return a socket that listens on 127.0.0.1. Exits with one line where that cannot be."""
+    """Return a socket that listens on 127.0.0.1. Exits with one line if it cannot listen."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -62,17 +62,17 @@ def listen(at: int) -> socket.socket:
 
 
 def instructions(url: str, password: str | None) -> str:
-    """Return what a person has to know."""
+    """Return the instructions to print."""
     mcp = f"{url}/mcp"
     if password is None:
-        asked = "the one that MCP_OAUTH_PASSWORD_HASH is of"
+        asked = "the password whose hash is in MCP_OAUTH_PASSWORD_HASH"
     else:
-        asked = f"{password}   (of this run; for one of your own, see `oauth-store hash-password`)"
+        asked = f"{password}   (for this run; to choose your own, run `oauth-store hash-password`)"
     if urlsplit(url).scheme == "https":
         claude_ai = f"Settings > Connectors > Add custom connector: {mcp}"
     else:
-        claude_ai = f"""needs a public https URL that leads here, by a tunnel or a proxy to {url}.
-               Start again with it, and add it under Settings > Connectors > Add custom connector:
+        claude_ai = f"""needs a public https URL, from a tunnel or a proxy to {url}.
+               Start again with that URL, then add it under Settings > Connectors > Add custom connector:
                BASE_URL=https://wiki.example.com make serve"""
     return f"""A wiki for authorized clients is at {mcp}
 
@@ -80,7 +80,7 @@ Password       {asked}
 Claude Code    claude mcp add --transport http wiki {mcp}
                then, in Claude Code: /mcp, wiki, Authenticate
 Claude.ai      {claude_ai}
-Connected apps {url}/apps shows what has access, and ends it
+Connected apps {url}/apps lists the apps that have access, and revokes them
 Database       {kept()}
 
 Ctrl-C stops it.
@@ -88,11 +88,11 @@ Ctrl-C stops it.
 
 
 def kept() -> str:
-    """Return where clients and tokens are kept, without the password that a URL may have in it."""
+    """Return where the server keeps clients and tokens, without the password of a URL."""
     database = os.environ.get("MCP_OAUTH_DB") or "mcp_oauth.db"
     if database == ":memory:" or "://" in database:
-        return "what MCP_OAUTH_DB says"
-    return f"{Path(database).resolve()}; delete it to begin anew"
+        return "the one in MCP_OAUTH_DB"
+    return f"{Path(database).resolve()}; delete it to start over"
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python examples/server.py
 
-Four environment variables say the rest. MCP_OAUTH_DB names the database: a file's path or a URL, "mcp_oauth.db" if it
-is unset. PORT is where to listen on 127.0.0.1. BASE_URL is the URL that clients use. MCP_OAUTH_PASSWORD_HASH, which
-`oauth-store hash-password` makes, is the owner's password: without it only clients on this machine get in, and with a
-public BASE_URL the server does not start.
+Four environment variables configure it. MCP_OAUTH_DB is the database: a file's path or a URL, by default
+"mcp_oauth.db". PORT is the port on 127.0.0.1, by default 8000. BASE_URL is the URL that clients use.
+MCP_OAUTH_PASSWORD_HASH is the hash of the owner's password, from `oauth-store hash-password`. Without it only clients
+on this machine get in, and with a public BASE_URL the server refuses to start.
 """
 
 import os
@@ -25,7 +25,7 @@ def create_server() -> FastMCP:
     @asynccontextmanager
     async def lifespan(_server: FastMCP) -> AsyncIterator[None]:
         async with provider:  # closes its connections at the end
-            await provider.check_schema()  # optional: a wrong schema stops the start, not the first request
+            await provider.check_schema()  # optional: fail at the start on a wrong schema, not at the first request
             yield
 
     mcp = FastMCP("wiki", auth=provider, lifespan=lifespan)
@@ -44,7 +44,7 @@ def base_url() -> str:
 
 
 def port() -> int:
-    """Return where to listen. Exits with one line where PORT is no port."""
+    """Return the port to listen on. Exits with one line if PORT is not a port."""
     found = os.environ.get("PORT") or "8000"
     if not found.isdecimal() or not 0 < int(found) < 65536:
         sys.exit(f"cannot start: PORT is {found!r}; expected a number from 1 to 65535")
@@ -52,10 +52,10 @@ def port() -> int:
 
 
 def main() -> None:
-    """Serve until stopped. What keeps the server from starting is one line and an exit code."""
+    """Serve until stopped. An error at the start is one line and an exit code."""
     try:
-        # stateless_http: up to protocol 2025-11-25, an MCP session lives in the memory of one process. A client whose
-        # session is lost in a restart gets "Session not found", which its user takes for a lost login.
+        # stateless_http: up to protocol 2025-11-25, an MCP session lives in the memory of one process. After a restart
+        # the client gets "Session not found", which users mistake for a lost login.
         create_server().run(transport="http", host="127.0.0.1", port=port(), stateless_http=True, show_banner=False)
     except OAuthStoreError as error:
         sys.exit(f"cannot start: {error}")

@@ -387,7 +387,7 @@ class TestSettings:
             check=False,
         )
         assert done.returncode == 1
-        assert done.stderr == "cannot start: OIDC_ISSUER is not set; oidc_approval.py begins with what it is\n"
+        assert done.stderr == "cannot start: OIDC_ISSUER is not set; the top of oidc_approval.py explains it\n"
 
     def test_a_public_server_keeps_its_session_to_https(self) -> None:
         """On https, the session cookie is Secure and of this host alone."""

@@ -63,7 +63,7 @@ class Run:
     @property
     def password(self) -> str:
         """The password that it shows."""
-        found = re.search(r"^Password +([a-z0-9-]+)   \(of this run", self.said, re.MULTILINE)
+        found = re.search(r"^Password +([a-z0-9-]+)   \(for this run", self.said, re.MULTILINE)
         assert found is not None, self.said
         return found[1]
 
@@ -127,8 +127,8 @@ def test_a_password_of_ones_own_is_not_shown(tmp_path: Path) -> None:
     hashed = hash_password("correct horse")
     settings = {"MCP_OAUTH_PASSWORD_HASH": hashed, "BASE_URL": "https://wiki.example.com/", "PORT": str(free_port())}
     with running(tmp_path / "wiki", **settings) as run:
-        assert "the one that MCP_OAUTH_PASSWORD_HASH is of" in run.said
-        assert "of this run" not in run.said
+        assert "the password whose hash is in MCP_OAUTH_PASSWORD_HASH" in run.said
+        assert "for this run" not in run.said
         assert hashed not in run.said
         assert "Add custom connector: https://wiki.example.com/mcp\n" in run.said
         assert "wiki https://wiki.example.com/mcp\n" in run.said
