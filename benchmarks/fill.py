@@ -1,10 +1,10 @@
-"""Fill an empty database as a busy server would leave it behind, for what is measured on a large one.
+"""Fill an empty database with the rows of a busy server, for measurements on a large one.
 
     python -m benchmarks.fill large.db --grants 100000
 
-Every client has ten grants of its own. Of a hundred grants, 20 were just made; 50 were refreshed, and keep the pair
-that was consumed, with its sealed successor; 10 were revoked, 10 have expired, and 10 are idle: only the refresh token
-lives. There are codes, sessions and clients that nobody approved as well. At the end it prints a secret of each kind.
+Every client has ten grants of its own. Of a hundred grants, 20 are new; 50 were refreshed, and keep the consumed pair
+with its sealed successor; 10 were revoked, 10 have expired, and 10 are idle: only the refresh token is live. The
+database also has codes, sessions and clients that were never approved. At the end it prints a secret of each kind.
 """
 
 import argparse
@@ -43,7 +43,7 @@ samples: dict[str, str] = {}
 
 
 def client_rows(number: int, now: int) -> Iterator[tuple[str, list[Row]]]:
-    """Yield client ids with their rows."""
+    """Yield client ids with their rows, and unused clients with an empty id."""
     for index in range(number):
         client_id, (name, redirect_uri) = f"{random.getrandbits(128):032x}", APPLICATIONS[index % len(APPLICATIONS)]
         secret = mint("secret") if index % 10 == 0 else None
@@ -130,7 +130,7 @@ def grant_rows(client_id: str, index: int, now: int) -> list[Row]:
 
 
 def other_rows(client_id: str, now: int) -> list[Row]:
-    """Return an authorization request that waits, a code that was used, and a session."""
+    """Return a pending authorization request, a used code, and a session."""
     handle, code, session = mint("request"), mint("code"), mint("session")
     samples.update({"request": handle, "used code": code, "session": session})
     at = now - random.randrange(500)
@@ -192,7 +192,7 @@ def insert_rows(session: Session, batch: list[Row]) -> None:
 
 
 async def fill(database_url: str, grants: int) -> int:
-    """Migrate an empty database, fill it, and return how many rows that made."""
+    """Migrate an empty database, fill it, and return the number of rows."""
     store = Store(database_url, schema.prepare)
     rows, total = all_rows(grants, int(time.time())), 0
     try:

@@ -1,4 +1,4 @@
-"""What a larger file costs: bytes per pair, and verifications and refreshes among up to a million rows."""
+"""The cost of a larger file: bytes per pair, and verifications and refreshes with up to a million rows."""
 
 import random
 import sqlite3
@@ -19,7 +19,7 @@ from tests.steps import RESOURCE
 
 CLIENTS = 100
 BATCH = 5_000
-VERIFY, REFRESH_BY_ROWS = "verify among so many rows", "load and exchange a refresh token among so many rows"
+VERIFY, REFRESH_BY_ROWS = "verify, by number of rows", "load and exchange a refresh token, by number of rows"
 BYTES_PER_PAIR = "bytes per pair, indexes included"
 _INSERT = (
     "INSERT INTO oauth_tokens (token_hash, kind, paired_hash, grant_id, client_id, subject, scopes, resource,"
@@ -28,10 +28,10 @@ _INSERT = (
 
 
 async def filled_file(directory: Path, rows: int) -> tuple[str, float]:
-    """Return the path of a file with so many tokens, inserted pair by pair, and the bytes that each pair takes."""
+    """Return the path of a file with `rows` tokens, inserted pair by pair, and the bytes per pair."""
     path = await new_file(directory, f"rows-{rows}")
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        # nothing is measured here: a power cut may have it
+        # nothing is measured here, and a power cut may destroy the file
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA cache_size = -1000000")
         connection.execute("PRAGMA wal_autocheckpoint = 100000")
@@ -56,7 +56,7 @@ def _size(connection: sqlite3.Connection) -> int:
 
 
 def _client_id(number: int) -> str:
-    return f"00000000-0000-4000-8000-{number:012x}"  # a UUID, as registration gives them
+    return f"00000000-0000-4000-8000-{number:012x}"  # a UUID, as registration assigns them
 
 
 def _tokens(now: int, pairs: int) -> Iterator[tuple[Any, ...]]:
@@ -68,7 +68,7 @@ def _tokens(now: int, pairs: int) -> Iterator[tuple[Any, ...]]:
 
 
 async def measure_growth(directory: Path, sizes: list[int], *, rounds: int, seconds: float) -> list[Measure]:
-    """Measure on files with so many token rows, interleaved."""
+    """Measure on files with each number of token rows, interleaved."""
     space = Measure(BYTES_PER_PAIR, "bytes")
     contenders, grants = {}, {}
     for rows in sizes:

@@ -1,4 +1,4 @@
-"""Over HTTP: server processes, a client process, and calls per second."""
+"""Measure calls per second over HTTP, with server processes and a client process."""
 
 import asyncio
 import contextlib
@@ -45,9 +45,9 @@ def server(database: str) -> Iterator[int]:
 
 
 async def measure_http(databases: Mapping[str, str], *, rounds: int, seconds: float) -> tuple[list[Measure], float]:
-    """Measure calls, refreshes and flows per second on each database beside InMemoryOAuthProvider, and two workers.
+    """Measure calls, refreshes and flows per second on each database and InMemoryOAuthProvider, and two workers.
 
-    Also return the largest share of a processor that the client took in any round.
+    Also return the client's largest share of a processor in any round.
     """
     busiest = 0.0
 
@@ -77,7 +77,7 @@ async def measure_http(databases: Mapping[str, str], *, rounds: int, seconds: fl
             (FLOWS, "flow", 1),
         ):
             turns = {who: partial(load, kind, connections, port) for who, port in ports.items()}
-            # a call takes what FastMCP takes: what can be told apart is a few per cent
+            # FastMCP dominates a call, so the differences are a few percent
             more = 2 if kind == "call" else 1
             measures.append(await take_turns(Measure(name, "/s", connections), turns, more * rounds))
         workers = {

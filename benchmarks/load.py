@@ -1,7 +1,7 @@
-"""A client process that is not the bottleneck: raw sockets, and nothing is imported but the standard library.
+"""A client process that is not the bottleneck: raw sockets, and no imports but the standard library.
 
-`python benchmarks/load.py KIND SECONDS CONNECTIONS PORT [PORT ...]` prints calls per second, and the share of one
-processor that it took itself. KIND is `call` (tools/call), `refresh`, or `flow` (register, authorize, exchange).
+`python benchmarks/load.py KIND SECONDS CONNECTIONS PORT [PORT ...]` prints calls per second, and its own
+share of one processor. KIND is `call` (tools/call), `refresh`, or `flow` (register, authorize, exchange).
 """
 
 import base64
@@ -42,7 +42,7 @@ class Connection:
     def request(
         self, method: str, path: str, body: str = "", content_type: str = "application/json", headers: str = ""
     ) -> tuple[int, dict[str, str], bytes]:
-        """Return the status, the headers and the body of the answer."""
+        """Return the status, the headers and the body of the response."""
         self._socket.sendall(
             f"{method} {path} HTTP/1.1\r\n{self._host}Content-Type: {content_type}\r\n{headers}"
             f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -64,15 +64,15 @@ class Connection:
         return received
 
     def json(self, *request: str, expected: int = 200) -> dict[str, str]:
-        """Return the JSON of an answer that must have this status."""
+        """Return the JSON of a response that must have this status."""
         status, _, body = self.request(*request)
         if status != expected:
-            raise RuntimeError(f"{request[1]} answered {status}: {body.decode()[:300]}")
+            raise RuntimeError(f"{request[1]} returned {status}: {body.decode()[:300]}")
         answer: dict[str, str] = json.loads(body)
         return answer
 
     def sign_in(self) -> dict[str, str]:
-        """Register, authorize and exchange the code. Return the tokens, and the client_id among them."""
+        """Register, authorize and exchange the code. Return the tokens and the client_id."""
         client_id = self.json("POST", "/register", REGISTRATION, expected=201)["client_id"]
         verifier = secrets.token_urlsafe(32)
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
@@ -80,25 +80,25 @@ class Connection:
         asked = {"response_type": "code", "code_challenge": challenge, "code_challenge_method": "S256", "state": "s"}
         status, fields, _ = self.request("GET", f"/authorize?{urlencode({**about, **asked})}")
         if status != 302:
-            raise RuntimeError(f"/authorize answered {status}")
+            raise RuntimeError(f"/authorize returned {status}")
         code = parse_qs(urlsplit(fields["location"]).query)["code"][0]
         form = {"grant_type": "authorization_code", "code": code, "code_verifier": verifier}
         return {**self.json("POST", "/token", urlencode({**about, **form}), FORM), "client_id": client_id}
 
 
 def calls(connection: Connection) -> Iterator[None]:
-    """Call a tool for ever, with one token."""
+    """Call a tool forever, with one token."""
     token = connection.sign_in()["access_token"]
     headers = f"Accept: application/json, text/event-stream\r\nAuthorization: Bearer {token}\r\n"
     while True:
         answer = connection.json("POST", "/mcp", CALL, "application/json", headers)
         if "result" not in answer:
-            raise RuntimeError(f"tools/call answered {answer}")
+            raise RuntimeError(f"tools/call returned {answer}")
         yield
 
 
 def refreshes(connection: Connection) -> Iterator[None]:
-    """Refresh for ever, each time with the token of the last answer."""
+    """Refresh forever, each time with the token of the last response."""
     tokens = connection.sign_in()
     client_id = tokens["client_id"]
     while True:
@@ -108,7 +108,7 @@ def refreshes(connection: Connection) -> Iterator[None]:
 
 
 def flows(connection: Connection) -> Iterator[None]:
-    """Sign in for ever, each time as another client."""
+    """Sign in forever, each time as another client."""
     while True:
         connection.sign_in()
         yield
@@ -118,7 +118,7 @@ KINDS = {"call": calls, "refresh": refreshes, "flow": flows}
 
 
 def load(kind: str, seconds: float, connections: int, ports: list[int]) -> tuple[float, float]:
-    """Return the calls per second over so many connections to each port, and the share of a processor that it took."""
+    """Return the calls per second over `connections` to each port, and the share of a processor that this took."""
     streams = [KINDS[kind](Connection(port)) for port in ports for _ in range(connections)]
     counts = [0] * len(streams)
     for stream in streams:

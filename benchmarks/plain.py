@@ -1,6 +1,6 @@
-"""The lower bound: plain sqlite3 with WAL and synchronous=FULL, sending the statements that the provider sends.
+"""The lower bound: plain sqlite3 with WAL and synchronous=FULL, sending the provider's statements.
 
-It blocks the event loop, mints and seals nothing, and builds no answers.
+It blocks the event loop, mints and seals nothing, and builds no responses.
 """
 
 import secrets
@@ -18,11 +18,11 @@ from oauth_store.database.models import ACCESS, REFRESH, tokens
 from oauth_store.flows import access, authorization, clients, code, refresh, revocation
 from tests.steps import REDIRECT_URI, RESOURCE
 
-REPLAY_BYTES = 12 + 101 + 16  # of a nonce, two tokens and a space between them, and a tag
+REPLAY_BYTES = 12 + 101 + 16  # a nonce, two tokens with a space between them, and a tag
 
 
 class Statement:
-    """A statement as the provider sends it to SQLite, and the values that it has built in."""
+    """A statement as the provider sends it to SQLite, with its built-in values."""
 
     def __init__(self, statement: ClauseElement) -> None:
         compiled = statement.compile(dialect=sqlite.dialect(paramstyle="named"))
@@ -54,7 +54,7 @@ _INSERT_TOKEN = (
 
 
 class PlainSQLite(Contender):
-    """What the provider asks of an SQLite file, without SQLAlchemy, threads or the provider."""
+    """The provider's work on an SQLite file, without SQLAlchemy, threads or the provider."""
 
     def __init__(self, path: str) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None)

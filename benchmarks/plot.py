@@ -1,4 +1,4 @@
-"""The picture: what each step takes, and how far each target was reached."""
+"""Draw the picture: how long each step takes in process, and the rates over HTTP."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from matplotlib import pyplot
 
 from benchmarks.contenders import BARE_ASYNCPG, IN_MEMORY, MARIADB, PLAIN_SQLITE, POSTGRESQL, SQLITE
 
-COLOURS = {
+COLORS = {
     PLAIN_SQLITE: "#9aa5b1",
     BARE_ASYNCPG: "#cbd2d9",
     IN_MEMORY: "#f0b429",
@@ -23,23 +23,23 @@ COLOURS = {
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Draw bars of the medians, with the spread of the rounds, at one task and over HTTP at one connection."""
+    """Draw bars of the medians with the spread of the rounds, for one task in process and one connection over HTTP."""
     measures = [measure for measure in result["measures"] if measure["tasks"] == 1]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 6.5), width_ratios=(7, 3), layout="constrained")
     _bars(left, [measure for measure in measures if measure["unit"] == "us" and IN_MEMORY in measure["contenders"]])
-    left.set_xlabel("microseconds per call, logarithmic: less is better")
+    left.set_xlabel("microseconds per call (log scale, less is better)")
     left.set_title("In process, one task")
     _bars(right, [measure for measure in measures if measure["unit"] == "/s"])
-    right.set_xlabel("per second, logarithmic: more is better")
+    right.set_xlabel("per second (log scale, more is better)")
     right.set_title("Over HTTP, one connection")
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(COLOURS), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(COLORS), frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
 def _bars(axes: Any, measures: list[Mapping[str, Any]]) -> None:
-    names = [name for name in COLOURS if any(name in measure["contenders"] for measure in measures)]
+    names = [name for name in COLORS if any(name in measure["contenders"] for measure in measures)]
     height = 0.85 / len(names)
     for number, name in enumerate(names):
         found = [
@@ -51,7 +51,7 @@ def _bars(axes: Any, measures: list[Mapping[str, Any]]) -> None:
             medians,
             height,
             label=name,
-            color=COLOURS[name],
+            color=COLORS[name],
             xerr=[
                 [median - values["low"] for median, (_, values) in zip(medians, found, strict=True)],
                 [values["high"] - median for median, (_, values) in zip(medians, found, strict=True)],

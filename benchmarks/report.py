@@ -1,4 +1,4 @@
-"""The measures as JSON, and as Markdown tables."""
+"""The measures as JSON and as Markdown tables."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ PACKAGES = ("fastmcp", "mcp", "sqlalchemy", "aiosqlite", "asyncpg", "asyncmy", "
 
 
 def as_json(measures: list[Measure], costs: Mapping[str, Mapping[str, Cost]], **run: Any) -> dict[str, Any]:
-    """Return everything that was measured, and on what."""
+    """Return all measures, the machine and the run."""
     return {
         "machine": {
             "system": platform.platform(),
@@ -45,10 +45,10 @@ def as_json(measures: list[Measure], costs: Mapping[str, Mapping[str, Cost]], **
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
-    """Return tables: the targets, what was measured, and what each step asks of the database."""
+    """Return tables of the targets, all measures, and the statements, transactions and hops of each step."""
     machine, run = result["machine"], result["run"]
     lines = [
-        "# The figures",
+        "# Benchmark figures",
         "",
         f"{run['mode'].capitalize()} run of {run['date']}, {run['seconds']:.0f} s: {machine['processors']} processors "
         f"(load {machine['load_average']:.1f} at the end), Python {machine['python']}, SQLite {machine['sqlite']}, "
@@ -58,7 +58,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         "## Targets",
         "",
         *_table(
-            ("measure", "to reach", "median", "low to high", "reached"),
+            ("measure", "target", "median", "low to high", "reached"),
             (
                 (
                     target["what"],
@@ -75,7 +75,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         "",
         *_figures(result["measures"]),
         "",
-        "## What a step asks of the database",
+        "## Database work per step",
         "",
         *_costs(result["costs"]),
     ]
@@ -84,7 +84,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
 
 def _figures(measures: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     return _table(
-        ("measure", "at once", "unit", "medians (low to high)"),
+        ("measure", "tasks", "unit", "medians (low to high)"),
         (
             (
                 measure["name"],

@@ -1,4 +1,4 @@
-"""A server process: `python -m benchmarks.server memory|<database> PORT`."""
+"""Run a server process: `python -m benchmarks.server memory|<database> PORT`."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ IN_MEMORY_DATABASE = "memory"
 
 
 def serve(database: str, port: int) -> None:
-    """Serve one tool behind the provider of a database until the process is told to stop."""
+    """Serve one tool behind the provider of a database until the process is stopped."""
     base_url = f"http://127.0.0.1:{port}"
     if database == IN_MEMORY_DATABASE:
         registration = ClientRegistrationOptions(enabled=True, valid_scopes=["read"], default_scopes=["read"])

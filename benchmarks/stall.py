@@ -1,4 +1,4 @@
-"""How long the event loop keeps others waiting: a ticker of 1 ms, while 64 tasks refresh."""
+"""Measure how long the event loop stalls: a ticker of 1 ms, while 64 tasks refresh."""
 
 import asyncio
 import time
@@ -12,12 +12,12 @@ from tests.steps import new_client
 
 TICK_SECONDS = 0.001
 TASKS = 64
-STALL_P99, STALL_MAX = "ticker late, p99", "ticker late, max"
-IDLE = "nothing else"
+STALL_P99, STALL_MAX = "ticker lateness, p99", "ticker lateness, max"
+IDLE = "idle loop"
 
 
 async def measure_stalls(contenders: Mapping[str, Contender], *, rounds: int, seconds: float) -> list[Measure]:
-    """Measure how late the ticks are, in milliseconds; `IDLE` is what the machine does to a loop without work."""
+    """Measure how late the ticks are, in milliseconds. `IDLE` shows the machine's own delays, on an idle loop."""
     p99, worst = Measure(STALL_P99, "ms", TASKS), Measure(STALL_MAX, "ms", TASKS)
     chains = {}
     for name, contender in contenders.items():
@@ -48,4 +48,4 @@ async def _tick_until(ends: float) -> list[float]:
 async def _refresh_until(ends: float, contender: Contender, chain: list[OAuthToken]) -> None:
     while time.perf_counter() < ends:
         chain[0] = await contender.refresh(chain[0])
-        await asyncio.sleep(0)  # as a server would between two requests; InMemoryOAuthProvider never waits
+        await asyncio.sleep(0)  # like a server between two requests; InMemoryOAuthProvider never waits

@@ -1,4 +1,4 @@
-"""What importing the package and building a provider adds to the start of a process."""
+"""Measure how much importing the package and building a provider adds to the start of a process."""
 
 import asyncio
 import subprocess

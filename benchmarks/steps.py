@@ -1,4 +1,4 @@
-"""Each step of a flow, in this process, at 1, 16 and 64 tasks at once."""
+"""Measure each step of a flow in this process, with 1, 16 and 64 tasks."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ REFRESH, REVOKE = "load and exchange a refresh token", "load and revoke"
 
 
 class Grants:
-    """What a contender works on: a client, access tokens that were used before, and chains of refresh tokens."""
+    """The data of a contender: a client, used access tokens, and chains of refresh tokens."""
 
     def __init__(self, contender: Contender, seconds: float) -> None:
-        """Each turn is to take about so many `seconds`."""
+        """Each turn takes about this many `seconds`."""
         self._contender = contender
         self._seconds = seconds
         self._speed: dict[str, float] = {}
@@ -29,18 +29,18 @@ class Grants:
         self._chains: list[list[OAuthToken]] = []
 
     async def prepare(self, used: int) -> None:
-        """Make a client and its grants."""
+        """Create a client and its grants."""
         contender = self._contender
         contender.client = new_client()
         await contender.register(contender.client)
         self._chains = [[await contender.sign_in(contender.client)] for _ in range(max(TASKS))]
         self._used = [await contender.sign_in(contender.client) for _ in range(used)]
         for token in self._used:
-            await contender.verify(token)  # its first use is stamped: it may be remembered from then on
+            await contender.verify(token)  # stamps its first use: from then on it can be remembered
         await contender.settle()
 
     async def turn(self, step: str, tasks: int) -> float:
-        """Take a step again and again, and return microseconds per call."""
+        """Repeat a step, and return microseconds per call."""
         count = self._seconds / self._speed.get(step, 0.01)
         seconds = await getattr(self, _METHODS[step])(tasks, max(1, round(count / max(TASKS))) * max(TASKS))
         await self._contender.settle()
@@ -54,7 +54,7 @@ class Grants:
         return await seconds_per_call(self._contender.verify, _repeated(tokens, count), tasks)
 
     async def _verify_anew(self, tasks: int, count: int) -> float:
-        await self._contender.register(new_client())  # a commit: nothing is remembered any more
+        await self._contender.register(new_client())  # a commit, so that no token is remembered
         return await seconds_per_call(self._contender.verify, self._used[:count], tasks)
 
     async def _verify_unknown(self, tasks: int, count: int) -> float:
@@ -94,7 +94,7 @@ _METHODS = {
 async def measure_steps(
     contenders: Mapping[str, Contender], *, rounds: int, seconds: float, used: int, tasks: Sequence[int] = TASKS
 ) -> list[Measure]:
-    """Measure every step at every concurrency."""
+    """Measure every step with every number of tasks."""
     grants = {name: Grants(contender, seconds) for name, contender in contenders.items()}
     for own in grants.values():
         await own.prepare(used)

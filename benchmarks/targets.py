@@ -1,4 +1,4 @@
-"""What is to be reached: ratios of medians within one run, by round."""
+"""The targets: bounds for the medians of a run, most of them for ratios taken per round."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from benchmarks.timing import Measure, Samples
 
 @dataclass(frozen=True)
 class Target:
-    """A bound for one contender's figure, or for its ratio to another's."""
+    """A bound for one contender's figure, or for its ratio to another contender's."""
 
     what: str
     measure: str
@@ -21,7 +21,7 @@ class Target:
     aim: float | None = None
 
     def found(self, measures: list[Measure]) -> Samples | None:
-        """Return the rounds' figures, or None where it was not measured."""
+        """Return the figures of the rounds, or None if this was not measured."""
         for measure in measures:
             if measure.name == self.measure and measure.tasks == self.tasks and self.contender in measure.contenders:
                 if self.reference is None:
@@ -52,7 +52,12 @@ TARGETS = (
     Target("the same, 16 connections", http.CALLS, SQLITE, 0.97, IN_MEMORY, tasks=16, at_least=True),
     Target("verify a token seen before, SQLite against plain sqlite3", steps.VERIFY_AGAIN, SQLITE, 1, PLAIN_SQLITE),
     Target(
-        "verify a token not seen, SQLite against plain sqlite3", steps.VERIFY_ANEW, SQLITE, 50, PLAIN_SQLITE, aim=20
+        "verify a token not seen before, SQLite against plain sqlite3",
+        steps.VERIFY_ANEW,
+        SQLITE,
+        50,
+        PLAIN_SQLITE,
+        aim=20,
     ),
     Target(
         "load and exchange a refresh token, SQLite against plain sqlite3, both synchronous=FULL",

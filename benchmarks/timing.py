@@ -1,4 +1,4 @@
-"""Rounds that take turns: the machine drifts, so what is compared runs in the same round, and ratios are per round."""
+"""Rounds in which contenders take turns: machines drift, so compared code runs in one round, with ratios per round."""
 
 import asyncio
 import statistics
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Operation = Callable[[Any], Awaitable[Any]]
-"""What is timed. It takes an item, and what it returns is the item of its next turn."""
+"""A timed operation. It takes an item and returns the item of its next turn."""
 
 
 @dataclass
 class Samples:
-    """What one contender reached in each round."""
+    """The figures of one contender, by round."""
 
     rounds: list[float] = field(default_factory=list)
 
@@ -32,7 +32,7 @@ class Samples:
 
 @dataclass
 class Measure:
-    """One thing that was measured, of several contenders, at one concurrency."""
+    """One measure of several contenders, with one number of tasks."""
 
     name: str
     unit: str
@@ -43,7 +43,7 @@ class Measure:
         self.contenders.setdefault(contender, Samples()).rounds.append(value)
 
     def ratio(self, contender: str, reference: str) -> Samples:
-        """Return the ratios of the rounds."""
+        """Return the ratio of each round."""
         pairs = zip(self.contenders[contender].rounds, self.contenders[reference].rounds, strict=True)
         return Samples([one / other for one, other in pairs])
 
@@ -57,7 +57,7 @@ class Measure:
 
 
 async def seconds_per_call(operation: Operation, items: Sequence[Any], tasks: int, turns: int = 1) -> float:
-    """Run `operation` on every item `turns` times, the items dealt to so many tasks, and return seconds per call."""
+    """Run `operation` `turns` times on every item, with the items dealt to `tasks` tasks. Return seconds per call."""
 
     async def work(own: Sequence[Any]) -> None:
         for item in own:
@@ -73,7 +73,7 @@ async def seconds_per_call(operation: Operation, items: Sequence[Any], tasks: in
 async def take_turns(
     measure: Measure, contenders: Mapping[str, Callable[[], Awaitable[float]]], rounds: int
 ) -> Measure:
-    """Let each contender have its turn in every round, each time in another order, after one turn that is thrown away.
+    """Give each contender a turn in every round, in a different order each time, after a warm-up that is discarded.
 
     A contender's turn returns the value of the round.
     """

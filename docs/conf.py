@@ -1,4 +1,4 @@
-"""Sphinx on the repository as it is: pages link to README.md and to each other, and each link and anchor is checked."""
+"""Sphinx for the whole repository: pages link to README.md and to each other, and every link and anchor is checked."""
 
 project = "oauth_store"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

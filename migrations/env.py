@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: `alembic` itself and `oauth-store upgrade` come here."""
+"""Run the migrations, for both `alembic` and `oauth-store upgrade`."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 
 
 def only_ours(name: str | None, kind: str, _parents: object) -> bool:
-    """Look at our tables alone: an application's own may stand beside them."""
+    """Include only the tables of oauth_store: an application's own may be in the same database."""
     return kind != "table" or name in Base.metadata.tables
 
 
@@ -42,16 +42,16 @@ def run_offline(url: URL) -> None:
     """Print the SQL instead of running it."""
     context.configure(url=url, literal_binds=True, dialect_opts={"paramstyle": "named"}, **OPTIONS)
     if url.get_backend_name() == "sqlite":
-        context.execute("PRAGMA foreign_keys = ON")  # what keeps 0002 from dropping rows stands and falls with it
+        context.execute("PRAGMA foreign_keys = ON")  # without it, nothing keeps 0002 from dropping rows
     with context.begin_transaction():
         context.run_migrations()
 
 
 def run_online(connection: Connection) -> None:
-    """Migrate in one transaction that no other process can come between."""
+    """Migrate in one transaction, under a lock against every other process."""
     lock(connection)
     if connection.dialect.name in ("mysql", "mariadb"):
-        logging.getLogger("asyncmy").setLevel(logging.ERROR)  # or it repeats that MySQL gives primary keys no name
+        logging.getLogger("asyncmy").setLevel(logging.ERROR)  # it would repeat that MySQL does not name primary keys
     context.configure(connection=connection, **OPTIONS)
     with context.begin_transaction():
         context.run_migrations()
@@ -59,13 +59,13 @@ def run_online(connection: Connection) -> None:
 
 
 def run_alone(connection: Connection) -> None:
-    """Migrate an SQLite file that holds plain tokens, while nobody else has it open."""
-    connection.exec_driver_sql("PRAGMA busy_timeout = 0")  # two that wait here would wait for each other
+    """Migrate an SQLite file that holds plain-text tokens, while no other process has it open."""
+    connection.exec_driver_sql("PRAGMA busy_timeout = 0")  # two processes waiting here would wait for each other
     connection.exec_driver_sql("PRAGMA locking_mode = EXCLUSIVE")
     begin_immediate(connection)
     connection.rollback()  # the lock stays until the connection is closed
-    # Free pages hold every token that VS-2 ever deleted. They are dropped before the migration, which itself leaves
-    # none (secure_delete is on), so that a crash at any moment leaves nothing that would never be wiped.
+    # Free pages hold every token that VS-2 ever deleted. VACUUM drops them before the migration, which itself leaves
+    # none (secure_delete is on): after a crash at any moment, everything left over will still be wiped.
     connection.exec_driver_sql("VACUUM")
     connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     run_online(connection)
@@ -73,15 +73,15 @@ def run_alone(connection: Connection) -> None:
 
 
 def look(connection: Connection) -> str:
-    """Return what stands in the database. Raises `SchemaError` if it is not ours, or of a newer release."""
+    """Return the state of the database. Raises `SchemaError` for foreign tables or a newer release's schema."""
     standing = found(connection)
     if standing not in {EMPTY, VS2, *(script.revision for script in context.script.walk_revisions())}:
-        check(standing, display_name(connection.engine.url))  # ahead: says so
+        check(standing, display_name(connection.engine.url))  # ahead: raises an error that says so
     return standing
 
 
 async def attempt(url: URL) -> None:
-    """Run the migrations on a connection of their own, after a look on another that changes nothing."""
+    """Check the database on a connection that changes nothing, then run the migrations on another."""
     sqlite = url.get_backend_name() == "sqlite"
     async with connected(url, wal=False) as connection:
         standing = await connection.run_sync(look)
@@ -102,7 +102,7 @@ async def connected(url: URL, **options: Any) -> AsyncIterator[AsyncConnection]:
 
 
 async def connect_and_run(url: URL) -> None:
-    """Run the migrations, and tell in one line what is wrong."""
+    """Run the migrations. Raises an error of one line that names the problem."""
     if url.get_backend_name() == "sqlite" and not is_memory(url):
         create_file(url)
     give_up = time.monotonic() + BUSY_TIMEOUT_SECONDS
@@ -117,12 +117,12 @@ async def connect_and_run(url: URL) -> None:
                     f"{display_name(url)} is in use by another process; stop the server that uses it, and run this "
                     "again"
                 ) from error
-        # SQLite does not wait for the locks of all other connections, nor to change the journal mode.
+        # SQLite does not wait for every lock of other connections, nor to change the journal mode.
         await asyncio.sleep(random.uniform(0, 0.05))  # noqa: S311 (spread, not a secret)
 
 
 def main() -> None:
-    """Choose the database: a URL that was handed over, else `MCP_OAUTH_DB`."""
+    """Choose the database: the URL in the config's attributes, else `MCP_OAUTH_DB`."""
     config = context.config
     if config.cmd_opts is not None and config.config_file_name is not None:
         fileConfig(config.config_file_name, disable_existing_loggers=False)  # run by the `alembic` command

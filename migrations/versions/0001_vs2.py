@@ -1,4 +1,4 @@
-"""The schema of VS-2. A database in which its tables stand already is taken as it is."""
+"""The schema of VS-2. A database that already has its tables is accepted as it is."""
 
 import sqlalchemy as sa
 from alembic import context, op
@@ -8,7 +8,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-_Key = sa.Text().with_variant(sa.String(512), "mysql", "mariadb")  # MariaDB indexes no TEXT
+_Key = sa.Text().with_variant(sa.String(512), "mysql", "mariadb")  # MariaDB cannot index TEXT
 
 
 def upgrade() -> None:

@@ -1,7 +1,7 @@
 """Secrets as hashes, grants, and the authorization request: the schema of oauth_store.
 
-Carries over what VS-2 held: clients (their secret as a hash, out of the JSON) and live tokens, so that its clients stay
-authorized. Codes, which live for ten minutes, and tokens whose client is gone are left out.
+Keeps the clients of VS-2 (with the secret moved from the JSON to a hash) and its live tokens, so that its clients stay
+authorized. Drops codes, which live for ten minutes, and tokens whose client is gone.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ depends_on = None
 TABLES = ("oauth_tokens", "oauth_codes", "oauth_clients")
 KINDS = {"access": "access_token", "refresh": "refresh_token"}
 LIFETIME_SECONDS = {"access_token": 3600, "refresh_token": 30 * 24 * 3600}
-"""What a token without an expiry gets, from now on: nothing lives forever here."""
+"""The lifetime, from now on, of a token without an expiry: nothing lives forever."""
 
 ClientId = sa.String(512).with_variant(
     mysql.VARCHAR(512, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
@@ -152,7 +152,7 @@ def converted_client(row: Any) -> dict[str, Any]:
         "client_metadata": json.dumps({key: value for key, value in metadata.items() if value is not None}),
         "client_secret_hash": sha256(secret) if secret else None,
         "created_at": int(row.created_at),
-        "last_used_at": int(row.created_at),  # may have been used: such a registration is never purged
+        "last_used_at": int(row.created_at),  # it may have been used, and this way it is never purged
     }
 
 
@@ -212,14 +212,14 @@ REFUSAL = "oauth_store_offline_sql_is_for_empty_databases_only"
 
 
 def refuse_clients_offline() -> None:
-    # SQL alone cannot hash, so it cannot carry rows over: it must not drop them either.
+    # SQL alone cannot hash, so it cannot keep rows, and must not drop them either.
     op.execute(f"CREATE TABLE {REFUSAL} (held BIGINT CHECK (held = 0))")
     op.execute(f"INSERT INTO {REFUSAL} SELECT count(*) FROM oauth_clients")  # noqa: S608 (a constant)
 
 
 def end_refusal_offline() -> None:
     if op.get_context().dialect.name == "sqlite":
-        # The sqlite3 shell goes on after an error, up to the COMMIT. A token without a client makes that one fail too.
+        # After an error the sqlite3 shell continues up to the COMMIT. A token without a client makes that fail too.
         op.execute("PRAGMA defer_foreign_keys = ON")
         op.execute(
             "INSERT INTO oauth_tokens (token_hash, kind, grant_id, client_id, scopes, created_at, expires_at) "  # noqa: S608 (constants)

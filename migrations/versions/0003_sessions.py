@@ -1,4 +1,4 @@
-"""Sessions of the connected-apps page, which are of no client; and since when a grant stands."""
+"""Sessions of the connected-apps page, which belong to no client; and when a grant was approved."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -29,7 +29,7 @@ def downgrade() -> None:
 
 
 def tokens(*more: sa.Column[int], client_id_is_nullable: bool) -> sa.Table:
-    """The table as it stands. SQLite cannot change a column: it is copied, and a script cannot look at it first."""
+    """Return the current table. SQLite has to copy it to change a column, and an SQL script cannot inspect it first."""
     table = sa.Table(
         "oauth_tokens",
         sa.MetaData(),
