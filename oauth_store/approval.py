@@ -1,4 +1,4 @@
-"""The interface between approvals and the server, and the approvals that need no owner."""
+"""What an approval may ask of the server, and the approvals that ask nobody."""
 
 import logging
 import os
@@ -28,11 +28,11 @@ PASSWORD_HASH = "MCP_OAUTH_PASSWORD_HASH"  # noqa: S105 (its name)
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationRequest:
-    """A client's request for the owner's approval: a row of `oauth_codes` that is not approved yet.
+    """What a client asks the owner for: a row of `oauth_codes` that is not approved yet.
 
-    The `handle` names it, in this and in any other process on the same database. Pass it to `provider.approve()` or
-    `provider.deny()`; it is never valid as a code. Anyone can start a request and send its handle to others, so call
-    `provider.pending()` to check that a browser is the one that started it. `expires_at` is in epoch seconds.
+    The `handle` names it, in this and in any other process on the same database. It is good for `provider.approve()`
+    and `provider.deny()`, never as a code; and as anyone can start a request and send its handle around,
+    `provider.pending()` tells whether a browser is the one that started it. `expires_at` is in epoch seconds.
     """
 
     handle: str
@@ -44,7 +44,7 @@ class AuthorizationRequest:
 
 
 def request_of(handle: str, client: OAuthClientInformationFull, row: Started | Row[Any]) -> AuthorizationRequest:
-    """Return the request of a client from what was stored, or from a row."""
+    """Return the request of a client that was stored, or that a row has."""
     return AuthorizationRequest(
         handle=handle,
         client=client,
@@ -58,8 +58,8 @@ def request_of(handle: str, client: OAuthClientInformationFull, row: Started | R
 async def start(
     issuer: Issuer, client: OAuthClientInformationFull, params: AuthorizationParams
 ) -> AuthorizationRequest:
-    """Store a client's request, and return it. Raises `AuthorizeError`."""
-    if not isinstance(client, StoredClient):  # from a get_client() that an application has overridden
+    """Store a request of a client, and return it. Raises `AuthorizeError`."""
+    if not isinstance(client, StoredClient):  # of a get_client() that an application has overridden
         client = StoredClient.load(client.model_dump_json(), Standing(scopes=issuer.scopes))
     started = await authorization.start(issuer, client, params)
     if isinstance(params, RequestParams):
@@ -68,7 +68,7 @@ async def start(
 
 
 class Approver(Protocol):
-    """What the pages and the built-in approvals need from the server: a narrow view of `SQLAlchemyOAuthProvider`."""
+    """What pages, and approvals of ours, ask of the server: a narrow view of `SQLAlchemyOAuthProvider`."""
 
     @property
     def issuer(self) -> Issuer: ...
@@ -91,7 +91,7 @@ class Approver(Protocol):
 
 
 class RequestParams(AuthorizationParams):
-    """The parameters of an authorization request, with their HTTP request and the stored request."""
+    """The parameters of an authorization request, with the HTTP request that had them, and what was stored of it."""
 
     _http_request: Request | None = PrivateAttr(default=None)
     _started: Started | None = PrivateAttr(default=None)
@@ -112,20 +112,20 @@ class RequestParams(AuthorizationParams):
         return self._started
 
     def start(self, started: Started) -> None:
-        """Keep the stored request."""
+        """Keep what was stored."""
         self._started = started
 
 
 class AutoApproval:
-    """Approves every request without asking the owner, as `InMemoryOAuthProvider` does.
+    """Lets in everyone who asks, without asking the owner: what `InMemoryOAuthProvider` does.
 
-    For tests, and for servers that only their legitimate users can reach.
+    For tests, and for servers that only those can reach who may use them.
     """
 
     def __init__(self) -> None:
-        """Raises `ConfigurationError` if a password is set: the owner would believe that it protects the server."""
+        """Raises `ConfigurationError` where a password is set: its owner believes that it is asked for."""
         if os.environ.get(PASSWORD_HASH):
-            raise ConfigurationError(f"{PASSWORD_HASH} is set, but AutoApproval() asks for no password; remove one")
+            raise ConfigurationError(f"{PASSWORD_HASH} is set, but AutoApproval() asks nobody; drop one of the two")
 
     async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:
         """Approve the request at once."""
@@ -133,35 +133,35 @@ class AutoApproval:
 
 
 class LoopbackApproval(AutoApproval):
-    """The default if every URL of the server is loopback: lets in only clients on this machine.
+    """The default where every URL of the server is loopback: lets in only what runs on this machine.
 
-    A tunnel to localhost, or a web page that registers its own redirect URI with the server on the owner's machine,
-    gets `access_denied`.
+    A tunnel to localhost, or a web page that registers a redirect URI of its own with the server on the owner's
+    machine, gets `access_denied`.
     """
 
     async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:
-        """Refuse a request of unknown origin."""
+        """Refuse a request of which nothing says where it came from."""
         raise AuthorizeError(
             "access_denied",
-            "no HTTP request shows where this came from; if that is expected, as in a test, pass "
+            "there was no HTTP request to tell where this came from; where that is right, as in a test, pass "
             "approval=AutoApproval() to SQLAlchemyOAuthProvider",
         )
 
     async def authorize_from(
         self, provider: Approver, request: AuthorizationRequest, params: AuthorizationParams
     ) -> str:
-        """Approve the request if it came from this machine and its response stays there."""
+        """Approve the request if it came from this machine and its answer stays there."""
         http_request = params.http_request if isinstance(params, RequestParams) else None
         if http_request is None:
             return await self.authorize(provider, request)
         refused = _leaves_this_machine(http_request, request.redirect_uri)
         if refused:
             logger.warning(
-                "authorization refused: %s. Without an approval, this server lets in only clients on its own machine; "
-                "pass approval= to SQLAlchemyOAuthProvider to let in others",
+                "authorization refused: %s. Nobody is asked on a server without an approval, so only clients on this "
+                "machine get in; pass approval= to SQLAlchemyOAuthProvider to let in others",
                 refused,
             )
-            raise AuthorizeError("access_denied", "this server lets in only clients on its own machine")
+            raise AuthorizeError("access_denied", "this server lets in clients on its own machine only")
         return await super().authorize(provider, request)
 
 
@@ -169,27 +169,26 @@ _FORWARDED = re.compile(
     r"forwarded|via|(x-)?(forwarded|original|real|client|cluster|envoy|proxy)-.*|.*-(connecting|client)-ip|cf-.*|cdn-.*"
     r"|fly-.*|fastly-.*|x-(amzn|amz|azure|arr|appengine|cloud|tailscale|ngrok|vercel|railway)-.*|tailscale-.*"
 )
-"""Headers that proxies and tunnels add."""
+"""Headers by which proxies and tunnels give themselves away."""
 
 
 def _leaves_this_machine(request: Request, redirect_uri: str) -> str | None:
-    """Return why a request came from, or its response goes to, another machine; None if there is no sign of it.
+    """Return why a request or its answer crosses this machine's border, or None where nothing says so.
 
-    This is no proof: a tunnel that copies bytes, or a proxy that adds no header and uses HTTP/1.1, looks like a local
-    client.
+    No proof: a tunnel that copies bytes, or a proxy that adds no header and speaks HTTP/1.1, looks like a local client.
     """
     forwarded = next(filter(_FORWARDED.fullmatch, request.headers), None)
     if forwarded:
         return f"it has the header {forwarded}, so it was forwarded"
-    if request.scope.get("http_version") == "1.0":  # which no browser uses, and nginx does by default
-        return "it came as HTTP/1.0, which proxies use"
+    if request.scope.get("http_version") == "1.0":  # which no browser speaks, and nginx does by default
+        return "it came as HTTP/1.0, as proxies send it"
     # a dual-stack listener writes IPv4 as ::ffff:127.0.0.1
     if request.client is None or not is_loopback_host(request.client.host.removeprefix("::ffff:")):
         return "it came from another machine"
     try:
         host = urlsplit(f"//{request.headers.get('host', '')}").hostname
     except ValueError:
-        return "its Host header is malformed"
+        return "its Host header cannot be read"
     if not is_loopback_host(host):
         return "its Host header is not loopback"
     target = urlsplit(redirect_uri)
