@@ -1,4 +1,4 @@
-"""`oauth-store`: what an operator runs. The commands for the whole of a database, and what all of them end in."""
+"""`oauth-store`: the commands for a whole database, and the exit codes and errors of all commands."""
 
 import logging
 import os
@@ -25,12 +25,12 @@ from oauth_store.cli.terminal import (
     confirm,
     counted,
     flag,
+    log_events,
     opened,
     print_json,
     print_table,
     print_text,
     require_file,
-    tell_events,
 )
 from oauth_store.database import schema
 from oauth_store.database.purge import purge as purge_batch
@@ -46,12 +46,12 @@ PURGE_BATCH = 1000
 
 app = App(
     name="oauth-store",
-    help="See, end and explain what is connected to a FastMCP server, and look after its database.",
-    help_epilogue="Exit codes: 0 all is well, 1 a problem was found, 2 not understood, 130 interrupted.",
+    help="List, revoke and explain the grants of a FastMCP server, and maintain its database.",
+    help_epilogue="Exit codes: 0 success, 1 error or a problem was found, 2 usage error, 130 interrupted.",
     version=lambda: version("fastmcp-oauth-store"),
 )
 app.register_install_completion_command(
-    name="--install-completion", help="Teach your shell to complete this command's names and options."
+    name="--install-completion", help="Install completion of commands and options in your shell."
 )
 app.command(grants)
 app.command(revoke)
@@ -67,9 +67,9 @@ Sql = Annotated[bool, flag("--sql", help="Print the SQL instead of running it.")
 
 @app.command
 def status(*, database: DatabaseOption = None, json: Json = False) -> int:
-    """Tell which schema the database is at, how large it is, and how much of it is in use.
+    """Show the schema revision of the database, its size, and how many rows are in use.
 
-    Exits with 1 unless a server of this release can use the database as it is.
+    Exits with 1 if a server of this release cannot use the database as it is.
     """
     url = database_url(database)
     report: dict[str, Any] = {"database": display_name(url), "schema_found": None, "schema_needed": schema.HEAD}
@@ -88,7 +88,8 @@ def status(*, database: DatabaseOption = None, json: Json = False) -> int:
     if json:
         print_json({**report, **({} if inventory is None else as_json(inventory))})
     elif inventory is None:
-        print(f"{report['database']} holds nothing yet. The server creates its schema, or `oauth-store upgrade` does.")
+        how = "The server creates them at first use; to create them now, run `oauth-store upgrade`."
+        print(f"{report['database']} has no tables yet. {how}")
     else:
         print(f"{report['database']} is at schema {report['schema_found']}, which this release needs.")
         _print_inventory(inventory)
@@ -96,7 +97,7 @@ def status(*, database: DatabaseOption = None, json: Json = False) -> int:
 
 
 async def _any_schema(_store: Store) -> None:
-    """Let a database of every schema be looked at."""
+    """Accept a database at any schema."""
 
 
 def _look(store: OpenStore) -> tuple[str | None, Inventory | None]:
@@ -111,16 +112,16 @@ def _print_inventory(inventory: Inventory) -> None:
     grants = counted(inventory.live_grants, "live grant")
     if inventory.oldest_grant_at is not None:
         oldest, newest = ago(inventory.oldest_grant_at, now), ago(inventory.newest_grant_at, now)
-        grants += f", the oldest of {oldest}, the newest of {newest}"
-    print(f"It takes {inventory.size_bytes / 1e6:,.1f} MB, and has {grants}.\n")
+        grants += f" (oldest: {oldest}, newest: {newest})"
+    print(f"It takes {inventory.size_bytes / 1e6:,.1f} MB and has {grants}.\n")
     rows = [
         [name, *(f"{number:,}" for number in (rows.rows, rows.live, rows.expired, rows.idle))]
         for name, rows in inventory.tables.items()
     ]
     print_table(["Table", "Rows", "Live", "Expired", "Idle"], rows, numbers=["Rows", "Live", "Expired", "Idle"])
     print_text(
-        "Expired rows are deleted by the server, or by `oauth-store purge`. Idle ones are kept for a reason: clients "
-        "that may come back, and codes and tokens whose second use would be seen."
+        "The server deletes expired rows; `oauth-store purge` deletes them now. Idle rows are kept: clients may come "
+        "back, and a second use of a code or token must be detected."
     )
 
 
@@ -128,16 +129,16 @@ def _print_inventory(inventory: Inventory) -> None:
 def purge(
     *,
     database: DatabaseOption = None,
-    dry_run: Annotated[bool, flag("--dry-run", help="Count, and delete nothing.")] = False,
+    dry_run: Annotated[bool, flag("--dry-run", help="Count the rows, but delete nothing.")] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Delete what has expired, and registrations that nobody approved in 30 days.
+    """Delete expired rows, and registrations that were not approved within 30 days.
 
-    A server does so by itself, a little at a time. Nothing that can still be used is deleted.
+    A server does this automatically, a little at a time. Nothing that can still be used is deleted.
     """
     if verbose:
-        tell_events()
+        log_events()
     with opened(database) as store:
         deleted = store.read(purgeable, int(time.time())) if dry_run else _purge(store)
     if json:
@@ -166,9 +167,9 @@ def upgrade(
 ) -> None:
     """Migrate the database to the schema of this release, or to REVISION.
 
-    Run it before the new release is deployed. A VS-2 database wants its server stopped first.
+    Run it before you deploy a new release. For a VS-2 database, stop its server first.
     """
-    with redirect_stdout(sys.stderr) if json else nullcontext():  # migrations may have something to say
+    with redirect_stdout(sys.stderr) if json else nullcontext():  # migrations may print messages
         output = schema.upgrade(database, revision, sql=sql)
     _print_migrated(database, schema.HEAD if revision == "head" else revision, output, sql=sql, json=json)
 
@@ -183,8 +184,10 @@ def downgrade(
     yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Migrate the database down to REVISION. All tokens are lost: 0001, VS-2's schema, would need them in clear."""
-    confirm("All clients will have to be authorized again. Go on?", yes=sql or yes)
+    """Migrate the database down to REVISION.
+    This deletes all tokens: revision 0001 (VS-2) stores them in plain text, and only hashes are left.
+    """
+    confirm("All clients will have to be authorized again. Continue?", yes=sql or yes)
     with redirect_stdout(sys.stderr) if json else nullcontext():
         output = schema.downgrade(database, revision, sql=sql)
     _print_migrated(database, revision, output, sql=sql, json=json)
@@ -209,7 +212,7 @@ def alembic_ini(*, json: Json = False) -> None:
 
 def main() -> None:
     """Run the command line. Errors are one line on standard error, with exit code 1."""
-    logging.getLogger("oauth_store").addHandler(logging.NullHandler())  # an error is told once, by the line below
+    logging.getLogger("oauth_store").addHandler(logging.NullHandler())  # an error is printed once, by the line below
     _open_streams()
     try:
         code = app(error_console=Console(stderr=True), result_action="return_value")
@@ -218,17 +221,17 @@ def main() -> None:
         sys.exit(f"oauth-store: {one_line(str(error))}")
     except (KeyboardInterrupt, EOFError):
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has seen enough: end as if SIGPIPE had ended us
+    except BrokenPipeError:  # the reader closed the pipe: exit as SIGPIPE would
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
-    except OSError as error:  # of the output alone: the database's are explained
+    except OSError as error:  # from the output only: database errors are explained
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(f"oauth-store: the answer cannot be written: {error.strerror}")
+        sys.exit(f"oauth-store: cannot write the output: {error.strerror}")
     sys.exit(code)
 
 
 def _open_streams() -> None:
-    """Stand in for streams that are closed, and let no character that a terminal cannot show stop a command."""
+    """Replace closed streams, and keep characters that a terminal cannot show from stopping a command."""
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 (open until the process ends)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (the same)
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (the same)

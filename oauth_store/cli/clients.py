@@ -17,36 +17,36 @@ from oauth_store.cli.terminal import (
     Yes,
     confirm,
     counted,
+    log_events,
     opened,
     operator,
     print_json,
     print_more,
     print_table,
-    tell_events,
 )
 from oauth_store.display import ago, iso, one_line, short_line
 from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit
 from oauth_store.flows.registered import RegisteredClient, registered_clients, remove_client
 
-clients_app = App(name="clients", help="List the registered clients; add one, or remove one.")
+clients_app = App(name="clients", help="List, add and remove registered clients.")
 
 
 @clients_app.default
 def clients(*, limit: Limit = LIMIT, database: DatabaseOption = None, json: Json = False) -> None:
-    """List the registered clients, those that were approved or registered last first.
+    """List the registered clients, most recently approved or registered first.
 
-    A registration that nobody approves is deleted after 30 days; any other stays, since its client may come back.
+    A registration that is not approved within 30 days is deleted. All others are kept, since the client may come back.
     """
     with opened(database) as store:
         listed, total = store.read(registered_clients, limit or None)
     if json:
         print_json({"total": total, "clients": [_as_json(client) for client in listed]})
     elif not listed:
-        print("No client is registered.")
+        print("No registered clients.")
     else:
         _print_clients(listed)
-        print_more(total - len(listed), "client", "--limit shows more of them; --limit 0 shows all")
+        print_more(total - len(listed), "client", "use --limit to show more, or --limit 0 to show all")
 
 
 def _print_clients(listed: list[RegisteredClient]) -> None:
@@ -78,15 +78,15 @@ def add(
     /,
     *,
     redirect_uri: Annotated[
-        list[str], Parameter(name="--redirect-uri", negative="", help="Where its codes are sent. May be given again.")
+        list[str], Parameter(name="--redirect-uri", negative="", help="Where its codes are sent. Repeat it for more.")
     ],
     scopes: Annotated[
         str | None,
-        Parameter(name="--scopes", help="All that it may have, with spaces in between. Default: the server's."),
+        Parameter(name="--scopes", help="Scopes it may have, separated by spaces. Default: the server's."),
     ] = None,
     auth_method: Annotated[
         Literal["client_secret_post", "client_secret_basic", "none"],
-        Parameter(name="--auth-method", help="How it proves itself at /token. With `none` it has no secret."),
+        Parameter(name="--auth-method", help="How it authenticates at /token. With `none` it has no secret."),
     ] = "client_secret_post",
     database: DatabaseOption = None,
     json: Json = False,
@@ -94,9 +94,9 @@ def add(
 ) -> None:
     """Register a client called NAME by hand, for an app that cannot register itself.
 
-    Its secret is shown this once: the database has a hash of it. The client is never purged. What is checked is what
-    the server checks of a registration, but for the scopes, which only the server knows. The client gets no other
-    scopes than these, and of these only those that the server has.
+    Copy its secret at once: the database stores only a hash. The client is never purged. It is checked like any
+    registration, except for the scopes, which only the server knows: the client gets only the scopes that you list
+    here and the server has.
     """
     from mcp.server.auth.provider import RegistrationError
     from pydantic import ValidationError
@@ -105,9 +105,9 @@ def add(
     from oauth_store.flows.registration import add_client, check_registration
 
     if verbose:
-        tell_events()
+        log_events()
     if not one_line(name):
-        raise OAuthStoreError("the client needs a name that people can read")
+        raise OAuthStoreError("the name has no visible characters; give the client a name that people can read")
     secret = None if auth_method == "none" else secrets.token_urlsafe(32)
     now = int(time.time())
     try:
@@ -142,7 +142,7 @@ def add(
     print(f"Added {short_line(name)}.")
     print(f"  Client id:      {client.client_id}")
     if secret is not None:
-        print(f"  Client secret:  {secret}\n\nNobody can show the secret again: copy it now.")
+        print(f"  Client secret:  {secret}\n\nCopy the secret now: it cannot be shown again.")
 
 
 @clients_app.command
@@ -155,13 +155,13 @@ def remove(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Remove the client CLIENT_ID, and end its grants: its tokens and codes are deleted with it.
+    """Remove the client CLIENT_ID and revoke its grants: its tokens and codes are deleted with it.
 
-    The client has to register again, which most apps do only where they are set up anew. To end what is connected and
-    let it connect again, `revoke --client` is enough.
+    The client then has to register again, which most apps do only when you set them up again. If you want it to be able
+    to connect again, use `revoke --client` instead.
     """
     if verbose:
-        tell_events()
+        log_events()
     with opened(database) as store:
         listed, _ = store.read(registered_clients, None, client_id)
         listed = [client for client in listed if client.client_id == client_id]  # MariaDB pads: 'abc ' equals 'abc'
@@ -170,10 +170,10 @@ def remove(
         if not yes:
             if not json:
                 _print_clients(listed)
-            confirm(f"Remove it, and end {counted(listed[0].live_grants, 'grant')}, for good?", yes=False)
+            confirm(f"Remove this client and revoke {counted(listed[0].live_grants, 'grant')} permanently?", yes=False)
         ended = store.write(remove_client, client_id, f"{operator()}, with oauth-store", int(time.time()))
     if json:
         print_json({"client_id": client_id, "revoked": [name.grant_id.hex() for name in ended]})
     else:
         name = short_line(listed[0].client_name or "") or short_line(client_id)
-        print(f"Removed {name}, and ended {counted(len(ended), 'grant')}.")
+        print(f"Removed {name} and revoked {counted(len(ended), 'grant')}.")

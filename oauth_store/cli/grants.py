@@ -1,4 +1,4 @@
-"""The commands for what is connected: `grants`, `revoke` and `explain`."""
+"""The commands for grants and tokens: `grants`, `revoke` and `explain`."""
 
 import getpass
 import re
@@ -21,13 +21,13 @@ from oauth_store.cli.terminal import (
     confirm,
     counted,
     flag,
+    log_events,
     opened,
     operator,
     print_json,
     print_more,
     print_table,
     print_text,
-    tell_events,
 )
 from oauth_store.display import ago, iso, one_line, short_line, with_age
 from oauth_store.errors import OAuthStoreError
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 
 ID_SHOWN = 12
 PREVIEW = 20
-"""Grants that are shown before they are ended."""
+"""Maximum grants to show before they are revoked."""
 LINE_LENGTH = 16 * 1024
-"""Characters that are read of a token."""
+"""Maximum characters to read of a token."""
 
 
 def _exactly_one(chosen: ArgumentCollection) -> None:
     if len(chosen.filter_by(value_set=True)) != 1:
-        raise ValueError("Give one of GRANT, --client, --subject and --all.")
+        raise ValueError("Give exactly one of GRANT, --client, --subject and --all.")
 
 
 _choice = Group("Which grants", sort_key=0, validator=_exactly_one)
 
-ClientOption = Annotated[str | None, Parameter(name="--client", help="The client_id of one client.")]
-SubjectOption = Annotated[str | None, Parameter(name="--subject", help="Who approved the grants.")]
+ClientOption = Annotated[str | None, Parameter(name="--client", help="Only grants of the client with this client_id.")]
+SubjectOption = Annotated[str | None, Parameter(name="--subject", help="Only grants that this user approved.")]
 
 
 def grants(
@@ -62,10 +62,9 @@ def grants(
     database: DatabaseOption = None,
     json: Json = False,
 ) -> None:
-    """List what is connected now: each grant is one device or app that was let in.
+    """List the live grants: each is one device or app with access, most recently used first.
 
-    Those that were used last come first. A grant is known to have been used when it is refreshed, and when the first
-    token of a refresh is used.
+    A grant counts as used when it is refreshed, and when the tokens from a refresh are first used.
     """
 
     with opened(database) as store:
@@ -73,10 +72,10 @@ def grants(
     if json:
         print_json({"total": total, "grants": [_as_json(grant) for grant in listed]})
     elif not listed:
-        print("Nothing is connected." if client is subject is None else "Nothing of that is connected.")
+        print("No live grants." if client is subject is None else "No live grant matches.")
     else:
         _print_grants(listed)
-        print_more(total - len(listed), "grant", "--limit shows more of them; --limit 0 shows all")
+        print_more(total - len(listed), "grant", "use --limit to show more, or --limit 0 to show all")
 
 
 def _print_grants(listed: list[LiveGrant]) -> None:
@@ -115,24 +114,24 @@ def _as_json(grant: LiveGrant) -> dict[str, Any]:
 
 def revoke(
     grant: Annotated[
-        str | None, Parameter(group=_choice, help="A grant's id, or its first digits, 6 at least: see `grants`.")
+        str | None, Parameter(group=_choice, help="A grant's id, or at least its first 6 digits: see `grants`.")
     ] = None,
     /,
     *,
     client: Annotated[str | None, Parameter(name="--client", group=_choice, help="All grants of a client_id.")] = None,
-    subject: Annotated[str | None, Parameter(name="--subject", group=_choice, help="All that one approved.")] = None,
+    subject: Annotated[str | None, Parameter(name="--subject", group=_choice, help="All grants of one user.")] = None,
     everything: Annotated[bool, flag("--all", group=_choice, help="All grants.")] = False,
     database: DatabaseOption = None,
     yes: Yes = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """End grants: their tokens are refused at once, by every server on the database.
+    """Revoke grants: every server on the database refuses their tokens at once.
 
-    Shows what would be ended, and asks. Codes that were approved and wait for their client are ended too.
+    Shows the grants, and asks before it revokes them. Approved codes that are not exchanged yet are revoked too.
     """
     if verbose:
-        tell_events()
+        log_events()
     with opened(database) as store:
         grant_id = None if grant is None else _named(store, grant)
         selection: dict[str, Any] = {"subject": subject, "client_id": client, "grant_id": grant_id}
@@ -141,23 +140,23 @@ def revoke(
             if not json:
                 listed, total = store.read(live_grants, limit=PREVIEW, **selection)
                 _print_grants(listed)
-                print_more(total - len(listed), "grant", "`oauth-store grants` shows them")
-            confirm(f"End {counted(len(ended), 'grant')}, for good?", yes=False)
+                print_more(total - len(listed), "grant", "list them with `oauth-store grants`")
+            confirm(f"Revoke {counted(len(ended), 'grant')} permanently?", yes=False)
         by = f"{operator()}, with oauth-store"
         for start in range(0, len(ended), BATCH):
             batch = ended[start : start + BATCH]
             store.write(end_grants, batch, f"revoked with oauth-store by {operator()}", by, int(time.time()))
     if not ended and not everything:
-        raise OAuthStoreError("nothing that is connected is meant by that; see `oauth-store grants`")
+        raise OAuthStoreError("no live grant matches; see `oauth-store grants`")
     if json:
         print_json({"total": len(ended), "revoked": [name.grant_id.hex() for name in ended]})
     else:
-        print(f"Ended {counted(len(ended), 'grant')}." if ended else "Nothing is connected.")
+        print(f"Revoked {counted(len(ended), 'grant')}." if ended else "No live grants.")
 
 
 def _named(store: OpenStore, prefix: str) -> bytes:
     if not re.fullmatch("[0-9a-f]{6,32}", prefix.lower()):
-        raise OAuthStoreError(f"{one_line(prefix)!r} names no grant; expected 6 to 32 hex digits of its id")
+        raise OAuthStoreError(f"{one_line(prefix)!r} is not the id of a grant; expected 6 to 32 hex digits")
     grant_ids = store.read(grants_named, prefix.lower())
     if len(grant_ids) == 1:
         return grant_ids[0]
@@ -168,10 +167,10 @@ def _named(store: OpenStore, prefix: str) -> bytes:
 
 
 def explain(*, database: DatabaseOption = None, json: Json = False) -> int:
-    """Tell what a token is, and why it works or does not.
+    """Explain what a token is, and why the server accepts or refuses it.
 
-    The token is read from a prompt that does not show it, or from standard input: never give it as an argument, which
-    others on the machine can see. Codes, sessions and client secrets are known too. Exits with 1 unless it is accepted.
+    Paste the token at the prompt, which does not show it, or pipe it to standard input. It is never an argument: others
+    on the machine could read that. Codes, sessions and client secrets work too. Exits with 1 if the token is refused.
     """
     secret = _read_secret()
 
@@ -189,16 +188,16 @@ def explain(*, database: DatabaseOption = None, json: Json = False) -> int:
 def _read_secret() -> str:
     if sys.stdin.isatty():
         with warnings.catch_warnings():
-            warnings.simplefilter("error", getpass.GetPassWarning)  # rather than show what is typed
+            warnings.simplefilter("error", getpass.GetPassWarning)  # fail rather than show the token
             try:
-                line = getpass.getpass("Token (it is not shown): ", sys.stderr)
+                line = getpass.getpass("Token (not shown): ", sys.stderr)
             except (getpass.GetPassWarning, EOFError):
                 line = ""
     else:
         line = sys.stdin.readline(LINE_LENGTH)
     secret = re.sub(r"^(authorization:)?\s*bearer(\s+|$)", "", line.strip(), flags=re.IGNORECASE)
     if not secret:
-        raise OAuthStoreError("no token was given; type it at the prompt, or send it to standard input")
+        raise OAuthStoreError("no token was given; paste it at the prompt, or pipe it to standard input")
     return secret
 
 

@@ -1,4 +1,4 @@
-"""The commands `copy`, `backup` and `doctor`, as an operator types them."""
+"""The commands `copy`, `backup` and `doctor`."""
 
 import asyncio
 import sys
@@ -20,40 +20,41 @@ from oauth_store.doctor.finding import Finding
 
 
 def copy(source: str, target: str, /, *, json: Json = False) -> None:
-    """Copy everything from one database to another: clients stay authorized when their server moves.
+    """Copy all rows from one database to another, so that clients stay authorized when the server moves.
 
-    SOURCE and TARGET are paths or URLs. TARGET gets its schema where it has none, and must hold no rows. It gets all
-    rows, or on any error none, and each is read back and compared. Stop the server first: what it writes during the
-    copy is not in TARGET.
+    SOURCE and TARGET are paths or URLs. TARGET must have no rows; its tables are created if they are missing. It gets
+    all rows or, on any error, none; each row is read back and compared. Stop the server first: rows that it writes
+    during the copy are not in TARGET.
     """
     with _progress(shown=not json) as on_progress:
         copied = asyncio.run(copying.copy(source, target, on_progress=on_progress))
     if json:
         print_json(asdict(copied))
     else:
-        print(f"Copied and verified from {copied.source} to {copied.target}:")
+        print(f"Copied from {copied.source} to {copied.target}, and verified:")
         for table, rows in copied.rows.items():
             print(f"{rows:>12,} {table}")
     if copied.source_changed:
         print(
-            f"oauth-store: {copied.source} was written to during the copy, so a server still uses it. What it wrote is "
-            "not in the copy: stop it, and copy again into an empty database.",
+            f"oauth-store: {copied.source} was written to during the copy, so a server still uses it, and the copy "
+            "lacks those writes; stop the server, and copy again into an empty database",
             file=sys.stderr,
         )
 
 
 def backup(file: str, /, *, database: DatabaseOption = None, json: Json = False) -> None:
-    """Copy an SQLite database to FILE, which must not exist, while its server runs.
+    """Back up an SQLite database to FILE, which must not exist, while its server runs.
 
-    The copy is of one moment, is checked, and is readable by its owner alone (0600). To restore it, stop the server,
-    delete the database with its -wal and -shm, and copy FILE into its place.
+    The backup is a consistent snapshot, verified, and readable only by its owner (0600). To restore it, stop the
+    server, delete the database with its -wal and -shm, and copy FILE to its place.
     """
     with _progress(shown=not json) as on_progress:
         done = backing_up.backup(database, file, on_progress=on_progress)
     if json:
         print_json(asdict(done))
     else:
-        print(f"{done.source} at schema {done.revision} is in {done.file}, checked ({done.size / 2**20:,.1f} MiB).")
+        size = f"{done.size / 2**20:,.1f} MiB"
+        print(f"Backed up {done.source} at schema {done.revision} to {done.file}, and verified it ({size}).")
 
 
 def doctor(
@@ -64,17 +65,17 @@ def doctor(
     ] = None,
     url: Annotated[
         str | None,
-        Parameter(name="--url", help="Look from the outside too: the URL that is typed into a client."),
+        Parameter(name="--url", help="Check the server from outside too: the URL that you enter in a client."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Look for what keeps clients out, or soon will, and say what to do. Exits with 1 if there is a problem.
+    """Find problems that keep clients out, or soon will, and print the fix. Exits with 1 if there is a problem.
 
-    Nothing is changed, registered or authorized; a write is tried, and rolled back. With --url, the server is asked
-    what a client asks before it signs in. No other host is asked but claude.ai, for Claude's description of itself. If
-    neither --database nor MCP_OAUTH_DB names a database, it is the server alone.
+    The doctor changes, registers and authorizes nothing; it tries a write, and rolls it back. With --url, it sends the
+    requests that a client sends before it signs in. It contacts no other host but claude.ai, for Claude's metadata
+    document. With --url, and neither --database nor MCP_OAUTH_DB set, it checks only the server.
     """
-    from oauth_store.doctor.examine import examine  # brings FastMCP, which the other commands do without
+    from oauth_store.doctor.examine import examine  # imports FastMCP, which no other command needs
 
     findings = []
     console = Console()
@@ -95,7 +96,7 @@ def doctor(
 
 
 SHOWN_LENGTH = 1000
-"""Of what a server says; it may say 64 KiB."""
+"""Maximum characters printed of a finding: a server may send 64 KiB."""
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
@@ -108,7 +109,7 @@ def _print_finding(console: Console, finding: Finding) -> None:
 
 @contextmanager
 def _progress(*, shown: bool) -> Iterator[copying.Progress]:
-    """Yield what draws a bar on a terminal, and nothing into a pipe."""
+    """Yield a callback that draws a progress bar on a terminal, and nothing in a pipe."""
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:

@@ -1,4 +1,4 @@
-"""What the commands share: their options, the database, and how they answer, ask and fail."""
+"""Shared by the commands: their options, the database, output, questions and errors."""
 
 import asyncio
 import getpass
@@ -43,22 +43,22 @@ DatabaseOption = Annotated[
 
 
 def flag(*names: str, **options: Any) -> Parameter:
-    """Return an option that is off unless it is given."""
+    """Return an option that is off by default."""
     return Parameter(name=names, negative="", show_default=False, **options)
 
 
-Json = Annotated[bool, flag("--json", help="Print one JSON document, for programs.")]
-Yes = Annotated[bool, flag("--yes", "-y", help="Do not ask.")]
-Verbose = Annotated[bool, flag("--verbose", "-v", help="Tell each event on standard error, as a server's log does.")]
-Limit = Annotated[int, Parameter(name="--limit", help="Rows to show at most. 0 is all.")]
+Json = Annotated[bool, flag("--json", help="Print one JSON document, for scripts.")]
+Yes = Annotated[bool, flag("--yes", "-y", help="Do not ask for confirmation.")]
+Verbose = Annotated[bool, flag("--verbose", "-v", help="Log each event to standard error.")]
+Limit = Annotated[int, Parameter(name="--limit", help="Maximum rows to show, or 0 for all.")]
 
 LIMIT = 50
 LINE = 100
-"""Columns of a paragraph at most."""
+"""Maximum columns of a paragraph."""
 MANY = 1000
-"""Rows that are laid out as a table that fits the terminal."""
+"""Maximum rows to lay out as a table that fits the terminal."""
 _NARROW = 60
-"""Columns of a terminal below which a table is told line by line."""
+"""On a terminal with fewer columns, each value of a table is on a line of its own."""
 
 
 async def require(store: Store) -> None:
@@ -71,14 +71,14 @@ async def require(store: Store) -> None:
 
 
 class OpenStore:
-    """A database that is open for a command, which takes its steps one after the other."""
+    """A database that is open for a command, which runs its steps one after the other."""
 
     def __init__(self, store: Store, runner: asyncio.Runner) -> None:
         self.store = store
         self._runner = runner
 
     def revision(self) -> str:
-        """Return what schema the database is at: see `schema.state`."""
+        """Return the schema revision of the database: see `schema.state`."""
         return self._runner.run(schema.state(self.store))
 
     def read(self, step: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -92,7 +92,7 @@ class OpenStore:
 
 @contextmanager
 def opened(setting: str | None, check: Callable[[Store], Awaitable[None]] = require) -> Iterator[OpenStore]:
-    """Open a database for a command, once `check` let it pass. Raises `OAuthStoreError`."""
+    """Open a database for a command, if `check` accepts it. Raises `OAuthStoreError`."""
     store = Store(setting, check)
     with asyncio.Runner() as runner:
         try:
@@ -102,16 +102,16 @@ def opened(setting: str | None, check: Callable[[Store], Awaitable[None]] = requ
             runner.run(store.close())
 
 
-_NAME_IT = "name the server's database by --database or MCP_OAUTH_DB"
+_NAME_IT = "name the server's database with --database or MCP_OAUTH_DB"
 
 
 def require_file(url: URL, *, missing_ok: bool = False) -> bool:
-    """Tell whether a database is there, as far as that can be seen from outside. Opens and creates nothing.
+    """Return whether a database exists, as far as can be seen from outside. Opens and creates nothing.
 
-    Raises `OAuthStoreError` for what can be none of ours.
+    Raises `OAuthStoreError` for anything that cannot be the database of a server.
     """
     if is_memory(url):
-        raise ConfigurationError(f"an in-memory database is gone with its server; {_NAME_IT}")
+        raise ConfigurationError(f"an in-memory database exists only inside its server; {_NAME_IT}")
     if url.get_backend_name() != "sqlite":
         return True
     path = Path(str(url.database))
@@ -123,27 +123,27 @@ def require_file(url: URL, *, missing_ok: bool = False) -> bool:
         raise SchemaError(f"{path} does not exist; {_NAME_IT}") from None
     except OSError as error:
         advice = _AS_ITS_USER if isinstance(error, PermissionError) else _NAME_IT
-        raise DatabaseUnavailable(f"{path} cannot be looked at: {os.strerror(error.errno or 0)}; {advice}") from error
+        raise DatabaseUnavailable(f"{path} cannot be accessed: {os.strerror(error.errno or 0)}; {advice}") from error
     if kind != "a file":
         raise SchemaError(f"{path} is {kind}; {_NAME_IT}")
     if not os.access(path, os.R_OK):
-        raise DatabaseUnavailable(f"{path} may not be read by {operator()}; {_AS_ITS_USER}")
+        raise DatabaseUnavailable(f"{path} is not readable by {operator()}; {_AS_ITS_USER}")
     return True
 
 
-_AS_ITS_USER = "run this as the user that the server runs as"
+_AS_ITS_USER = "run this as the server's user"
 
 
 def operator() -> str:
-    """Name who runs this command, before a sudo."""
+    """Return the name of the user who runs this command, even with sudo."""
     try:
         return os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError, ImportError):  # a user without a name, as in many containers
         return f"user {os.getuid()}"
 
 
-def tell_events() -> None:
-    """Print the events of this command on standard error."""
+def log_events() -> None:
+    """Log the events of this command to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("oauth_store")
@@ -152,7 +152,7 @@ def tell_events() -> None:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Print one JSON document. In ASCII: what a client chose cannot reach the terminal in it."""
+    """Print one JSON document, in ASCII, so that no control character of a client reaches the terminal."""
     print(dumps(document, indent=2))
 
 
@@ -163,9 +163,10 @@ def print_table(
     whole: Sequence[str] = (),
     numbers: Sequence[str] = (),
 ) -> None:
-    """Print rows as a table that fits the terminal; into a pipe or a file, with each row on one line.
+    """Print rows as a table that fits the terminal, or, in a pipe or a file, each row on one line.
 
-    The `whole` columns are never broken, so that they can be copied. Nothing in a row is markup or a control character.
+    The `whole` columns are never broken, so that they can be copied. Markup is not interpreted, and control characters
+    are removed.
     """
     console = Console(highlight=False, markup=False, emoji=False)
     if console.is_terminal and console.width < _NARROW:
@@ -191,7 +192,7 @@ def print_table(
 
 
 def _print_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str]) -> None:
-    """Print each row on one line. Rich would need half a minute for 100,000."""
+    """Print each row on one line. Rich takes half a minute for 100,000."""
     lengths = [[cell_len(value) for value in row] for row in (columns, *rows)]
     widths = [max(column) for column in zip(*lengths, strict=True)]
     right = [column in numbers for column in columns]
@@ -206,14 +207,14 @@ def _print_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers:
 
 
 def print_text(text: str) -> None:
-    """Print a paragraph, in lines that fit the terminal; into a pipe or a file, on one line."""
+    """Print a paragraph wrapped to the terminal, or, in a pipe or a file, on one line."""
     print()
     wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     print(textwrap.fill(one_line(text), max(20, min(wide, LINE))) if wide != sys.maxsize else one_line(text))
 
 
 def print_more(number: int, noun: str, how: str) -> None:
-    """Say that there are more rows than were shown, and how to see them."""
+    """Print how many more rows there are, and how to see them."""
     if number > 0:
         print(f"\nAnd {counted(number, f'more {noun}')}; {how}.")
 
@@ -227,7 +228,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if not (answer.endswith("\n") and sys.stdin.isatty()):
         print(file=sys.stderr)
     if not answer:
-        raise OAuthStoreError("nothing was changed, since nobody answered; pass --yes where nobody can")
+        raise OAuthStoreError("no answer, so nothing was changed; pass --yes in scripts")
     if answer.strip().lower() not in ("y", "yes"):
         raise OAuthStoreError("nothing was changed")
 

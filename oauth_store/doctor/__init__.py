@@ -1,1 +1,1 @@
-"""What is wrong with a database or a server, and what to do."""
+"""`oauth-store doctor`: problems of a database or a server, and how to fix them."""

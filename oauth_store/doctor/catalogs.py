@@ -1,4 +1,4 @@
-"""What each kind of database reports about itself: the steps that the doctor runs on it."""
+"""The doctor's checks for each kind of database."""
 
 import time
 from collections.abc import Callable
@@ -13,8 +13,8 @@ Step = Callable[[Session], list[Finding]]
 
 _NO_TABLES = warning(
     "schema",
-    "none: the database is empty",
-    "the server creates it at first use. If clients were authorized before, theirs is another database",
+    "the database is empty",
+    "the server creates the tables at first use. If clients were authorized before, this is the wrong database",
 )
 
 
@@ -23,7 +23,7 @@ def _empty(_session: Session) -> list[Finding]:
 
 
 def _empty_postgresql(session: Session) -> list[Finding]:
-    """A user without USAGE on a schema sees nothing of it."""
+    """Without USAGE on a schema, a user sees none of its tables."""
     row = session.execute(
         text(
             "SELECT current_schema() AS present, current_user AS name, (SELECT string_agg(schemaname, ', ') "
@@ -34,7 +34,7 @@ def _empty_postgresql(session: Session) -> list[Finding]:
         return [
             problem(
                 "schema",
-                f"{row.name} may use no schema of the search_path; oauth_tokens is in {row.elsewhere or 'none'}",
+                f"{row.name} cannot use any schema of the search_path; oauth_tokens is in {row.elsewhere or 'none'}",
                 f"GRANT USAGE ON SCHEMA {row.elsewhere or 'public'} TO {row.name}",
             )
         ]
@@ -42,8 +42,8 @@ def _empty_postgresql(session: Session) -> list[Finding]:
         return [
             warning(
                 "schema",
-                f"none in {row.present}, but oauth_tokens is in {row.elsewhere}",
-                f"if clients were authorized before, ALTER ROLE {row.name} SET search_path = {row.elsewhere}",
+                f"no tables in {row.present}, but oauth_tokens is in {row.elsewhere}",
+                f"if clients were authorized before, run: ALTER ROLE {row.name} SET search_path = {row.elsewhere}",
             )
         ]
     return [_NO_TABLES]
@@ -56,20 +56,20 @@ def _journal_mode(session: Session) -> list[Finding]:
     return [
         warning(
             "journal mode",
-            f"{mode}, not WAL: readers and the writer wait for each other",
-            "start the server, which sets it; if it stays so, the file system does not let it: use a local disk",
+            f"{mode}, not WAL: readers and the writer block each other",
+            "start the server, which sets WAL; if the file system does not allow it, move the file to a local disk",
         )
     ]
 
 
 def _pages(session: Session) -> list[Finding]:
     damage = [row[0] for row in session.execute(text("PRAGMA quick_check(3)")) if row[0] != "ok"]
-    return _damage(damage) or [ok("integrity", "quick_check found nothing")]
+    return _damage(damage) or [ok("integrity", "quick_check found no damage")]
 
 
 def _references(session: Session) -> list[Finding]:
     rows = session.execute(text("PRAGMA foreign_key_check")).fetchmany(3)
-    return _damage([f"{row[0]} names no {row[2]}" for row in rows])
+    return _damage([f"a row of {row[0]} refers to a missing row of {row[2]}" for row in rows])
 
 
 def _damage(lines: list[str]) -> list[Finding]:
@@ -79,7 +79,7 @@ def _damage(lines: list[str]) -> list[Finding]:
 
 def _clock(query: str) -> Step:
     def step(session: Session) -> list[Finding]:
-        session.execute(text(query))  # the first one connects
+        session.execute(text(query))  # the first query connects
         before = time.time()
         theirs = float(session.execute(text(query)).scalar_one())
         after = time.time()
@@ -91,9 +91,9 @@ def _clock(query: str) -> Step:
 def _durability(query: str, advice: str) -> Step:
     def step(session: Session) -> list[Finding]:
         if session.execute(text(query)).scalar_one():
-            lost = "a crash of the database server may lose what clients were told of"
-            return [warning("durability", lost, f"{advice}, or live with it")]
-        return [ok("durability", "commits are on disk before clients are told of them")]
+            lost = "a crash of the database server may lose writes that were acknowledged"
+            return [warning("durability", lost, f"{advice}, or accept the risk")]
+        return [ok("durability", "commits are on disk before they are acknowledged")]
 
     return step
 
@@ -102,9 +102,9 @@ def _connections(query: str) -> Step:
     def step(session: Session) -> list[Finding]:
         slots = int(session.execute(text(query)).scalar_one())
         if slots < 2 * POOL_SIZE:
-            shown = f"the server allows {slots}; each process of yours uses up to {POOL_SIZE}"
+            shown = f"the database server allows {slots}; each of your processes uses up to {POOL_SIZE}"
             return [warning("connections", shown, "raise max_connections, or run fewer processes")]
-        shown = f"the server allows {slots}: enough for {slots // POOL_SIZE} processes at most"
+        shown = f"the database server allows {slots}, enough for at most {slots // POOL_SIZE} processes"
         return [ok("connections", shown)]
 
     return step
@@ -128,7 +128,7 @@ def _privileges(session: Session) -> list[Finding]:
     ).scalar()
     if lacks:
         advice = "GRANT SELECT, INSERT, UPDATE, DELETE on the three tables"
-        return [problem("privileges", f"this user may not: {lacks}", advice)]
+        return [problem("privileges", f"this user lacks {lacks}", advice)]
     return [ok("privileges", "this user may read and write the tables")]
 
 
@@ -144,7 +144,7 @@ def _row_security(session: Session) -> list[Finding]:
     return [
         warning(
             "row level security",
-            f"its policies may hide rows from this user: {tables}",
+            f"policies may hide rows of these tables from this user: {tables}",
             "let the server's user own the tables, or ALTER ROLE ... BYPASSRLS",
         )
     ]

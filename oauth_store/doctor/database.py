@@ -1,4 +1,4 @@
-"""What the doctor asks the database itself."""
+"""The doctor's checks inside the database."""
 
 import asyncio
 import secrets
@@ -24,32 +24,32 @@ from oauth_store.errors import OAuthStoreError, SchemaError
 T = TypeVar("T")
 
 FUTURE_SECONDS = 60
-"""Two machines may differ by this much."""
+"""How much the clocks of two machines may differ."""
 BACKLOG = 100 * BATCH
-"""Expired rows of one table that the server, busy all the time, deletes in a hundred minutes."""
+"""Expired rows of one table that a busy server deletes in a hundred minutes."""
 
 
 def examine_database(store: Store) -> Iterator[Finding]:
-    """Look at a database that is there: can it be used, is its schema ours, is it sound, is anything amiss in it.
+    """Check an existing database: whether it can be used, its schema, its integrity and its content.
 
-    Blocks. Each examination is a transaction of its own, and each finding is yielded as it is made.
+    Blocks. Each check is a transaction of its own, and yields each finding at once.
     """
     watcher = _watch_wal(store) if store.sqlite else None
     with asyncio.Runner() as runner:
         try:
             yield from _Examination(store, runner).findings()
         finally:
-            with suppress(Exception):  # of a database that broke: that was found
+            with suppress(Exception):  # the database broke, which is a finding already
                 runner.run(store.close())
             if watcher is not None:
                 watcher.close()
 
 
 def _watch_wal(store: Store) -> sqlite3.Connection | None:
-    """Return a connection that leaves a -wal as it is while it is open, if the -wal holds anything.
+    """Return a connection that preserves the -wal while it is open, or None if the -wal is empty or missing.
 
-    The last connection to close would move what is sound of it into the file, and delete the rest, which may be all
-    that is left to recover. A read-only connection cannot, and keeps the others from it.
+    The last connection to close would move the intact part of the -wal into the file and delete the rest, which may be
+    all that is left to recover. A read-only connection cannot do that, and keeps the others from doing it.
     """
     path = Path(sqlite_name(store.url))
     try:
@@ -64,7 +64,7 @@ def _watch_wal(store: Store) -> sqlite3.Connection | None:
 
 
 class _Examination:
-    """One look at one database."""
+    """One examination of one database."""
 
     def __init__(self, store: Store, runner: asyncio.Runner) -> None:
         self._store = store
@@ -105,20 +105,20 @@ class _Examination:
         return self._runner.run(self._store.transact(step, False))
 
     def _try_to_write(self) -> list[Finding]:
-        """Write, read and delete a row of each table, and roll all of it back: what no catalog tells shows there."""
+        """Write, read and delete a row of each table, and roll it all back: no catalog shows every problem."""
         try:
-            # on a file by the reader: the writer would change its journal mode
+            # for a file, use the reader: the writer would change the journal mode
             self._runner.run(self._store.transact(_write, not self._store.sqlite, self._store.sqlite))
         except _RolledBack as tried:
             if tried.hidden:
                 return [
                     problem(
                         "writing",
-                        f"rows that were written are hidden from this user: {', '.join(tried.hidden)}",
-                        "drop the policies of row level security, or ALTER ROLE ... BYPASSRLS",
+                        f"this user cannot see rows that it wrote: {', '.join(tried.hidden)}",
+                        "drop the row level security policies, or ALTER ROLE ... BYPASSRLS",
                     )
                 ]
-        return [ok("writing", "a write was tried, and rolled back")]
+        return [ok("writing", "a test write succeeded, and was rolled back")]
 
 
 def _reach(session: Session) -> None:
@@ -131,18 +131,18 @@ def _revision(session: Session) -> str:
 
 def _split(message: str) -> tuple[str, str]:
     found, separator, advice = message.partition("; ")
-    return (found, advice) if separator else (message, "see what it says")
+    return (found, advice) if separator else (message, "fix this, and run the doctor again")
 
 
 class _RolledBack(Exception):
-    """All was tried. `hidden` names the tables whose rows this user does not see."""
+    """The test write is done. `hidden` names the tables whose rows this user cannot see."""
 
     def __init__(self, hidden: list[str]) -> None:
         self.hidden = hidden
 
 
 def _write(session: Session, locks: bool) -> None:
-    """Raise `_RolledBack`. The rows have expired: the purge deletes what a table without transactions keeps."""
+    """Raise `_RolledBack`. The rows are expired: the purge deletes any that a table without transactions keeps."""
     if locks:
         session.execute(text("BEGIN IMMEDIATE"))
     key = secrets.token_bytes(32)
@@ -183,9 +183,9 @@ def _future(session: Session) -> list[Finding]:
     return [
         problem(
             "stored times",
-            f"the newest row was created {duration(ahead)} from now",
-            "this clock is behind, or that of a server was ahead: let all machines keep time by NTP. What was issued "
-            "then expires later than it should",
+            f"the newest row was created {duration(ahead)} in the future",
+            "this clock is behind, or a server's clock was ahead: sync all machines with NTP. Tokens that were issued "
+            "then expire later than they should",
         )
     ]
 
@@ -198,8 +198,9 @@ def _backlog(session: Session) -> list[Finding]:
     return [
         warning(
             "purge backlog",
-            f"expired rows that are still there: {shown}",
-            f"nothing, if the server has just been idle: after an hour of use it deletes {BATCH} a step until none is "
-            f"left, or else every {INTERVAL_SECONDS} seconds of use. `oauth-store purge` deletes them now",
+            f"expired rows that are not deleted yet: {shown}",
+            f"if the server was idle until now, wait: after an hour of use it deletes {BATCH} rows per step until none "
+            f"are left. Otherwise it deletes them every {INTERVAL_SECONDS} seconds of use. To delete them now, run "
+            "`oauth-store purge`",
         )
     ]

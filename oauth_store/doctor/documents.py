@@ -1,4 +1,4 @@
-"""Can client ID metadata documents be fetched from here? A server that offers to take them has to."""
+"""Checks that this machine can fetch client ID metadata documents, as a server that accepts them must."""
 
 import asyncio
 
@@ -7,19 +7,19 @@ from oauth_store.flows.documented_clients import DocumentError
 from oauth_store.flows.metadata_documents import MetadataDocuments
 
 CLAUDE = "https://claude.ai/oauth/mcp-oauth-client-metadata"
-"""The document of Claude.ai, which never registers where documents are offered."""
+"""The document of Claude.ai, which never registers with a server that accepts documents."""
 
 
 def examine_documents(url: str = CLAUDE) -> Finding:
-    """Fetch a document as the server does, from this machine. Blocks, for ten seconds at most."""
+    """Fetch a document from this machine, as the server does. Blocks for at most ten seconds."""
     check = "client documents"
     try:
         asyncio.run(MetadataDocuments().fetch(url, address=""))
     except DocumentError as error:
         return warning(
             check,
-            f"{url} cannot be had from this machine: {error}",
-            "if the server is on this machine, or no better off, Claude cannot connect: let the server reach the "
-            "internet, or pass metadata_documents=False to SQLAlchemyOAuthProvider, and apps register",
+            f"this machine cannot fetch {url}: {error}",
+            "if the server cannot fetch it either, Claude cannot connect: let the server reach the internet, or pass "
+            "metadata_documents=False to SQLAlchemyOAuthProvider, so that apps register instead",
         )
-    return ok(check, f"{url} can be fetched from this machine")
+    return ok(check, f"this machine can fetch {url}")

@@ -1,4 +1,4 @@
-"""Is all well? What is wrong with a store and its server, and what to do about it."""
+"""All checks of `oauth-store doctor`: the database from inside, and its server from outside."""
 
 import os
 import platform
@@ -23,16 +23,16 @@ PACKAGES = ("fastmcp-oauth-store", "fastmcp", "mcp", "sqlalchemy", "alembic")
 DRIVERS = {"sqlite": "aiosqlite", "postgresql": "asyncpg", "mysql": "asyncmy"}
 
 LEAST_MEMORY_KIB, LEAST_PASSES = 19 * 1024, 2
-"""What OWASP asks of argon2id at least, with one thread; `oauth-store hash-password` takes 64 MiB and 3 passes."""
+"""OWASP's minimum for argon2id with one thread; `oauth-store hash-password` uses 64 MiB and 3 passes."""
 MOST_MEMORY_KIB = 1024 * 1024
 """Two sign-ins at once may take twice this."""
 
 
 def examine(database: str | None, url: str | None) -> Iterator[Finding]:
-    """Look at the store from the inside, and at its server from the outside if `url` is given. Blocks.
+    """Check the database from inside, and its server from outside if `url` is given. Blocks.
 
-    Where a URL is given and no database is named anywhere, only the server is looked at. Raises `ConfigurationError`
-    for a database that cannot be one.
+    If a URL is given and no database is set anywhere, checks only the server. Raises `ConfigurationError` for a setting
+    that names no database.
     """
     if url is None or database is not None or os.environ.get("MCP_OAUTH_DB"):
         try:
@@ -51,8 +51,8 @@ def _inside(store: Store) -> Iterator[Finding]:
     if store.in_memory:
         yield warning(
             "database",
-            "it is in the memory of the server's process: nothing survives a restart",
-            "set MCP_OAUTH_DB to a file's path, unless this is a test",
+            "it is in the memory of the server process: nothing survives a restart",
+            "set MCP_OAUTH_DB to the path of a file, unless this is a test",
         )
         return
     if store.sqlite:
@@ -61,7 +61,7 @@ def _inside(store: Store) -> Iterator[Finding]:
         missing = list(examined("database", _missing, path))
         if not missing:
             yield from examine_files(path)
-            missing = list(examined("database", _missing, path))  # again: SQLite would make it anew
+            missing = list(examined("database", _missing, path))  # again: SQLite would create it
         if missing:
             yield from missing
             return
@@ -78,7 +78,7 @@ def _path(path: Path) -> Iterator[Finding]:
 
 
 def _missing(path: Path) -> Iterator[Finding]:
-    """Find nothing where a file is there. Raises `OSError` for one that cannot be looked at."""
+    """Find nothing if the file exists. Raises `OSError` for one that cannot be accessed."""
     try:
         status = path.stat()
         kind = file_kind(status.st_mode)
@@ -87,7 +87,7 @@ def _missing(path: Path) -> Iterator[Finding]:
         elif status.st_size == 0 and os.path.lexists(f"{path}-wal"):
             yield problem(
                 "database",
-                f"{path} is empty, and beside it is a -wal, which SQLite deletes when it opens the file",
+                f"{path} is empty, and next to it is a -wal, which SQLite deletes when it opens the file",
                 "stop the server, copy both files to a safe place, and restore a backup (see docs/moving.md)",
             )
     except FileNotFoundError:
@@ -102,8 +102,8 @@ def _missing(path: Path) -> Iterator[Finding]:
         yield warning(
             "database",
             f"{os.path.realpath(path)} does not exist yet",
-            "the server creates it at first use. If clients were authorized before, theirs is another file: see "
-            "what MCP_OAUTH_DB is for the server",
+            "the server creates it at first use. If clients were authorized before, this is the wrong file: check "
+            "MCP_OAUTH_DB in the server's environment",
         )
 
 
@@ -112,7 +112,7 @@ def _versions(kind: str) -> Iterator[Finding]:
     for package in (*PACKAGES, DRIVERS[kind]):
         try:
             found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:  # on the path, and not installed
+        except PackageNotFoundError:  # importable, but not installed
             found.append(f"{package} of unknown version")
     if kind == "sqlite":
         found.append(f"SQLite {sqlite3.sqlite_version}")
@@ -126,21 +126,21 @@ def _password() -> Iterator[Finding]:
 
 
 def examine_password_hash(value: str) -> Finding:
-    """Judge MCP_OAUTH_PASSWORD_HASH, without a word of it."""
+    """Check MCP_OAUTH_PASSWORD_HASH, without printing any of it."""
     check = "password"
-    again = f"run `oauth-store hash-password`, and set {PASSWORD_HASH} to what it prints, in single quotes for a shell"
+    again = f"run `oauth-store hash-password`, and set {PASSWORD_HASH} to its output, in single quotes in a shell"
     if not value:
-        return warning(check, f"{PASSWORD_HASH} is empty, which is as good as not set", again)
+        return warning(check, f"{PASSWORD_HASH} is empty, which counts as not set", again)
     try:
         parameters = extract_parameters(value)
     except InvalidHashError:
-        return problem(check, f"{PASSWORD_HASH} is no argon2 hash: the server does not start", again)
+        return problem(check, f"{PASSWORD_HASH} is not an argon2 hash: the server does not start", again)
     shown = (
         f"argon2{parameters.type.name.lower()}, {parameters.memory_cost / 1024:g} MiB, {parameters.time_cost} passes"
     )
     strength = parameters.memory_cost * parameters.time_cost
     if parameters.type is not Type.ID or strength < LEAST_MEMORY_KIB * LEAST_PASSES:
-        return warning(check, f"{PASSWORD_HASH} is weak ({shown}): whoever reads it can guess fast", again)
+        return warning(check, f"{PASSWORD_HASH} is weak ({shown}): an attacker who reads it can guess fast", again)
     if parameters.memory_cost > MOST_MEMORY_KIB:
-        return warning(check, f"{PASSWORD_HASH} costs much with every sign-in ({shown})", again)
+        return warning(check, f"{PASSWORD_HASH} is costly to check at every sign-in ({shown})", again)
     return ok(check, shown)

@@ -1,4 +1,4 @@
-"""What the doctor sees of an SQLite file from outside: it looks at it and never opens it."""
+"""The doctor's checks of an SQLite file from outside, without opening it."""
 
 import grp
 import os
@@ -13,9 +13,9 @@ from oauth_store.doctor.finding import Finding, examined, ok, problem, warning
 
 MIB = 1024 * 1024
 LEAST_FREE = 16 * MIB
-"""Less than this is a matter of hours."""
+"""With less than this, the disk may be full within hours."""
 SPARE_FREE = 64 * MIB
-"""For the -wal, beside a second file as large as the first: an upgrade, a backup."""
+"""Room for the -wal, in addition to a second file as large as the first, for an upgrade or a backup."""
 TRIED_BYTES = 64 * 1024
 
 NETWORK_FILE_SYSTEMS = {
@@ -40,11 +40,11 @@ NETWORK_FILE_SYSTEMS = {
     "vboxsf",
     "virtiofs",
 }
-"""By their names in /proc/self/mountinfo: SQLite's locks, or the memory that processes share, may not work there."""
+"""As named in /proc/self/mountinfo: SQLite's locks, or its shared memory, may not work there."""
 
 
 def examine_files(path: Path) -> Iterator[Finding]:
-    """Look at the modes and owners of a file that exists, of its -wal and -shm, and at what it stands on."""
+    """Check the modes and owners of an existing file, its -wal and its -shm, and its directory, disk and mount."""
     path = Path(os.path.realpath(path))
     for check, examination in (
         ("file modes", _modes),
@@ -58,7 +58,7 @@ def examine_files(path: Path) -> Iterator[Finding]:
 
 
 def _files(path: Path) -> dict[Path, os.stat_result]:
-    """Look at a file, and at its -wal and -shm where they are there. Raises `OSError`."""
+    """Return the status of a file, and of its -wal and -shm if they exist. Raises `OSError`."""
     files = {path: path.stat()}
     for beside in (Path(f"{path}-wal"), Path(f"{path}-shm")):
         try:
@@ -73,9 +73,9 @@ def _modes(path: Path) -> Iterator[Finding]:
     shown = ", ".join(f"{file.name} {mode:04o}" for file, mode in modes.items())
     chmod = "run: chmod 600 " + " ".join(str(file) for file, mode in modes.items() if mode & 0o077)
     if any(mode & 0o022 for mode in modes.values()):
-        yield problem("file modes", f"others than the owner may write: {shown}", chmod)
+        yield problem("file modes", f"other users may write: {shown}", chmod)
     elif any(mode & 0o044 for mode in modes.values()):
-        yield warning("file modes", f"others than the owner may read: {shown}", chmod)
+        yield warning("file modes", f"other users may read: {shown}", chmod)
     else:
         yield ok("file modes", shown)
 
@@ -87,8 +87,8 @@ def _owners(path: Path) -> Iterator[Finding]:
         return
     yield problem(
         "file owner",
-        ", ".join(f"{file.name} is {owner}'s" for file, owner in owners.items()),
-        f"a process of another user has opened the file. Stop it, and run: chown {owners[path]} "
+        ", ".join(f"{file.name} belongs to {owner}" for file, owner in owners.items()),
+        f"another user's process has opened the file. Stop it, and run: chown {owners[path]} "
         + " ".join(map(str, owners)),
     )
 
@@ -100,14 +100,14 @@ def _directory(path: Path) -> Iterator[Finding]:
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         yield problem(
             "directory",
-            f"everyone may exchange the files in {directory} ({mode:04o})",
+            f"any user may replace the files in {directory} ({mode:04o})",
             f"run: chmod o-w {directory}",
         )
     elif not _may_write(status, owner):
         yield problem(
             "directory",
-            f"the file is {_user(owner)}'s, who may not create its -wal and -shm in {directory} ({mode:04o}, "
-            f"{_user(status.st_uid)}'s)",
+            f"the file belongs to {_user(owner)}, who may not create its -wal and -shm in {directory} ({mode:04o}, "
+            f"owned by {_user(status.st_uid)})",
             f"give the database a directory of its own, and run: chown {_user(owner)} DIRECTORY",
         )
     else:
@@ -127,7 +127,7 @@ def _may_write(directory: os.stat_result, user: int) -> bool:
 def _groups(user: int) -> set[int]:
     try:
         entry = pwd.getpwuid(user)
-    except KeyError:  # as in a container, where a user may be a number alone
+    except KeyError:  # as in a container, where a user may have only a number
         return set()
     return {entry.pw_gid, *(group.gr_gid for group in grp.getgrall() if entry.pw_name in group.gr_mem)}
 
@@ -145,35 +145,35 @@ def _space(path: Path) -> Iterator[Finding]:
     free = status.f_bavail * status.f_frsize
     shown = f"{free // MIB:,} MiB free, the database takes {size / MIB:,.1f} MiB"
     if free < LEAST_FREE or (status.f_files and not status.f_favail):
-        inodes = "" if free < LEAST_FREE else "; no file can be created (no inodes)"
-        yield problem("disk space", shown + inodes, "make room now: a full disk answers clients with 503")
+        inodes = "" if free < LEAST_FREE else "; no inodes are left, so no file can be created"
+        yield problem("disk space", shown + inodes, "make room now: on a full disk, clients get 503")
         return
     _try_to_write(path.parent)
     if free < size + SPARE_FREE:
-        yield warning("disk space", shown, "make room: an upgrade or a backup needs as much as the database takes")
+        yield warning("disk space", shown, "make room: an upgrade or a backup needs as much space as the database")
     else:
         yield ok("disk space", shown)
 
 
 def _try_to_write(directory: Path) -> None:
-    """Write to a file without a name. Raises `OSError` for what no number tells: a quota, a disk that is read-only."""
+    """Write to an unnamed file. Raises `OSError` for what no number shows: a quota, a read-only disk."""
     try:
         with TemporaryFile(dir=directory) as file:
             file.write(bytes(TRIED_BYTES))
             file.flush()
             os.fsync(file.fileno())
-    except PermissionError:  # of the user who runs this; the server's user may
+    except PermissionError:  # this user may not write; the server's user may be able to
         return
 
 
 def _file_system(path: Path) -> Iterator[Finding]:
     mount = mount_of(path)
-    if mount is not None:  # elsewhere than on Linux nothing tells
+    if mount is not None:  # None on anything but Linux
         yield file_system(mount)
 
 
 def file_system(mount: Mount) -> Finding:
-    """Judge the mount that a file is on."""
+    """Check the mount that a file is on."""
     if mount.kind in NETWORK_FILE_SYSTEMS:
         return problem(
             "file system",

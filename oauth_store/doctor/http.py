@@ -1,4 +1,4 @@
-"""How the doctor asks a server: one host, no redirects, a limit to what is waited for and read."""
+"""The doctor's HTTP client: one host, no redirects, and a limit to the time and size of a response."""
 
 import asyncio
 import re
@@ -11,16 +11,16 @@ from oauth_store.doctor.finding import Finding, problem
 
 TIMEOUT_SECONDS = 10
 BODY_BYTES = 64 * 1024
-"""What is read of an answer; ours are a few hundred bytes."""
+"""Maximum bytes to read of a response; those of `oauth_store` have a few hundred."""
 
 
 class Asker:
-    """Asks the host of one URL, and no other."""
+    """Sends requests to the host of one URL, and to no other."""
 
     def __init__(self, url: str) -> None:
         self.origin = origin(url)
         self._runner = asyncio.Runner()
-        # no time-outs of its own: each is for one read, and a server may send a byte a second
+        # no timeouts of its own: each covers one read, and a server may send a byte a second
         self._http = httpx2.AsyncClient(timeout=None, headers={"User-Agent": "oauth-store doctor"})
 
     def __enter__(self) -> Self:
@@ -31,9 +31,9 @@ class Asker:
         self._runner.close()
 
     def ask(self, method: str, url: str, **request: Any) -> "Answer | Finding":
-        """Return what a URL of this host answers within `TIMEOUT_SECONDS`, or the problem that it answers nothing."""
+        """Return the response of a URL on this host within `TIMEOUT_SECONDS`, or the problem that there is none."""
         if origin(url) != self.origin:
-            raise ValueError(f"{url} is of another host than {self.origin}")
+            raise ValueError(f"{url} is on another host than {self.origin}")
         headers = {"Accept": "application/json, text/event-stream", **request.pop("headers", {})}
         try:
             return self._runner.run(self._ask(method, url, headers=headers, **request))
@@ -59,7 +59,7 @@ class Asker:
 
 
 class Answer:
-    """What came back: never a redirect that was followed."""
+    """A response. Redirects are never followed."""
 
     def __init__(self, response: httpx2.Response, body: bytes) -> None:
         self.url = str(response.url)
@@ -73,15 +73,15 @@ class Answer:
 
     @property
     def location(self) -> str:
-        """Where it sends to, without a query: that may hold a secret."""
+        """The target of a redirect, without its query, which may hold a secret."""
         return urlsplit(urljoin(self.url, self.headers.get("location", "")))._replace(query="", fragment="").geturl()
 
     @property
     def what(self) -> str:
-        """Itself, in a few words."""
+        """The response in a few words."""
         if 300 <= self.status < 400:
             return f"a redirect ({self.status}) to {self.location}"
-        return f"{self.status}{' and a page of HTML' if self.is_html else ''}"
+        return f"{self.status}{' with an HTML page' if self.is_html else ''}"
 
 
 def origin(url: str) -> str:
@@ -103,16 +103,16 @@ def parameter(answer: Answer, name: str) -> str | None:
 
 def _unreachable(url: str, error: Exception) -> Finding:
     if isinstance(error, TimeoutError):
-        found = f"{urlsplit(url).hostname}: no whole answer after {TIMEOUT_SECONDS} s"
-        return problem("connection", found, "a firewall, or a server that hangs?")
+        found = f"{urlsplit(url).hostname}: no complete response after {TIMEOUT_SECONDS} s"
+        return problem("connection", found, "does a firewall drop the request, or does the server hang?")
     text = str(error) or type(error).__name__
     found = f"{urlsplit(url).hostname}: {text}"
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return problem(
-            "https", found, "get a certificate that clients accept, for this host name (Caddy does it by itself)"
+            "https", found, "get a certificate that clients accept, for this host name (Caddy does this automatically)"
         )
     if "SSL" in text or "TLS" in text:
-        return problem("https", found, "is it http that is spoken on this port?")
+        return problem("https", found, "does this port serve plain http?")
     if isinstance(error, httpx2.ConnectError):
         return problem("connection", found, "is the host name right, the server up, and the port open to clients?")
-    return problem("connection", found, "something other than HTTP answers there, or the connection breaks")
+    return problem("connection", found, "check that this port serves HTTP, and that nothing cuts the connection")

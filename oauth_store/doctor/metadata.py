@@ -1,15 +1,15 @@
-"""What clients look for in the metadata of an authorization server (RFC 8414)."""
+"""Checks of the authorization server metadata (RFC 8414) that clients rely on."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from oauth_store.doctor.finding import Finding, ok, problem, warning
 
-_OURS = "SQLAlchemyOAuthProvider says it: is this the server that you meant, and does a proxy rewrite its metadata?"
+_OURS = "SQLAlchemyOAuthProvider has it: is this the right server, and does a proxy rewrite its metadata?"
 
 
 def examine_metadata(server: dict[str, Any]) -> Iterator[Finding]:
-    """Look for what clients need, and for what spares their users a question."""
+    """Check for what clients need, and for what saves their users a step."""
     check = "server metadata"
     missing = [
         *_pkce(server, check),
@@ -23,7 +23,7 @@ def examine_metadata(server: dict[str, Any]) -> Iterator[Finding]:
 
 def _pkce(server: dict[str, Any], check: str) -> Iterator[Finding]:
     if "S256" not in _list(server, "code_challenge_methods_supported"):
-        yield problem(check, "no S256 in code_challenge_methods_supported: clients refuse that", _OURS)
+        yield problem(check, "no S256 in code_challenge_methods_supported: clients refuse to connect", _OURS)
 
 
 def _grants(server: dict[str, Any], check: str) -> Iterator[Finding]:
@@ -35,7 +35,7 @@ def _authentication(server: dict[str, Any], check: str) -> Iterator[Finding]:
     if "none" not in _list(server, "token_endpoint_auth_methods_supported"):
         yield warning(
             check,
-            "no `none` in token_endpoint_auth_methods_supported: Claude registers anew at every connection",
+            "no `none` in token_endpoint_auth_methods_supported: Claude registers again at every connection",
             _OURS,
         )
 
@@ -51,20 +51,20 @@ def _registration(server: dict[str, Any], check: str) -> Iterator[Finding]:
     if not documents:
         yield warning(
             check,
-            "no client_id_metadata_document_supported: Claude registers anew at every connection",
-            f"with metadata_documents=False that is as it should be. Else: {_OURS}",
+            "no client_id_metadata_document_supported: Claude registers again at every connection",
+            f"expected with metadata_documents=False. Otherwise: {_OURS}",
         )
     if not registration and not documents:
         yield problem(
             check,
-            "no registration_endpoint: no client can make itself known",
+            "no registration_endpoint: no client can register",
             "pass client_registration_options=ClientRegistrationOptions(enabled=True) to the provider",
         )
     elif not registration:
         yield warning(
             check,
-            "no registration_endpoint: clients that have no metadata document cannot connect",
-            "switch registration on in client_registration_options, unless that is what you want",
+            "no registration_endpoint: clients without a metadata document cannot connect",
+            "enable registration in client_registration_options, unless you turned it off on purpose",
         )
 
 

@@ -1,7 +1,7 @@
-"""What a client sees of a server: the doctor asks what a client would ask before it signs in, and nothing after.
+"""A server as a client sees it: the doctor sends the requests that a client sends before it signs in, and no others.
 
-It registers nothing, authorizes nothing, and asks no other host than the one of the URL; but claude.ai for Claude's own
-description, where the server is to take that and is not on loopback.
+It registers and authorizes nothing, and contacts only the host of the URL, and claude.ai for Claude's metadata document
+if the server accepts such documents and is not on loopback.
 """
 
 import json
@@ -23,11 +23,11 @@ NO_TOKEN = "no-token-but-a-question-of-oauth-store-doctor"  # noqa: S105 (that i
 _PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 _RESOURCE_PATH = "/.well-known/oauth-protected-resource"
 _SERVER_PATH = "/.well-known/oauth-authorization-server"
-_ORIGIN = "https://inspector.example"  # a page elsewhere, as MCP Inspector is
+_ORIGIN = "https://inspector.example"  # a page of another origin, as MCP Inspector is
 
 
 def examine_url(url: str) -> Iterator[Finding]:
-    """Look at a server from where a client stands: `url` is what its user would type into the client."""
+    """Check a server as a client sees it: `url` is the one that a user would enter in the client."""
     parsed = _parse(url)
     if isinstance(parsed, Finding):
         yield parsed
@@ -42,18 +42,18 @@ def _parse(url: str) -> SplitResult | Finding:
         if parsed.scheme in ("http", "https") and parsed.hostname and parsed.port != 0:
             if parsed.username is None and not parsed.fragment:
                 return parsed
-            return problem("url", "it has a user or a fragment", "give the plain URL of the MCP endpoint")
+            return problem("url", "it has a user name or a fragment", "use the plain URL of the MCP endpoint")
     except ValueError:
         pass
-    return problem("url", "this is no URL of a server", "give one such as https://wiki.example.com/mcp")
+    return problem("url", "this is not the URL of a server", "use one such as https://wiki.example.com/mcp")
 
 
 Looked = tuple[dict[str, Any] | None, list[Finding]]
-"""Some metadata, or None if there is none, and what was found of it."""
+"""Some metadata, or None if there is none, and the findings about it."""
 
 
 class Examination:
-    """One look at one server."""
+    """One examination of one server."""
 
     def __init__(self, http: Asker, url: str, parsed: SplitResult) -> None:
         self._http, self._url, self._parsed, self._origin = http, url, parsed, http.origin
@@ -69,7 +69,7 @@ class Examination:
         challenge = self._challenge(first)
         yield challenge
         if challenge.level == "problem" and first.status != 401:
-            return  # it is no MCP endpoint that wants a token: whatever else could be said would mislead
+            return  # not an MCP endpoint that requires a token: further findings would mislead
         yield from self._authorization_header(first)
         resource, found = self._resource(parameter(first, "resource_metadata"))
         yield from found
@@ -86,11 +86,11 @@ class Examination:
         yield from examine_metadata(server)
         yield from self._endpoints(server)
         documents = server.get("client_id_metadata_document_supported") is True
-        if documents and not is_loopback_host(self._parsed.hostname):  # Claude.ai does not come to loopback
+        if documents and not is_loopback_host(self._parsed.hostname):  # Claude.ai cannot reach loopback
             yield examine_documents()
 
     def _metadata(self, check: str, url: str) -> Looked:
-        """Return the metadata at a URL, and what is to be said of it."""
+        """Return the metadata at a URL, and the findings about it."""
         answer = self._http.ask("GET", url, headers={"Origin": _ORIGIN})
         if isinstance(answer, Finding):
             return None, [answer]
@@ -103,21 +103,21 @@ class Examination:
             return metadata, [] if "access-control-allow-origin" in answer.headers else [_cors(path)]
         if answer.status == 404:
             found, advice = (
-                f"{path} is not there: {answer.what}",
-                "hand this path on to the server, as it is: a proxy that serves the server under a prefix has to hand "
-                "on /.well-known/ too",
+                f"{path} is missing: {answer.what}",
+                "forward this path to the server unchanged: a proxy that serves the server under a prefix has to "
+                "forward /.well-known/ too",
             )
         elif 300 <= answer.status < 400:
-            found, advice = f"{path} answers {answer.what}", "serve it under this URL; clients may not follow"
+            found, advice = f"{path} returns {answer.what}", "serve it at this URL; clients may not follow redirects"
         elif answer.status >= 500:
             found, advice = (
-                f"{path} answers {answer.what}",
-                "is the server up, and its database? Its log says what is wrong",
+                f"{path} returns {answer.what}",
+                "are the server and its database up? See the server's log for the cause",
             )
         else:
             found, advice = (
-                f"{path} answers {answer.what}, not JSON",
-                "something in front of the server answers in its place; hand the path on to the server",
+                f"{path} returns {answer.what}, not JSON",
+                "something in front of the server responds in its place; forward the path to the server",
             )
         return None, [problem(check, found, advice)]
 
@@ -125,13 +125,13 @@ class Examination:
 
     def _https(self) -> Finding:
         if self._parsed.scheme == "https":
-            return ok("https", "the certificate is accepted here")
+            return ok("https", "this machine accepts the certificate")
         if is_loopback_host(self._parsed.hostname):
-            return ok("https", "http, on loopback alone")
+            return ok("https", "http, but only on loopback")
         return problem(
             "https",
-            "http: tokens go over the network in clear, and clients refuse it",
-            "put a proxy with TLS in front (Caddy does it by itself), and use its https:// URL as base_url",
+            "http: tokens cross the network in plain text, and clients refuse it",
+            "put a TLS proxy in front (Caddy gets certificates automatically), and set base_url to its https:// URL",
         )
 
     def _date(self, answer: Answer, before: float) -> Iterator[Finding]:
@@ -143,52 +143,52 @@ class Examination:
         yield clock("server's clock", date - before - took / 2, took + 1)  # it has whole seconds
 
     def _challenge(self, answer: Answer) -> Finding:
-        """A request without a token is a 401 that says where to get one (RFC 9728, section 5.1)."""
+        """A request without a token gets a 401 that names the resource metadata (RFC 9728, section 5.1)."""
         header = answer.headers.get("www-authenticate", "")
         if answer.status == 401 and header.lower().startswith("bearer"):
             if parameter(answer, "resource_metadata"):
                 return ok("challenge", "401, with resource_metadata")
             return warning(
                 "challenge",
-                "401, but WWW-Authenticate names no resource_metadata; some clients then do not find the way",
-                "is this the endpoint of a FastMCP server with auth=? A proxy must hand its header on",
+                "401, but WWW-Authenticate names no resource_metadata, which some clients need to sign in",
+                "is this the endpoint of a FastMCP server with auth=? A proxy must forward its header",
             )
         if answer.status == 401:
             return problem(
                 "challenge",
-                f"401, but no WWW-Authenticate: Bearer{f', rather {header.split()[0]}' if header else ''}",
-                "a proxy takes the header away, or asks for a password of its own: let it do neither",
+                f"401 without WWW-Authenticate: Bearer{f', but {header.split()[0]}' if header else ''}",
+                "a proxy removes the header, or asks for a password of its own: turn that off",
             )
         if 300 <= answer.status < 400:
             return problem("challenge", f"{answer.what}", f"give clients this URL: {answer.location}")
         if answer.status == 404:
             return problem(
                 "challenge",
-                f"nothing is at this URL: {answer.what}",
+                f"no endpoint at this URL: {answer.what}",
                 "the MCP endpoint of a FastMCP server is at /mcp unless you set its path; a proxy must not change it",
             )
         if answer.status in (502, 503, 504):
-            return problem("challenge", answer.what, "start the server, or look in its log: is its database away?")
+            return problem("challenge", answer.what, "start the server, or check its log: is its database down?")
         if answer.status == 429:
-            return problem("challenge", f"{answer.what}: too many requests", "wait a minute, and ask again")
+            return problem("challenge", f"{answer.what}: too many requests", "wait a minute, and run this again")
         if answer.status == 421:
-            return problem("challenge", f"{answer.what}: the server does not know this host", "see its allowed hosts")
+            return problem("challenge", f"{answer.what}: the server does not know this host", "check its allowed hosts")
         if answer.is_html:
             return problem(
                 "challenge",
                 answer.what,
-                "something in front of the server answers in its place: let it hand on POST requests as they are",
+                "something in front of the server responds in its place: make it forward POST requests unchanged",
             )
         return problem(
             "challenge",
-            f"{answer.what} to a request without a token, where a 401 is due",
-            "give FastMCP(auth=...) the provider: this endpoint lets in everyone, or is none",
+            f"{answer.what} for a request without a token; expected 401",
+            "pass the provider to FastMCP(auth=...): this endpoint lets in everyone, or is not an MCP endpoint",
         )
 
     def _authorization_header(self, first: Answer) -> Iterator[Finding]:
-        """A token that is no token is told from none (RFC 6750, section 3.1), if it arrives."""
+        """A made-up token gets another response than no token (RFC 6750, section 3.1), if the header arrives."""
         if parameter(first, "error"):
-            return  # of a FastMCP that says the same of both
+            return  # a FastMCP that responds the same to both
         answer = self._http.ask("POST", self._url, json=_PING, headers={"Authorization": f"Bearer {NO_TOKEN}"})
         if isinstance(answer, Finding):
             yield answer
@@ -197,14 +197,14 @@ class Examination:
         elif answer.status == 401 and "www-authenticate" in first.headers:
             yield problem(
                 "Authorization header",
-                "the server does not see it: it answers a wrong token as it answers none",
-                "a proxy takes the header away; let it hand Authorization on",
+                "the server does not get it: a wrong token has the same response as no token",
+                "a proxy removes the header; make it forward Authorization",
             )
         elif answer.status != 401:
             yield problem(
                 "Authorization header",
-                f"{answer.what} to a made-up token, where a 401 is due",
-                "something in front of the server looks at the header; let it hand Authorization on as it is",
+                f"{answer.what} for a made-up token; expected 401",
+                "something in front of the server uses the header; make it forward Authorization unchanged",
             )
 
     # The metadata
@@ -221,20 +221,20 @@ class Examination:
             return None, [*elsewhere, *found]
         resource = metadata.get("resource")
         if resource == self._url:
-            judged = ok(check, f"resource is {resource}, as typed")
+            judged = ok(check, f"resource is {resource}, as entered")
         elif isinstance(resource, str) and same_resource(resource, self._url):
-            shown = f"resource is {resource}, typed was {self._url}"
+            shown = f"resource is {resource}, but you entered {self._url}"
             judged = warning(check, shown, f"give clients this URL: {resource}")
         else:
             judged = problem(
                 check,
-                f"resource is {resource}, typed was {self._url}; clients refuse that, or get tokens of no use",
-                f"set base_url to {self._base_url()}, or give clients the URL that resource names",
+                f"resource is {resource}, but you entered {self._url}; clients refuse that, or get useless tokens",
+                f"set base_url to {self._base_url()}, or give clients the URL in resource",
             )
         return metadata, [*elsewhere, *found, judged]
 
     def _issuer(self, resource: dict[str, Any]) -> str | Finding:
-        """Return the authorization server that the resource metadata names, or what is wrong with it."""
+        """Return the authorization server that the resource metadata names, or the problem with it."""
         servers = resource.get("authorization_servers")
         if not isinstance(servers, list) or not servers or not isinstance(servers[0], str):
             return problem(
@@ -254,20 +254,20 @@ class Examination:
         if metadata is None:
             return None, found
         if metadata.get("issuer") == issuer:
-            judged = ok(check, f"{issuer} names itself, letter by letter")
+            judged = ok(check, f"issuer is {issuer}, as expected")
         else:
             judged = problem(
                 check,
-                f"issuer is {metadata.get('issuer')}, asked was {issuer}; clients refuse that",
-                "let no proxy rewrite the metadata, and use one base_url on all replicas",
+                f"issuer is {metadata.get('issuer')}, but expected {issuer}; clients refuse that",
+                "make sure that no proxy rewrites the metadata, and use one base_url on all replicas",
             )
         return metadata, [*found, judged]
 
     def _elsewhere(self, check: str, who: str, url: str) -> Finding:
         return problem(
             check,
-            f"{who} {url}, on another host than {self._origin}; it was not asked",
-            f"set base_url to {self._base_url()}. Only if that host really is the authorization server, all is well",
+            f"{who} {url}, on another host than {self._origin}; it was not contacted",
+            f"set base_url to {self._base_url()}, unless that host really is the authorization server",
         )
 
     def _base_url(self) -> str:
@@ -276,7 +276,7 @@ class Examination:
     # The endpoints
 
     def _endpoints(self, server: dict[str, Any]) -> Iterator[Finding]:
-        """Each is there, and says so without being used: a GET of /token is a 405, of /authorize without all a 400."""
+        """Each exists, which a GET shows without using it: /token returns 405, /authorize without parameters 400."""
         good = []
         for name in ("authorization_endpoint", "token_endpoint", "registration_endpoint", "revocation_endpoint"):
             url = server.get(name)
@@ -291,10 +291,10 @@ class Examination:
             elif answer.status in (200, 404) or answer.status >= 500 or answer.is_html or 300 <= answer.status < 400:
                 yield problem(
                     name.replace("_", " "),
-                    f"{urlsplit(url).path} answers {answer.what}",
-                    "hand this path on to the server, as it is"
+                    f"{urlsplit(url).path} returns {answer.what}",
+                    "forward this path to the server unchanged"
                     if answer.status < 500
-                    else "is the server up, and its database? Its log says what is wrong",
+                    else "are the server and its database up? See the server's log for the cause",
                 )
             else:
                 good.append(urlsplit(url).path)
@@ -309,12 +309,12 @@ class Examination:
             elif answer.status >= 400 or "access-control-allow-origin" not in answer.headers:
                 yield _cors(urlsplit(token).path)
             else:
-                yield ok("CORS", "clients in a browser may ask for tokens")
+                yield ok("CORS", "clients in a browser may request tokens")
 
 
 def _cors(path: str) -> Finding:
     return warning(
         "CORS",
         f"{path} lacks Access-Control-Allow-Origin: clients in a browser, such as MCP Inspector, cannot read it",
-        "a proxy takes the header away, or answers OPTIONS itself; hand both on. Other clients do not need it",
+        "a proxy removes the header, or responds to OPTIONS itself; make it forward both. Other clients do not need it",
     )

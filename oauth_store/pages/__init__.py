@@ -1,1 +1,1 @@
-"""HTTP for people."""
+"""The web pages: consent, connected apps, sign-in and messages."""

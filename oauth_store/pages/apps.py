@@ -1,4 +1,4 @@
-"""The connected apps: what may use the server, since when; and the buttons that end it."""
+"""The connected apps: which apps have access, since when, and the buttons that revoke it."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ from oauth_store.pages.wording import Wording, scopes_in_words
 
 SESSION_COOKIE = "oauth_store_session"
 SHOWN = 200
-"""Apps on the page: enough for people, and no more to render than a second's work."""
+"""Maximum apps on the page: enough for a user, and rendered within a second."""
 
 
 class AppsPage:
-    """Lists the grants of who signs in, and revokes them.
+    """Lists and revokes the grants of the user who signs in.
 
-    With one password that is all of them; with `users`, each sees the grants that they approved themselves. A session
-    is a row of `oauth_tokens`, of a kind of its own, that lives for 15 minutes.
+    With one password, these are all grants; with `users`, each user sees the grants that they approved. A session is a
+    row of `oauth_tokens` with its own kind, valid for 15 minutes.
     """
 
     def __init__(self, approver: Approver, sign_in: SignIn, pages: Pages, wording: Wording, path: str) -> None:
@@ -42,10 +42,10 @@ class AppsPage:
         self._cookies = approver.cookies
 
     async def handle(self, request: Request) -> Response:
-        """Show the sign-in form or the list, or do what one of their forms says."""
+        """Show the sign-in form or the list, or handle one of their forms."""
         session = self._cookies.get(request, SESSION_COOKIE)
         user = await sessions.user_of(self._issuer, session) if session else None
-        if not self._sign_in.signed(user or "", session):  # the user's password has changed since
+        if not self._sign_in.signed(user or "", session):  # the user's password has changed
             user = None
         if user is None or session is None:
             return await self._answer_sign_in(request) if request.method == "POST" else self._form()
@@ -55,7 +55,7 @@ class AppsPage:
         form = await form_of(request)
         if not from_our_page(request, self._url) or not same(form.get("csrf", ""), csrf):
             return self._pages.message(
-                "This did not come from our page",
+                "This form was not sent from our page",
                 "Nothing was changed.",
                 server=self._approver.public_name,
                 status_code=403,
@@ -74,7 +74,7 @@ class AppsPage:
     async def _answer_sign_in(self, request: Request) -> Response:
         form = await form_of(request)
         if "password" not in form or not from_our_page(request, self._url):
-            return self._form("You were signed out meanwhile. Sign in again.")
+            return self._form("You were signed out. Sign in again.")
         try:
             user = await self._sign_in.check(request, form, self._cookies, self._approver.address_of(request))
         except SignInError as error:
@@ -151,12 +151,12 @@ class AppsPage:
         return user if self._sign_in.asks_user else None
 
     async def _save(self, user: str, choice: str, ticked: list[str]) -> tuple[str, str]:
-        """Change what a grant allows. Return what to say of it, and the name of the app that this is said of."""
+        """Change what a grant allows. Return a message, and the name of the app that begins it."""
         store, subject, resource = self._issuer.store, self._subject(user), self._issuer.resource
         grant_id = _grant_id(choice)
         listed, _ = await store.read(live_grants, grant_id=grant_id, subject=subject, resource=resource)
         if grant_id is None or not listed:
-            return "It was revoked already.", ""
+            return "It was already revoked.", ""
         choices = self._choices(listed[0], {})
         scopes = choices.chosen(ticked)
         if not scopes:
@@ -172,23 +172,23 @@ class AppsPage:
             now=int(time.time()),
         )
         if changed is None:
-            return "It was revoked already.", ""
+            return "It was already revoked.", ""
         return "can do what you chose, from its next call on.", app_name(listed[0].client_name)
 
     async def _revoke(self, user: str, choice: str) -> tuple[str, str]:
-        """End a grant or all of them. Return what to say of it, and the name of the app that this is said of."""
+        """End one grant or all of them. Return a message, and the name of the app that begins it."""
         store, now = self._issuer.store, int(time.time())
         subject, resource = self._subject(user), self._issuer.resource
         if choice == "all":
             ended = len(await store.write(end_all, subject, resource, by=user, now=now))
-            return f"{ended} app{' has' if ended == 1 else 's have'} no access any more.", ""
+            return f"{ended} app{' no longer has' if ended == 1 else 's no longer have'} access.", ""
         grant_id = _grant_id(choice)
         if grant_id is None:
             return "Nothing was revoked.", ""
         grant = await store.write(end_one, grant_id, subject, resource, by=user, now=now)
         if grant is None:
-            return "It was revoked already.", ""
-        return "has no access any more.", app_name(grant.client_name)
+            return "It was already revoked.", ""
+        return "no longer has access.", app_name(grant.client_name)
 
 
 def _grant_id(text: str) -> bytes | None:

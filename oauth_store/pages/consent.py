@@ -1,4 +1,4 @@
-"""The consent page: who asks, where the code goes, what for; and the owner's answer."""
+"""The consent page: the client, where its code goes, its scopes, and the owner's answer."""
 
 from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import urlencode
@@ -45,9 +45,9 @@ class ConsentPage:
             return self._message(
                 403,
                 "This page belongs to another browser",
-                "Only the browser that started a request can answer it, if it accepts cookies, and not hours later. Go "
-                "back to your app, and connect again from there.",
-                "If somebody sent you this link, close the page: nothing was allowed.",
+                "Only the browser that started a request can answer it. It must accept cookies, and the request must "
+                "not be hours old. Go back to your app, and connect again from there.",
+                "If someone sent you this link, close this page: nothing was allowed.",
             )
         waiting = await self._approver.pending(handle, request)
         if waiting is None:
@@ -59,12 +59,12 @@ class ConsentPage:
         if not from_our_page(request, self._url) or not same(form.get("csrf", ""), csrf):
             return self._message(
                 403,
-                "This answer did not come from our page",
+                "This form was not sent from our page",
                 "Nothing was allowed. Go back to your app, and connect again.",
             )
         try:
             return await self._answer(request, form, waiting, csrf)
-        except AuthorizeError:  # answered, or expired, in between
+        except AuthorizeError:  # answered or expired in the meantime
             return self._over()
 
     async def _answer(self, request: Request, form: Form, waiting: AuthorizationRequest, csrf: str) -> Response:
@@ -142,14 +142,14 @@ class ConsentPage:
         access, refresh = self._approver.issuer.access_expiry_seconds, self._approver.issuer.refresh_expiry_seconds
         if "refresh_token" not in client.grant_types:
             return f"{in_words(access)}; then it has to ask again"
-        return f"Until you revoke it, or it is not used for {in_words(refresh)}"
+        return f"Until you revoke it, or until it goes unused for {in_words(refresh)}"
 
     def _over(self) -> Response:
         return self._message(
             410,
             "This request is over",
-            "It was answered already, or it is too old: a request waits for 10 minutes.",
-            "If your app is connected, close this page. If it is not, go back to it and connect again.",
+            "It was already answered, or it expired: you have 10 minutes to answer a request.",
+            "If your app is connected, close this page. If not, go back to your app and connect again.",
         )
 
     def _message(self, status_code: int, title: str, *paragraphs: str) -> Response:

@@ -1,4 +1,4 @@
-"""The pages that people see: how they are rendered, branded, and kept apart from the rest of the web."""
+"""How the pages are rendered, branded, and isolated from the rest of the web."""
 
 import functools
 import re
@@ -17,7 +17,7 @@ DEFAULT_ACCENT = "#1a56b0"
 
 
 class Pages:
-    """Renders our templates, or an owner's own of the same names."""
+    """Renders the built-in templates, or yours of the same names."""
 
     def __init__(
         self,
@@ -27,13 +27,13 @@ class Pages:
         accent: str = DEFAULT_ACCENT,
         templates: str | Path | None = None,
     ) -> None:
-        """Raises `ConfigurationError` for a colour, a logo or a directory that cannot be used."""
+        """Raises `ConfigurationError` for a color, a logo or a directory that cannot be used."""
         from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
 
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", accent):
-            raise ConfigurationError(f"accent is {accent!r}; expected a colour such as {DEFAULT_ACCENT!r}")
+            raise ConfigurationError(f"accent is {accent!r}; expected a color such as {DEFAULT_ACCENT!r}")
         if templates is not None and not Path(templates).is_dir():
-            raise ConfigurationError(f"templates is {str(templates)!r}, which is no directory")
+            raise ConfigurationError(f"templates is {str(templates)!r}, which is not a directory")
         self.name = name
         self._logo_url, self._logo_source = logo_url, _source(logo_url)
         own = [] if templates is None else [FileSystemLoader(templates)]
@@ -41,7 +41,7 @@ class Pages:
             loader=ChoiceLoader([*own, PackageLoader("oauth_store.pages")]),
             autoescape=True,
             undefined=StrictUndefined,
-            auto_reload=False,  # it would look at the files with every page, on the event loop
+            auto_reload=False,  # it would check the files for every page, on the event loop
         )
         try:
             for template in TEMPLATES:
@@ -59,11 +59,11 @@ class Pages:
         headers: Mapping[str, str] | None = None,
         **values: Any,
     ) -> Response:
-        """Return a page that no other page can frame, that no one keeps, and that runs no script."""
+        """Return a page that cannot be framed, is not cached, and runs no script."""
         nonce = secrets.token_urlsafe(16)
         html = self._environment.get_template(template).render(server=self.name or server, nonce=nonce, **values)
-        # No form-action: Chromium holds it against the redirect that follows the form, and so the client's address.
-        # No Cross-Origin-Opener-Policy: clients that opened a popup wait for the page after ours to speak to them.
+        # No form-action: Chromium applies it to the redirect after the form too, and so to the client's address.
+        # No Cross-Origin-Opener-Policy: clients that opened a popup wait for a message from the page after ours.
         policy = (
             f"default-src 'none'; style-src 'nonce-{nonce}'; img-src {self._logo_source}; "
             "base-uri 'none'; frame-ancestors 'none'"
@@ -90,7 +90,7 @@ class Pages:
         status_code: int,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        """Return a page that says what happened and what to do."""
+        """Return a page with a message: what happened, and what to do."""
         return self.render(
             "message.html", server=server, status_code=status_code, headers=headers, title=title, paragraphs=paragraphs
         )
@@ -98,12 +98,12 @@ class Pages:
 
 @functools.cache
 def plain_pages() -> Pages:
-    """Return the pages of a server whose approval has none. To build them takes a while."""
+    """Return the pages for a server whose approval has none. Cached, because building them is slow."""
     return Pages()
 
 
 def _source(logo_url: str | None) -> str:
-    """Return what the content security policy has to let in for a logo."""
+    """Return the source that the content security policy must allow for a logo."""
     if logo_url is None:
         return "'none'"
     if logo_url.startswith("data:image/"):
@@ -114,9 +114,9 @@ def _source(logo_url: str | None) -> str:
     return f"{url.scheme}://{url.netloc}"
 
 
-def _readable_on(colour: str) -> str:
-    """Return black or white, whichever has more contrast on a colour (WCAG 2.2, relative luminance)."""
-    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+def _readable_on(color: str) -> str:
+    """Return black or white, whichever has more contrast on a color (WCAG 2.2, relative luminance)."""
+    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in channels)
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return "#000000" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#ffffff"

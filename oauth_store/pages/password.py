@@ -1,4 +1,4 @@
-"""`PasswordApproval`: who may let a client in is who knows a password."""
+"""`PasswordApproval`: to approve a client, the owner enters a password."""
 
 import os
 import re
@@ -16,11 +16,11 @@ from oauth_store.pages.sign_in import OWNER, USER_LENGTH, SignIn, normalized
 from oauth_store.pages.wording import Wording
 
 TAKEN = (ConsentPage.path, "/authorize", "/token", "/register", "/revoke")
-"""Paths that are in use beside the MCP endpoint's, which nobody knows yet."""
+"""Paths in use, except the MCP endpoint's, which is not known yet."""
 
 
 class PasswordApproval:
-    """Asks for a password on a page of ours, which shows who wants in and where the access goes."""
+    """Asks for a password on a consent page, which shows the client and where its access goes."""
 
     def __init__(
         self,
@@ -38,36 +38,36 @@ class PasswordApproval:
         """Check the settings.
 
         Args:
-            password_hash: The argon2 hash of the one password, as `oauth-store hash-password` prints it. None, where
-                there are no `users` either, reads MCP_OAUTH_PASSWORD_HASH.
-            users: Names and argon2 hashes instead, where several people may let clients in. The name becomes the
-                `subject` of the tokens; with one password it is "owner".
-            name: What the pages call the server. None is the host of its URL.
-            logo_url: A picture for the pages: an https:// URL, or data:image/.
-            accent: The colour of the main button, as in "#1a56b0".
-            templates: A directory with templates of your own; those that are not in it are ours.
-            scope_descriptions: What each scope allows, in words: "It will be able to ...".
-            known_hosts: Hosts of clients that your users know, as in "app.example.com", or "app.example.com:8443" for
-                another port than 443. The page warns of no https address there, whatever its path.
-            apps_path: Where the connected apps are listed, and revoked. None is nowhere.
+            password_hash: The argon2 hash of the one password, as printed by `oauth-store hash-password`. If this and
+                `users` are None, MCP_OAUTH_PASSWORD_HASH is used.
+            users: Instead of one password, a mapping of user names to argon2 hashes, if several people may approve
+                clients. The name becomes the `subject` of the tokens; with one password, it is "owner".
+            name: The name of the server on the pages. Default: the host of its URL.
+            logo_url: A logo for the pages: an https:// URL, or data:image/.
+            accent: The color of the main button, such as "#1a56b0".
+            templates: A directory with your own templates; any that are missing there are the built-in ones.
+            scope_descriptions: A description of each scope, to follow "It will be able to ...".
+            known_hosts: Hosts of clients that your users know, such as "app.example.com", or "app.example.com:8443" for
+                a port other than 443. The page shows no warning for https addresses there, whatever the path.
+            apps_path: The path of the connected apps page, which lists and revokes grants. None disables the page.
 
         Raises:
             ConfigurationError: If a setting is missing, contradictory or not usable. It never quotes a password.
         """
         if password_hash is not None and users is not None:
-            raise ConfigurationError("password_hash and users are two ways to say who may sign in; pass one of them")
+            raise ConfigurationError("both password_hash and users were passed; pass only one of them")
         source = "password_hash"
         if password_hash is None and users is None:
             source, password_hash = PASSWORD_HASH, os.environ.get(PASSWORD_HASH)
             if not password_hash:
                 raise ConfigurationError(
-                    "PasswordApproval() has no password; run `oauth-store hash-password`, and pass what it prints as "
-                    f"password_hash, or set {PASSWORD_HASH} to it"
+                    "PasswordApproval() has no password; run `oauth-store hash-password`, and pass the hash it prints "
+                    f"as password_hash, or set {PASSWORD_HASH} to it"
                 )
         if users is not None and not users:
-            raise ConfigurationError("users is empty: nobody could sign in")
+            raise ConfigurationError("users is empty, so no one could sign in; pass at least one user")
         if apps_path is not None and (not re.fullmatch(r"(/[\w.~-]+)+", apps_path, re.ASCII) or apps_path in TAKEN):
-            raise ConfigurationError(f"apps_path is {apps_path!r}; expected a free path such as '/apps', or None")
+            raise ConfigurationError(f"apps_path is {apps_path!r}; expected an unused path such as '/apps', or None")
         for user in users or ():
             if not user or user != user.strip() or not user.isprintable():
                 raise ConfigurationError(f"users has the name {user!r}; expected printable text")
@@ -80,7 +80,7 @@ class PasswordApproval:
         self._apps_path = apps_path
 
     async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:
-        """Send the browser to the page that asks."""
+        """Send the browser to the consent page."""
         return consent_url(provider, request.handle)
 
     def routes(self, provider: Approver) -> list[Route]:

@@ -1,4 +1,4 @@
-"""Signing in with a password: who it is, and how often anyone may try."""
+"""Sign-in with a password, and its rate limits."""
 
 import asyncio
 import secrets
@@ -19,14 +19,14 @@ from oauth_store.events import emit
 from oauth_store.rate_limits import Limiter
 
 OWNER = "owner"
-"""The subject of who signs in where there is one password and no names."""
+"""The subject if there is one password and no user names."""
 USER_LENGTH = 1000
 PASSWORD_LENGTH = 1000
-"""Characters that count, at least as many as the form takes."""
+"""Characters that are checked, at least as many as the form accepts."""
 KNOWN_BROWSER = "oauth_store_known"
 KNOWN_BROWSER_SECONDS = 180 * 24 * 3600
 CONCURRENT_CHECKS = 2
-"""Each takes as much memory as the hash says: 64 MiB, where `oauth-store hash-password` made it."""
+"""Each uses the memory that the hash sets: 64 MiB if `oauth-store hash-password` made it."""
 
 PER_ADDRESS = parse("10/15 minutes")
 PER_BROWSER = parse("20/15 minutes")
@@ -34,7 +34,7 @@ IN_TOTAL = parse("100/15 minutes")
 
 
 class SignInError(Exception):
-    """Nobody is signed in; the message is for the person at the browser."""
+    """The sign-in failed; the message is for the user at the browser."""
 
     def __init__(self, message: str, retry_after_seconds: int | None = None) -> None:
         super().__init__(message)
@@ -50,11 +50,11 @@ class SignInError(Exception):
 
 
 class SignIn:
-    """Checks passwords: slowly, a few at a time, off the event loop, and so many per address, browser and process.
+    """Checks passwords: slowly, a few at a time, off the event loop, with limits per address, browser and process.
 
-    A browser that signed in before proves it by a cookie, and has an allowance of its own: whoever guesses from
-    elsewhere can use up the others, and cannot lock the owner out. The cookie's key is the password's hash, so that it
-    needs no row, and ends with the password, as sessions do.
+    A browser that signed in before proves it with a cookie, and has its own limit: an attacker elsewhere can exhaust
+    the other limits, but cannot lock the owner out. The cookie's key is the password's hash, so it needs no row and
+    becomes invalid when the password changes, as sessions do.
     """
 
     def __init__(self, hashes: Mapping[str, tuple[str, str]], *, asks_user: bool) -> None:
@@ -66,17 +66,17 @@ class SignIn:
         for user, (setting, hashed) in hashes.items():
             try:
                 costs["$".join(hashed.split("$")[:4])] = extract_parameters(hashed)
-                self._hasher.verify(hashed, "")  # a hash that was cut off is seen here, not when its owner signs in
+                self._hasher.verify(hashed, "")  # finds a truncated hash now, not when its user signs in
             except VerifyMismatchError:
                 self._hashes[user] = hashed
                 continue
             except (InvalidHashError, VerificationError):
                 raise ConfigurationError(
-                    f"{setting} is no argon2 hash; run `oauth-store hash-password`, and set it to what that prints "
-                    "(in single quotes, where a shell reads it)"
+                    f"{setting} is not an argon2 hash; run `oauth-store hash-password`, and set it to the hash it "
+                    "prints (in single quotes if a shell reads it)"
                 ) from None
             raise ConfigurationError(f"{setting} is the hash of an empty password; run `oauth-store hash-password`")
-        # An unknown user takes as long as a known one: as long as one of the known, where their hashes differ in cost.
+        # An unknown user takes as long as a known one: as long as one of them, if their hashes differ in cost.
         self._nobodies = [
             PasswordHasher.from_parameters(cost).hash(secrets.token_urlsafe(32)) for cost in costs.values()
         ]
@@ -85,9 +85,9 @@ class SignIn:
         self._threads = ThreadPoolExecutor(CONCURRENT_CHECKS, thread_name_prefix="oauth_store-password")
 
     async def check(self, request: Request, form: Mapping[str, str], cookies: Cookies, address: str) -> str:
-        """Return the user whose name and password a form has.
+        """Return the user whose name and password are in a form.
 
-        Raises `SignInError`: the same, after the same time, for a wrong password and for an unknown user.
+        Raises `SignInError`, the same and after the same time for a wrong password and an unknown user.
         """
         user = normalized(form.get("username", "").strip()[:USER_LENGTH]) if self.asks_user else OWNER
         browser = cookies.get(request, KNOWN_BROWSER)
@@ -104,28 +104,28 @@ class SignIn:
         loop = asyncio.get_running_loop()
         right = await loop.run_in_executor(self._threads, self._verify, hashed, form.get("password", ""))
         if not right or user not in self._hashes:
-            emit("sign_in_failed", address=address, reason="wrong")  # no name: people type passwords there
+            emit("sign_in_failed", address=address, reason="wrong")  # no name: users type passwords there
             raise SignInError("That name and password do not match." if self.asks_user else "That password is wrong.")
-        if is_known or not self.asks_user:  # or else a user could begin again to guess another's, by signing in between
+        if is_known or not self.asks_user:  # or a user could reset the limit for another's password by signing in
             self._limiter.forget(*counted[-1])
         return user
 
     def remember(self, response: Response, cookies: Cookies, user: str) -> None:
-        """Let the browser prove next time that this user has signed in with it."""
+        """Set a cookie that proves that this user has signed in with this browser."""
         value = self.sign(user, secrets.token_urlsafe(16))
         cookies.set(response, KNOWN_BROWSER, value, max_age_seconds=KNOWN_BROWSER_SECONDS)
 
     def sign(self, user: str, value: str) -> str:
-        """Return a value for a cookie that is this user's for as long as their password stays."""
+        """Return a cookie value that is valid for this user until their password changes."""
         return f"{value}.{derive(self._hashes[user], value)}"
 
     def signed(self, user: str, cookie: str | None) -> bool:
-        """Tell whether a cookie has what `sign` made for this user."""
+        """Return whether a cookie was made by `sign` for this user."""
         value, _, proof = (cookie or "").rpartition(".")
         return user in self._hashes and same(proof, derive(self._hashes[user], value))
 
     def _nobody(self, user: str) -> str:
-        """Return a hash that no password has: always the same for one name."""
+        """Return a hash that matches no password, always the same one for a name."""
         return self._nobodies[int(derive(self._key, user)[:8], 16) % len(self._nobodies)]
 
     def _verify(self, hashed: str, password: str) -> bool:
@@ -136,7 +136,7 @@ class SignIn:
 
 
 def normalized(password: str) -> str:
-    """Return a password as it is hashed: keyboards and systems spell the same letter in different ways."""
+    """Return a password as it is hashed: keyboards and systems encode the same letter in different ways."""
     return nfc(password)
 
 

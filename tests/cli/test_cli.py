@@ -1,4 +1,4 @@
-"""`oauth-store`, as an operator types it: one line for an error, an exit code, and the file untouched."""
+"""`oauth-store` on the command line: one-line errors, exit codes, and an untouched file."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from tests.workers import settle
 
 
 def test_help_names_the_commands() -> None:
-    """--help tells what there is."""
+    """--help lists the commands."""
     answer = run("--help")
     assert answer.returncode == 0
     for command in ("upgrade", "downgrade", "status", "alembic-ini"):
@@ -31,7 +31,7 @@ def test_help_names_the_commands() -> None:
 
 
 def test_upgrade_and_status(empty_database_url: str) -> None:
-    """A database is upgraded to this release's schema, and its status says so; both may be repeated."""
+    """`upgrade` migrates a database to this release's schema, and `status` shows it; both may be repeated."""
     for _ in range(2):
         answer = run("upgrade", database=empty_database_url)
         assert (answer.returncode, answer.stdout, answer.stderr) == (0, "The database is at schema 0003.\n", "")
@@ -41,15 +41,15 @@ def test_upgrade_and_status(empty_database_url: str) -> None:
 
 
 def test_status_creates_nothing(tmp_path: Path) -> None:
-    """Asking for a database that does not exist yet does not make one."""
+    """`status` of a database that does not exist does not create it."""
     answer = run("status", database=str(tmp_path / "oauth.db"))
     assert answer.returncode == 0
-    assert "holds nothing yet" in answer.stdout
+    assert "has no tables yet" in answer.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_status_of_an_old_schema(tmp_path: Path) -> None:
-    """A schema that is behind exits with 1, and names the command to run."""
+    """For an old schema, `status` exits with 1 and names the command to run."""
     path = str(tmp_path / "oauth.db")
     assert run("upgrade", "0001", database=path).returncode == 0
     answer = run("status", database=path)
@@ -59,7 +59,7 @@ def test_status_of_an_old_schema(tmp_path: Path) -> None:
 
 
 def test_downgrade_asks(tmp_path: Path) -> None:
-    """Going down, which loses every token, wants a yes."""
+    """`downgrade`, which deletes all tokens, asks for confirmation."""
     path = str(tmp_path / "oauth.db")
     run("upgrade", database=path)
     answer = run("downgrade", "0001", database=path, answer="n\n")
@@ -83,7 +83,7 @@ def test_downgrade_asks(tmp_path: Path) -> None:
     ],
 )
 def test_a_database_that_cannot_be_used_is_one_line(command: str, database: str, complaint: str) -> None:
-    """An unknown driver, or a server that is away, is one line without the password, and exit code 1."""
+    """An unknown driver or a server that is down is a one-line error without the password, and exit code 1."""
     answer = run(command, database=database)
     assert answer.returncode == 1
     assert answer.stdout == ""
@@ -95,7 +95,7 @@ def test_a_database_that_cannot_be_used_is_one_line(command: str, database: str,
 
 @pytest.mark.parametrize("command", ["upgrade", "status"])
 def test_a_file_that_is_no_database_is_untouched(command: str, tmp_path: Path) -> None:
-    """A text file is refused in one line, and stays as it was."""
+    """A text file is refused in one line, and not changed."""
     path = tmp_path / "notes.txt"
     path.write_text("my notes\n" * 200)
     answer = run(command, database=str(path))
@@ -106,7 +106,7 @@ def test_a_file_that_is_no_database_is_untouched(command: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("command", ["upgrade", "status"])
 def test_a_schema_of_a_newer_release_is_untouched(command: str, tmp_path: Path) -> None:
-    """A database that a newer release has upgraded is refused in one line that says which release to install."""
+    """A database from a newer release is refused in one line that names the release to install."""
     path = tmp_path / "oauth.db"
     run("upgrade", database=str(path))
     connection = sqlite3.connect(path)
@@ -122,7 +122,7 @@ def test_a_schema_of_a_newer_release_is_untouched(command: str, tmp_path: Path) 
 
 
 def test_a_missing_directory_is_one_line(tmp_path: Path) -> None:
-    """The error says what to create; nothing is."""
+    """The error names the directory to create, and nothing is created."""
     answer = run("upgrade", database=str(tmp_path / "missing" / "oauth.db"))
     assert answer.returncode == 1
     assert "cannot create" in answer.stderr
@@ -131,7 +131,7 @@ def test_a_missing_directory_is_one_line(tmp_path: Path) -> None:
 
 
 def test_alembic_itself_says_the_same(tmp_path: Path) -> None:
-    """`alembic upgrade head` in a checkout takes MCP_OAUTH_DB, and gives the same line for an error."""
+    """`alembic upgrade head` in a checkout uses MCP_OAUTH_DB, and prints the same error."""
     ran = alembic(str(tmp_path / "oauth.db"), "upgrade", "head")
     assert ran.returncode == 0
     assert sqlite_rows(str(tmp_path / "oauth.db"), "SELECT version_num FROM oauth_store_version") == [("0003",)]
@@ -142,7 +142,7 @@ def test_alembic_itself_says_the_same(tmp_path: Path) -> None:
 
 
 def test_alembic_ini_is_where_it_says() -> None:
-    """The path that is printed is one that alembic takes."""
+    """Alembic accepts the printed path."""
     assert Path(run("alembic-ini").stdout.strip()).is_file()
 
 
@@ -161,14 +161,14 @@ def refused(command: list[str], database: str, complaint: str) -> None:
 
 @pytest.mark.parametrize("command", READING, ids=" ".join)
 def test_what_is_no_database_of_ours(command: list[str], tmp_path: Path) -> None:
-    """A file that is missing, empty, none of ours, a directory, or in memory: said in one line, and nothing is made."""
-    refused(command, str(tmp_path / "missing.db"), "missing.db does not exist; name the server's database by")
-    refused(command, str(tmp_path), "is a directory; name the server's database by")
-    refused(command, "/dev/null", "/dev/null is a device; name the server's database by")
-    refused(command, ":memory:", "an in-memory database is gone with its server")
+    """A database that is missing, empty, foreign, a directory or in memory is a one-line error; nothing is created."""
+    refused(command, str(tmp_path / "missing.db"), "missing.db does not exist; name the server's database with")
+    refused(command, str(tmp_path), "is a directory; name the server's database with")
+    refused(command, "/dev/null", "/dev/null is a device; name the server's database with")
+    refused(command, ":memory:", "an in-memory database exists only inside its server")
     assert list(tmp_path.iterdir()) == []
     for name, content, complaint in (
-        ("empty.db", b"", "is empty; name the server's database by"),
+        ("empty.db", b"", "is empty; name the server's database with"),
         ("notes.txt", b"my notes\n" * 200, "is not an SQLite database"),
     ):
         path = tmp_path / name
@@ -180,7 +180,7 @@ def test_what_is_no_database_of_ours(command: list[str], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("command", READING, ids=" ".join)
 def test_another_schema(command: list[str], empty_database_url: str) -> None:
-    """On an older schema, and on one of a newer release, each command says so, and does nothing."""
+    """On an older schema, and on that of a newer release, each command reports it and does nothing."""
     run("upgrade", "0002", database=empty_database_url)
     refused(command, empty_database_url, "is at schema 0002, this release needs 0003; run")
     run("downgrade", "base", "--yes", database=empty_database_url)
@@ -190,22 +190,22 @@ NOBODY = 65534
 
 
 def run_as_nobody(*arguments: str, database: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process that has given up root's rights."""
+    """Run the command in a process that has dropped root privileges."""
     return run(*arguments, database=database, answer="access_x", user=NOBODY, LOGNAME="nobody")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not read here")
 def test_without_rights() -> None:
-    """A file that this user may not read, or not write, is one line that says what to do."""
+    """For a file that this user may not read or write, the error says what to do, in one line."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         path = Path(directory) / "oauth.db"
         run("upgrade", database=str(path))
-        hint = "run this as the user that the server runs as"
+        hint = "run this as the server's user"
         for command in [["status"], *READING]:
             ran = run_as_nobody(*command, database=str(path))
             assert (ran.returncode, ran.stdout) == (1, "")
-            assert ran.stderr == f"oauth-store: {path} may not be read by nobody; {hint}\n"
+            assert ran.stderr == f"oauth-store: {path} is not readable by nobody; {hint}\n"
         path.chmod(0o644)
         ran = run_as_nobody("clients", "add", "x", "--redirect-uri", "https://x.example/", database=str(path))
         assert (ran.returncode, ran.stdout) == (1, "")
@@ -213,12 +213,12 @@ def test_without_rights() -> None:
         Path(directory).chmod(0o700)
         ran = run_as_nobody("grants", database=str(path))
         assert ran.returncode == 1
-        assert ran.stderr == f"oauth-store: {path} cannot be looked at: Permission denied; {hint}\n"
+        assert ran.stderr == f"oauth-store: {path} cannot be accessed: Permission denied; {hint}\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave files behind that others may not write")
 def test_root_leaves_nothing_behind() -> None:
-    """What root runs on another user's database leaves no file there that this user's server could not write."""
+    """Commands that root runs on another user's database leave no file that this user's server cannot write."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "oauth.db"
         run("upgrade", database=str(path))
@@ -235,7 +235,7 @@ def test_root_leaves_nothing_behind() -> None:
 
 
 async def test_status_counts(provider: SQLAlchemyOAuthProvider, make_provider: Provider, database_url: str) -> None:
-    """The three tables are counted as live, expired and idle, with the size and the age of the grants."""
+    """`status` counts live, expired and idle rows of the three tables, with the size and the age of the grants."""
     await provider.check_schema()
     told = run_json("status", database=database_url)
     assert told["live_grants"] == 0
@@ -261,12 +261,12 @@ async def test_status_counts(provider: SQLAlchemyOAuthProvider, make_provider: P
         "oauth_tokens": {"rows": 6, "live": 3, "expired": 2, "idle": 1},
     }
     output = run("status", database=database_url).stdout
-    assert "and has 2 live grants, the oldest of 2 d ago, the newest of 2 d ago." in output
+    assert "and has 2 live grants (oldest: 2 d ago, newest: 2 d ago)." in output
     assert re.search(r"oauth_tokens +6 +3 +2 +1\n", output)
 
 
 def test_status_in_json(tmp_path: Path) -> None:
-    """A database that is missing is no problem; an old schema, and what is no database, are: named, and exit code 1."""
+    """A missing database is not a problem; an old schema or a file that is no database is one, with exit code 1."""
     path = str(tmp_path / "oauth.db")
     told = {"database": path, "schema_found": None, "schema_needed": "0003", "problem": None}
     assert run_json("status", database=path) == told
@@ -281,7 +281,7 @@ def test_status_in_json(tmp_path: Path) -> None:
 async def test_purge(
     provider: SQLAlchemyOAuthProvider, make_provider: Provider, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--dry-run counts what the purge then deletes, in as many batches as it takes; what can be used stays."""
+    """--dry-run counts what the purge then deletes, in as many batches as needed; usable rows are kept."""
     client, before = new_client(), make_provider()  # of its own: it would purge what it finds later
     with turned(-40 * 24 * 3600):
         await before.register_client(client)
@@ -300,7 +300,7 @@ async def test_purge(
 
 
 async def test_a_purge_is_an_event(provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
-    """--verbose tells of the purge as a server's log does; a purge that finds nothing is silent."""
+    """--verbose logs the purge as a server does; a purge that finds nothing logs nothing."""
     with turned(-40 * 24 * 3600):
         await provider.register_client(new_client())
     ran = run("purge", "-v", database=database_url)
@@ -309,7 +309,7 @@ async def test_a_purge_is_an_event(provider: SQLAlchemyOAuthProvider, database_u
 
 
 def test_schema_commands_in_json(tmp_path: Path) -> None:
-    """upgrade, downgrade and alembic-ini print one document; what migrations say goes to standard error."""
+    """upgrade, downgrade and alembic-ini print one document; output of migrations goes to standard error."""
     path = str(tmp_path / "oauth.db")
     assert run_json("upgrade", database=path) == {"database": path, "schema_found": "0003"}
     ran = run("downgrade", "0001", "--yes", "--json", database=path)

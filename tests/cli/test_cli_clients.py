@@ -1,4 +1,4 @@
-"""`clients`, `clients add` and `clients remove`, as an operator types them, on every database."""
+"""`clients`, `clients add` and `clients remove` on the command line, on every database."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ ADD = ["clients", "add", "My app", "--redirect-uri", "https://app.example.com/ca
 class TestList:
     async def test_who_is_registered(self, house: House, database_url: str) -> None:
         """Each client with its hosts, whether it has a secret, when it was approved, and its live grants."""
-        assert run("clients", database=database_url).stdout == "No client is registered.\n"
+        assert run("clients", database=database_url).stdout == "No registered clients.\n"
         await house.grant("ada", "one")
         await house.grant("bob", "one")
         secret = {"token_endpoint_auth_method": "client_secret_post", "client_secret": "secret"}
@@ -65,18 +65,18 @@ class TestList:
         assert re.split("  +", lines[0]) == ["Client id", "Name", "Host", "Secret", "Registered", "Approved", "Grants"]
         assert any(re.fullmatch(r"two +- +127\.0\.0\.1 +yes +\d+ s ago +never +0", line) for line in lines)
         assert run("clients", "--limit", "1", database=database_url).stdout.endswith(
-            "\nAnd 1 more client; --limit shows more of them; --limit 0 shows all.\n"
+            "\nAnd 1 more client; use --limit to show more, or --limit 0 to show all.\n"
         )
 
 
 class TestAdd:
     async def test_a_confidential_client(self, provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
-        """The client that is shown can sign in: its secret is good, and only a hash of it is stored."""
+        """The printed client can sign in: its secret is valid, and only a hash of it is stored."""
         await provider.check_schema()
         shown = run(*ADD, "--scopes", " read  write", database=database_url)
         assert (shown.returncode, shown.stderr) == (0, "")
         client_id = re.search(r"Client id: +(\S+)\n", shown.stdout)
-        secret = re.search(r"Client secret: +(\S+)\n\nNobody can show the secret again: copy it now.\n", shown.stdout)
+        secret = re.search(r"Client secret: +(\S+)\n\nCopy the secret now: it cannot be shown again.\n", shown.stdout)
         assert client_id is not None
         assert secret is not None
         client = await provider.get_client(client_id[1])
@@ -95,7 +95,7 @@ class TestAdd:
         assert secret[1] not in run("clients", database=database_url).stdout
 
     async def test_it_connects_over_http(self, make_provider: Provider, database_url: str) -> None:
-        """An app with the client_id and the secret that were shown gets its tokens from a running server."""
+        """An app with the printed client_id and secret gets its tokens from a running server."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         provider = make_provider(base_url=url)
@@ -115,7 +115,7 @@ class TestAdd:
         assert await provider.verify_token(tokens.json()["access_token"]) is not None
 
     def test_json(self, tmp_path: object) -> None:
-        """The keys are these; a public client has no secret, and several redirect URIs are kept."""
+        """The JSON has these keys; a public client has no secret, and several redirect URIs are kept."""
         path = f"{tmp_path}/oauth.db"
         run("upgrade", database=path)
         told = run_json(*ADD, "--redirect-uri", "cursor://x/y", "--auth-method", "none", database=path)
@@ -130,7 +130,7 @@ class TestAdd:
         }
 
     async def test_it_is_never_purged(self, provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
-        """A client that was added by hand waits for its first approval as long as it takes."""
+        """A client that was added by hand is never purged, even if it is never approved."""
         await provider.check_schema()
         added = run_json(*ADD, database=database_url)
         await provider.register_client(new_client())
@@ -155,7 +155,7 @@ class TestAdd:
     async def test_what_the_server_would_refuse_is_refused(
         self, redirect_uri: str, complaint: str, tmp_path: object
     ) -> None:
-        """A redirect URI that no registration may have is one line, exit code 1, and nothing is stored."""
+        """A redirect URI that no registration may have is a one-line error, exit code 1, and nothing is stored."""
         path = f"{tmp_path}/oauth.db"
         run("upgrade", database=path)
         ran = run("clients", "add", "My app", "--redirect-uri", redirect_uri, database=path)
@@ -170,12 +170,12 @@ class TestAdd:
 
     @pytest.mark.parametrize("options", [ADD[:3], [*ADD, "--auth-method", "private_key_jwt"], ADD[:2] + ADD[3:]])
     def test_usage(self, options: list[str], tmp_path: object) -> None:
-        """Without a redirect URI or a name, or with a method that no server of ours has: exit code 2."""
+        """Without a redirect URI or a name, or with an unsupported method, the exit code is 2."""
         ran = run(*options, database=f"{tmp_path}/missing.db")
         assert (ran.returncode, ran.stdout) == (2, "")
 
     def test_a_name_that_nobody_can_read(self, tmp_path: object) -> None:
-        """A name of control characters and spaces is none."""
+        """A name of only control characters and spaces is refused."""
         ran = run("clients", "add", " \t\u200b", *ADD[3:], database=f"{tmp_path}/missing.db")
         assert ran.returncode == 1
         assert "a name that people can read" in ran.stderr
@@ -183,7 +183,7 @@ class TestAdd:
     async def test_event(
         self, provider: SQLAlchemyOAuthProvider, database_url: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It is a `client_registered` event, which says by whom, and has no secret."""
+        """It is a `client_registered` event that names the operator and has no secret."""
         await provider.check_schema()
         caplog.set_level(logging.INFO, "oauth_store")
         await asyncio.to_thread(app, [*ADD, "--json", "--database", database_url], result_action="return_value")
@@ -195,16 +195,17 @@ class TestAdd:
 
 class TestRemove:
     async def test_with_everything(self, house: House, database_url: str) -> None:
-        """Its tokens and codes go along, at once; another client is untouched. It asks first."""
+        """It asks first, and deletes the client with its tokens and codes at once; another client is untouched."""
         token, other = await house.grant("ada", "one"), await house.grant("ada", "two")
         await house.code("ada", "one")
         ran = run("clients", "remove", "one", database=database_url, answer="n\n")
         assert ran.returncode == 1
-        assert "Remove it, and end 1 grant, for good? [y/N] \noauth-store: nothing was changed\n" in ran.stderr
+        question = "Remove this client and revoke 1 grant permanently? [y/N] "
+        assert f"{question}\noauth-store: nothing was changed\n" in ran.stderr
         assert await house.lives(token)
         ran = run("clients", "remove", "one", "--verbose", database=database_url, answer="y\n")
         assert ran.returncode == 0
-        assert ran.stdout.endswith("Removed Test client, and ended 2 grants.\n")
+        assert ran.stdout.endswith("Removed Test client and revoked 2 grants.\n")
         assert ran.stderr.count("INFO: grant revoked: ") == 2
         assert not await house.lives(token)
         assert await house.lives(other)
@@ -222,7 +223,7 @@ class TestRemove:
         assert run_json("clients", database=database_url)["total"] == 1
 
     async def test_while_it_refreshes(self, provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
-        """A client that is removed while it is at work ends in a refusal, never in an error of the server."""
+        """A client that is removed while it is active is refused, and never causes a server error."""
         client = await registered(provider)
         tokens = [await sign_in(provider, client) for _ in range(4)]
 
@@ -245,7 +246,7 @@ class TestRemove:
 
 
 async def test_a_client_of_a_day_is_told_in_days(provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
-    """Ages are told in the largest unit that they are at least two of."""
+    """Ages are shown in the largest unit that fits at least twice."""
     with turned(-3 * DAY):
         client = await registered(provider)
         await authorize(provider, client)

@@ -1,4 +1,4 @@
-"""`grants`, `revoke` and `explain`, as an operator types them, on every database."""
+"""`grants`, `revoke` and `explain` on the command line, on every database."""
 
 import asyncio
 import logging
@@ -28,12 +28,12 @@ from tests.workers import answer, present_code, present_refresh_token
 
 class TestGrants:
     async def test_nothing(self, database_url: str) -> None:
-        """With no grant, a sentence says so; a program gets an empty list."""
-        assert run("grants", database=database_url).stdout == "Nothing is connected.\n"
+        """Without grants it prints a sentence; --json has an empty list."""
+        assert run("grants", database=database_url).stdout == "No live grants.\n"
         assert run_json("grants", database=database_url) == {"total": 0, "grants": []}
 
     async def test_each_grant_is_a_line(self, house: House, database_url: str) -> None:
-        """A line has the beginning of the id, the client, its host, scopes, who approved, and three times."""
+        """A line has the start of the id, the client, its host, scopes, subject, and three times."""
         grant_id = await house.grant_id(await house.grant("ada"))
         lines = run("grants", database=database_url).stdout.splitlines()
         assert lines[0].split() == [
@@ -54,7 +54,7 @@ class TestGrants:
         assert len(lines) == 3
 
     async def test_json(self, house: House, database_url: str) -> None:
-        """The keys of a grant are these, and its times are ISO 8601."""
+        """A grant has these keys, and its times are ISO 8601."""
         token = await house.grant("ada")
         told = run_json("grants", "--database", database_url, database=database_url)
         (grant,) = told["grants"]
@@ -72,9 +72,9 @@ class TestGrants:
         }
 
     async def test_filters_and_limit(self, house: House, database_url: str) -> None:
-        """Grants of one client, of one subject, and of both; beyond the limit, how many more there are."""
+        """It filters by client, by subject, and by both; beyond the limit it prints how many more there are."""
         ids = {}
-        # MariaDB takes "one " for "one", and so it is no client: its code is refused
+        # MariaDB mistakes "one " for "one", so it is not a client: its code is refused
         padded = "three" if database_url.startswith("mysql") else "one "
         for subject, client_id in (("ada", "one"), ("ada", "two"), ("bob", "two"), ("ada ", padded)):
             ids[subject, client_id] = await house.grant_id(await house.grant(subject, client_id))
@@ -88,12 +88,12 @@ class TestGrants:
         assert listed("--client", "two", "--subject", "bob") == {ids["bob", "two"]}
         assert listed("--client", "t_o") == listed("--subject", "%") == set()
         assert run("grants", "--limit", "3", database=database_url).stdout.endswith(
-            "\nAnd 1 more grant; --limit shows more of them; --limit 0 shows all.\n"
+            "\nAnd 1 more grant; use --limit to show more, or --limit 0 to show all.\n"
         )
         assert run_json("grants", "--limit", "1", database=database_url)["total"] == 4
 
     async def test_a_refreshed_grant_is_one(self, house: House) -> None:
-        """After a refresh it is still one grant, as old as it was, with the scopes that were granted."""
+        """After a refresh it is still one grant, with its original age and the granted scopes."""
         first = await house.grant("ada")
         async with transaction(house.provider) as session:
             (before,), _ = await session.run_sync(
@@ -110,18 +110,19 @@ class TestGrants:
 
 class TestRevoke:
     async def test_it_shows_and_asks(self, house: House, database_url: str) -> None:
-        """Without --yes it shows what would be ended, and asks; only a yes ends it, and that grant alone."""
+        """Without --yes it shows the grant and asks; only a yes revokes it, and no other grant."""
         token, other = await house.grant("ada"), await house.grant("bob")
         prefix = (await house.grant_id(token))[:12]
         ran = run("revoke", prefix, database=database_url, answer="n\n")
-        assert (ran.returncode, ran.stderr) == (1, "End 1 grant, for good? [y/N] \noauth-store: nothing was changed\n")
+        question = "Revoke 1 grant permanently? [y/N] "
+        assert (ran.returncode, ran.stderr) == (1, f"{question}\noauth-store: nothing was changed\n")
         assert f"{prefix}   Test client" in ran.stdout
         ran = run("revoke", prefix, database=database_url)
         assert ran.returncode == 1
-        assert "since nobody answered; pass --yes" in ran.stderr
+        assert "no answer, so nothing was changed; pass --yes in scripts" in ran.stderr
         assert await house.lives(token)
         ran = run("revoke", prefix.upper(), database=database_url, answer="Y\n", SUDO_USER="grace")
-        assert (ran.returncode, ran.stdout.splitlines()[-1]) == (0, "Ended 1 grant.")
+        assert (ran.returncode, ran.stdout.splitlines()[-1]) == (0, "Revoked 1 grant.")
         assert not await house.lives(token)
         assert await answer(present_refresh_token(house.provider, house.client, token.refresh_token)) != token
         assert await house.lives(other)
@@ -129,7 +130,7 @@ class TestRevoke:
         assert {token.revoked_reason for token in tokens} == {None, "revoked with oauth-store by grace"}
 
     async def test_of_a_client_of_a_subject_and_all(self, house: House, database_url: str) -> None:
-        """--client, --subject and --all end what they say, codes that wait for their client included."""
+        """--client, --subject and --all revoke the matching grants, including codes that are not exchanged yet."""
         tokens = {name: await house.grant(*name) for name in (("ada", "one"), ("ada", "two"), ("bob", "two"))}
         tokens["bob", "three"] = await house.grant("bob", "three")
         codes = {name: await house.code(*name) for name in (("ada", "two"), ("eve", "four"))}
@@ -143,16 +144,16 @@ class TestRevoke:
         two = new_client(client_id="two")
         assert await answer(present_code(house.provider, two, codes["ada", "two"])) == "invalid_grant"
         ran = run("revoke", "--subject", "bob", "--yes", database=database_url)
-        assert (ran.stdout, ran.stderr) == ("Ended 1 grant.\n", "")
+        assert (ran.stdout, ran.stderr) == ("Revoked 1 grant.\n", "")
         assert await living() == {("ada", "one")}
-        assert run("revoke", "--all", "--yes", database=database_url).stdout == "Ended 2 grants.\n"
+        assert run("revoke", "--all", "--yes", database=database_url).stdout == "Revoked 2 grants.\n"
         assert await living() == set()
         four = new_client(client_id="four")
         assert await answer(present_code(house.provider, four, codes["eve", "four"])) == "invalid_grant"
-        assert run("revoke", "--all", "--yes", database=database_url).stdout == "Nothing is connected.\n"
+        assert run("revoke", "--all", "--yes", database=database_url).stdout == "No live grants.\n"
 
     async def test_what_does_not_exist_is_an_error(self, house: House, database_url: str) -> None:
-        """A grant, a client or a subject with nothing to end is exit code 1; so is a grant that ended before."""
+        """For a grant, client or subject without live grants the exit code is 1; so it is for a revoked grant."""
         grant_id = await house.grant_id(await house.grant("ada"))
         run("revoke", grant_id, "--yes", database=database_url)
         for which in ([grant_id], ["0" * 32], ["--client", "nobody"], ["--subject", "nobody"]):
@@ -162,7 +163,7 @@ class TestRevoke:
             assert ran.stderr.count("\n") == 1
 
     async def test_a_prefix_of_several_is_an_error(self, house: House, database_url: str) -> None:
-        """A prefix that two grants have ends neither; one more digit tells them apart."""
+        """A prefix of two grants revokes neither; one more digit is enough to choose."""
         tokens = [await house.grant("ada"), await house.grant("bob")]
         twins = bytes.fromhex("aaaaaa0" + "0" * 25), bytes.fromhex("aaaaaa1" + "0" * 25)
         async with transaction(house.provider) as session:
@@ -177,10 +178,11 @@ class TestRevoke:
 
     @pytest.mark.parametrize("which", [[], ["abcdef", "--all"], ["--client", "x", "--subject", "y"]])
     def test_one_way_to_name_them(self, which: list[str], tmp_path: Path) -> None:
-        """None and two ways to name the grants are usage errors, exit code 2, before any database is opened."""
+        """Naming the grants in no way or in two ways is a usage error, exit code 2, before any database is opened."""
         ran = run("revoke", *which, "--yes", database=str(tmp_path / "missing.db"))
         assert ran.returncode == 2
-        assert "Give one of GRANT, --client, --subject and --all" in " ".join(ran.stderr.split()).replace("│ │ ", "")
+        shown = " ".join(ran.stderr.split()).replace("│ │ ", "")
+        assert "Give exactly one of GRANT, --client, --subject and --all" in shown
         assert ran.stdout == ""
 
     @pytest.mark.parametrize("prefix", ["abc", "g" * 6, "0" * 33, "", "\x1b[2J0000"])
@@ -190,13 +192,13 @@ class TestRevoke:
         run("upgrade", database=path)
         ran = run("revoke", "--yes", "--", prefix, database=path)
         assert ran.returncode == 1
-        assert "expected 6 to 32 hex digits of its id" in ran.stderr
+        assert "expected 6 to 32 hex digits" in ran.stderr
         assert "\x1b" not in ran.stderr
 
     async def test_events(
         self, house: House, database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Each grant that is ended is a `revoked` event, which says by whom; --verbose prints them."""
+        """Each revoked grant is a `revoked` event that names the operator; --verbose prints them."""
         monkeypatch.setenv("SUDO_USER", "grace")
         ids = {await house.grant_id(await house.grant("ada")) for _ in range(2)}
         caplog.set_level(logging.INFO, "oauth_store")
@@ -215,7 +217,7 @@ class TestRevoke:
         )
 
     async def test_more_than_a_statement_takes(self, house: House) -> None:
-        """Any number of grants is ended in one transaction, although no database takes that many values at once."""
+        """Any number of grants is revoked in one transaction, though no database takes that many values at once."""
         token = await house.grant("ada")
         ids = [number.to_bytes(16, "big") for number in range(40_000)]
         async with transaction(house.provider) as session:
@@ -236,7 +238,7 @@ def server(database_url: str, tmp_path: Path) -> Iterator[ExampleServer]:
 
 @pytest.mark.filterwarnings("ignore:Using in-memory token storage")
 async def test_a_running_server_sees_a_revocation_at_once(server: ExampleServer, database_url: str) -> None:
-    """The first request after the command has ended is refused, by a server that had let a hundred in before."""
+    """The first request after the command is refused, even by a server that had accepted a hundred before."""
     connected = ClientApp(server.url)
     await connected.call_tool()
     tokens = await connected.tokens()
@@ -258,12 +260,12 @@ async def test_a_running_server_sees_a_revocation_at_once(server: ExampleServer,
     explained = run_json("explain", database=database_url, answer=tokens.access_token, code=1)
     assert explained["state"] == "revoked"
     assert explained["revoked_reason"].startswith("revoked with oauth-store by ")
-    await connected.call_tool()  # it was let in again, as its owner would
+    await connected.call_tool()  # it was approved again, as its owner would
     assert connected.authorizations == 2
 
 
 async def test_what_can_be_ended_is_what_can_be_used(house: House) -> None:
-    """Denied, expired and used codes are nothing to end; prefixes find a grant by its code alone, too."""
+    """Denied, expired and used codes are not grants; a prefix finds a grant that has only a code, too."""
     now = int(time.time())
     await house.grant("ada")
     code = await house.code("bob")
@@ -278,7 +280,7 @@ async def test_what_can_be_ended_is_what_can_be_used(house: House) -> None:
 
 
 async def test_a_client_of_the_default_kind_is_listed(provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
-    """Where nobody signs in, a grant has no subject, and `grants` shows a dash."""
+    """Without sign-in, a grant has no subject, and `grants` shows a dash."""
     client = await registered(provider, client_name="\x1b[31mred\u202e\n" + "x" * 200)
     await sign_in(provider, client)
     await authorize(provider, client)

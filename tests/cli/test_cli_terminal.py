@@ -1,4 +1,4 @@
-"""`oauth-store` in the terminals and pipes of the real world: no traceback, no control characters of a client."""
+"""`oauth-store` in real terminals and pipes: no traceback, and no control characters from a client."""
 
 import asyncio
 import json
@@ -23,12 +23,12 @@ NASTY = "\x1b[31mred\x1b]0;title\x07\u202egnp.exe\u200b\r\n\x9b2J [bold]x[/bold]
 
 @pytest.fixture
 async def nasty(tmp_path: Path) -> str:
-    """A database whose client, subject and scopes hold everything that a terminal could be fooled with."""
+    """A database whose client, subject and scopes have everything that could fool a terminal."""
     path = str(tmp_path / "oauth.db")
     async with provider_on(path) as provider:
         client = await registered(provider, client_id=f"id{NASTY}", client_name=NASTY)
         await sign_in(provider, client)
-    with closing(sqlite3.connect(path)) as file:  # as releases before this one let scopes in
+    with closing(sqlite3.connect(path)) as file:  # as older releases accepted scopes
         file.execute("UPDATE oauth_tokens SET scopes = ?", [f"read a{NASTY.split()[0]}"])
         file.commit()
     return path
@@ -45,7 +45,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("command", ["grants", "clients"])
 @pytest.mark.parametrize("columns", [200, 80, 40, 10])
 def test_a_terminal_is_not_fooled(command: str, columns: int, nasty: str) -> None:
-    """On terminals of every width no control character of a client gets through, and no markup is obeyed."""
+    """On terminals of any width, a client's control characters are removed, and its markup is not interpreted."""
     code, output = run_on_terminal(command, database=nasty, columns=columns, NO_COLOR="1")
     assert code == 0
     styles = re.sub(r"\x1b\[[0-9;]*m", "", output)  # ours: bold
@@ -58,7 +58,7 @@ def test_a_terminal_is_not_fooled(command: str, columns: int, nasty: str) -> Non
 
 
 def test_json_is_ascii(nasty: str) -> None:
-    """In JSON what a client chose is whole, and escaped."""
+    """In JSON, a client's text is complete, and escaped."""
     ran = run("grants", "--json", database=nasty)
     assert ran.stdout.isascii()
     assert ran.stdout.replace("\n", "").isprintable()
@@ -66,7 +66,7 @@ def test_json_is_ascii(nasty: str) -> None:
 
 
 def test_no_colours(large: str) -> None:
-    """NO_COLOR and a dumb terminal get no colour; a pipe gets no escape sequence at all."""
+    """NO_COLOR and a dumb terminal get no color; a pipe gets no escape sequences."""
     for output in (
         run_on_terminal("status", database=large, NO_COLOR="1")[1],
         run_on_terminal("status", database=large, TERM="dumb")[1],
@@ -78,7 +78,7 @@ def test_no_colours(large: str) -> None:
 
 
 def test_a_pipe_gets_whole_lines(large: str) -> None:
-    """Into a pipe each grant is one line, however long: for grep and awk."""
+    """In a pipe, each grant is one line of any length, for grep and awk."""
     lines = run("grants", "--limit", "0", database=large).stdout.splitlines()
     assert len(lines) == 2 + 400
     assert all(re.match(r"[0-9a-f]{12} ", line) for line in lines[2:])
@@ -86,14 +86,14 @@ def test_a_pipe_gets_whole_lines(large: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_without_unicode(encoding: str, nasty: str) -> None:
-    """What the output's encoding does not have is escaped."""
+    """Characters that the output's encoding does not have are escaped."""
     for command in ("grants", "clients", "status"):
         ran = run_anew(command, database=nasty, PYTHONIOENCODING=encoding)
         assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_whoever_reads_has_seen_enough(large: str) -> None:
-    """A pipe that is closed early ends the command silently, with the exit code of SIGPIPE."""
+    """If the pipe is closed early, the command exits silently with the exit code of SIGPIPE."""
     for options in (["--limit", "0"], ["--limit", "0", "--json"]):
         with subprocess.Popen(
             [*COMMAND, "grants", *options],
@@ -111,7 +111,7 @@ def test_whoever_reads_has_seen_enough(large: str) -> None:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("command", ["status", "grants --json", "revoke --all", "explain", "--help"])
 def test_closed_streams(command: str, closed: str, large: str) -> None:
-    """With standard input, output or error closed there is no traceback, and nothing is done that was not agreed to."""
+    """With standard input, output or error closed there is no traceback, and nothing is done without confirmation."""
     script = f"{' '.join(COMMAND)} {command} {closed}"
     ran = subprocess.run(
         ["bash", "-c", script],
@@ -130,7 +130,7 @@ def test_closed_streams(command: str, closed: str, large: str) -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
 @pytest.mark.parametrize("command", [["status"], ["grants", "--json"], ["clients"]])
 def test_a_full_disk(command: list[str], large: str) -> None:
-    """An answer that cannot be written is one line, and exit code 1."""
+    """If the output cannot be written, there is a one-line error, and exit code 1."""
     with open("/dev/full", "w") as full:
         ran = subprocess.run(
             [*COMMAND, *command],
@@ -143,15 +143,15 @@ def test_a_full_disk(command: list[str], large: str) -> None:
         )
     assert (ran.returncode, ran.stderr) == (
         1,
-        "oauth-store: the answer cannot be written: No space left on device\n",
+        "oauth-store: cannot write the output: No space left on device\n",
     )
 
 
 @pytest.mark.parametrize(
-    ("command", "question"), [(["revoke", "--all"], "for good? [y/N] "), (["explain"], "Token (it is not shown): ")]
+    ("command", "question"), [(["revoke", "--all"], "permanently? [y/N] "), (["explain"], "Token (not shown): ")]
 )
 def test_interrupted(command: list[str], question: str, large: str) -> None:
-    """Ctrl-C at a question ends the command with 130, without a traceback, and nothing is done."""
+    """Ctrl-C at a prompt ends the command with 130, without a traceback, and nothing is done."""
     code, output = run_on_terminal(*command, database=large, answers={question: "\x03"})
     assert code == 130
     assert "Traceback" not in output
@@ -162,7 +162,7 @@ def test_interrupted(command: list[str], question: str, large: str) -> None:
 
 
 def test_a_signal_while_it_works(large: str) -> None:
-    """SIGINT before anything was asked ends it with 130, or it was done already; never with a traceback."""
+    """SIGINT before any prompt ends it with 130, unless it was done already; never with a traceback."""
     for delay in (0.05, 0.3, 0.6):
         with subprocess.Popen(
             [*COMMAND, "status"],
@@ -173,13 +173,13 @@ def test_a_signal_while_it_works(large: str) -> None:
             time.sleep(delay)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
-        # before Python runs a line of ours, it ends as it always does
+        # before Python runs our first line, it ends as usual
         assert process.returncode in (0, 130, -signal.SIGINT, 1)
         assert process.returncode != 1 or b"oauth_store" not in errors
 
 
 def test_what_is_not_needed_is_not_imported(large: str) -> None:
-    """The commands that look and count do without FastMCP, the SDK, Alembic and cryptography, which take a second."""
+    """Commands that only read do not import FastMCP, the SDK, Alembic and cryptography, which take a second."""
     commands = [
         ["status"],
         ["grants"],
@@ -215,7 +215,7 @@ COMMANDS += ["downgrade", "alembic-ini"]
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_helps(command: str) -> None:
-    """--help of each command names it, its options and the exit codes; no option shows a default of False."""
+    """--help of each command has its name, its options and the exit codes; no option shows a default of False."""
     ran = run(*command.split(), "--help")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith(f"Usage: oauth-store {command} ")
@@ -227,7 +227,7 @@ def test_each_command_helps(command: str) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shell_completion(shell: str, tmp_path: Path) -> None:
-    """--install-completion writes a script that names the commands, for the shell that is used."""
+    """--install-completion writes a script with the commands, for the current shell."""
     ran = run("--install-completion", "--shell", shell, HOME=str(tmp_path), SHELL=f"/bin/{shell}", XDG_CONFIG_HOME="")
     assert ran.returncode == 0, ran.stderr
     written = "\n".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())

@@ -26,7 +26,7 @@ def piped(data: bytes, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def typed(directory: Path, *answers: str | int) -> tuple[int, str, str]:
-    """Run the command on a terminal of its own, and type an answer, or send a signal, whenever it asks.
+    """Run the command on its own terminal, and type an answer or send a signal at each prompt.
 
     Returns its exit code, what it wrote to standard output, and what the terminal showed.
     """
@@ -62,7 +62,7 @@ def typed(directory: Path, *answers: str | int) -> tuple[int, str, str]:
 
 
 def read_terminal(terminal: int, until: str | None = None) -> str:
-    """What a terminal shows, up to a text; or up to the end of the process."""
+    """Return the output of a terminal, up to a text, or up to the end of the process."""
     shown, deadline = "", time.monotonic() + SECONDS
     while until is None or not shown.endswith(until):
         ready, _, _ = select.select([terminal], [], [], max(0, deadline - time.monotonic()))
@@ -79,30 +79,30 @@ def read_terminal(terminal: int, until: str | None = None) -> str:
 
 
 class TestTerminal:
-    """A person types it."""
+    """Typed at a prompt."""
 
     def test_it_is_asked_for_twice_and_never_shown(self, tmp_path: Path) -> None:
-        """The prompts are on the terminal, without echo; standard output has the hash, and nothing else."""
+        """The prompts are on the terminal, without echo; standard output has only the hash."""
         code, output, shown = typed(tmp_path, f"{PASSWORD}\n", f"{PASSWORD}\n")
         assert code == 0
         assert PasswordHasher().verify(output.removesuffix("\n"), PASSWORD)
         assert PASSWORD not in shown
         assert [line.strip() for line in shown.splitlines()] == [
             "Password:",
-            "Once more:",
-            "Set MCP_OAUTH_PASSWORD_HASH to this (in single quotes, where a shell reads it):",
+            "Repeat the password:",
+            "Set MCP_OAUTH_PASSWORD_HASH to this hash (in single quotes if a shell reads it):",
         ]
 
     def test_a_slip_of_the_keyboard_is_noticed(self, tmp_path: Path) -> None:
-        """Two different ones are refused, and neither is shown."""
+        """Two different passwords are refused, and neither is shown."""
         code, output, shown = typed(tmp_path, f"{PASSWORD}\n", "correct house\n")
         assert (code, output) == (1, "")
-        assert "not the same password twice" in shown
+        assert "the passwords do not match" in shown
         assert PASSWORD not in shown
         assert "house" not in shown
 
     def test_an_arrow_key_is_noticed(self, tmp_path: Path) -> None:
-        """What the sign-in page could never take is refused, before it locks the owner out."""
+        """A password that the sign-in page would not accept is refused, before it locks the owner out."""
         code, output, shown = typed(tmp_path, "correct horse\x1b[D\n", "correct horse\x1b[D\n")
         assert (code, output) == (1, "")
         assert "control character" in shown
@@ -116,7 +116,7 @@ class TestTerminal:
 
 
 class TestPipe:
-    """A script sends it."""
+    """Piped in by a script."""
 
     @pytest.mark.parametrize(
         ("data", "password"),
@@ -147,11 +147,11 @@ class TestPipe:
             (b"seven77\n", "the password has 7 characters; expected 8 to 1000"),
             (b"x" * 1001, "the password has 1001 characters; expected 8 to 1000"),
             (b"correct\0horse\n", "control character"),
-            (b"correct \xff horse\n", "not text in UTF-8"),
+            (b"correct \xff horse\n", "not valid UTF-8"),
         ],
     )
     def test_what_could_not_be_used_is_refused(self, data: bytes, complaint: str) -> None:
-        """One line says what is wrong; there is no hash, and the password is not repeated."""
+        """The error is one line; there is no hash, and the password is not repeated."""
         done = piped(data)
         assert (done.returncode, done.stdout) == (1, "")
         assert complaint in done.stderr
@@ -160,15 +160,15 @@ class TestPipe:
         assert "seven77" not in done.stderr
 
     def test_an_argument_is_refused_and_not_repeated(self) -> None:
-        """Every process can read arguments: one says how it is done, and does not show it once more."""
+        """Every process can read arguments: the error says how to do it, and does not repeat the password."""
         done = piped(b"", PASSWORD)
         assert (done.returncode, done.stdout) == (1, "")
-        assert "type it when asked" in done.stderr
+        assert "type the password at the prompt" in done.stderr
         assert "horse" not in done.stderr
 
 
 def test_the_help_names_it() -> None:
-    """--help tells that the command is there, and of no argument."""
+    """--help explains the command, and shows no argument."""
     done = piped(b"", "--help")
     assert done.returncode == 0
     assert "MCP_OAUTH_PASSWORD_HASH" in done.stdout

@@ -33,7 +33,7 @@ def test_a_backup_is_one_private_file_with_everything(tmp_path: Path, source: st
     file = tmp_path / "backup.db"
     answer = run("backup", str(file), database=source)
     assert answer.returncode == 0
-    assert answer.stdout == f"{source} at schema 0003 is in {file}, checked (0.1 MiB).\n"
+    assert answer.stdout == f"Backed up {source} at schema 0003 to {file}, and verified it (0.1 MiB).\n"
     assert answer.stderr == ""
     assert file.stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.db", "oauth.db"]

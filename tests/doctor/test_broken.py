@@ -1,4 +1,4 @@
-"""`oauth-store doctor` on what is broken: each examination stands alone, and none ends in a traceback."""
+"""`oauth-store doctor` on broken databases: each check is independent, and none ends in a traceback."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def path(filled: Path, tmp_path: Path) -> Path:
-    """A copy of it, in a directory of its own."""
+    """A copy of the filled file, in its own directory."""
     directory = tmp_path / "store"
     directory.mkdir(mode=0o700)
     path = directory / "oauth.db"
@@ -49,7 +49,7 @@ def path(filled: Path, tmp_path: Path) -> Path:
 
 
 def root_page(path: Path, name: str) -> tuple[int, int]:
-    """Where the first page of a table or an index begins, and its size."""
+    """Return the offset of the first page of a table or an index, and its size."""
     with closing(sqlite3.connect(path)) as connection:
         (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,)).fetchone()
         (size,) = connection.execute("PRAGMA page_size").fetchone()
@@ -126,7 +126,7 @@ INSIDE = ["integrity", "writing", "stored times", "purge backlog"]
     ],
 )
 def test_a_file_that_is_broken(change: Callable[[Path], None], said: str, checks: list[str], path: Path) -> None:
-    """Whatever happened to a file is a problem in one line, and the examinations that can be made are made."""
+    """Any damage to a file is a problem in one line, and the checks that can still run do."""
     change(path)
     answer = run("doctor", database=str(path))
     assert (answer.returncode, answer.stderr) == (1, "")
@@ -139,14 +139,14 @@ def test_a_file_that_is_broken(change: Callable[[Path], None], said: str, checks
 
 
 def test_a_file_without_a_byte(path: Path) -> None:
-    """An empty file is a warning: the server makes its tables."""
+    """An empty file is a warning: the server creates its tables."""
     os.truncate(path, 0)
-    assert "the server creates it at first use" in finding(path, "schema", "warning")
+    assert "the server creates the tables at first use" in finding(path, "schema", "warning")
 
 
 @pytest.mark.parametrize("after", ["versions", "file modes", "disk space", "database", "integrity"])
 def test_a_file_that_is_deleted_meanwhile(after: str, path: Path) -> None:
-    """A file that goes away while the doctor looks is not made anew, and what was open is looked at to the end."""
+    """A file that is deleted during the check is not created again, and the open file is checked to the end."""
     checks = []
     for each in examine(str(path), None):
         checks.append(each.check)
@@ -157,7 +157,7 @@ def test_a_file_that_is_deleted_meanwhile(after: str, path: Path) -> None:
 
 
 def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative path in a directory that was deleted is a problem of the path."""
+    """A relative path in a deleted directory is a problem of the check `path`."""
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -167,7 +167,7 @@ def test_a_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.Mo
 
 @needs_root
 def test_a_directory_that_may_not_be_entered(path: Path, tmp_path: Path) -> None:
-    """A directory of another user is a problem that says whose command to run."""
+    """A directory of another user is a problem that says as which user to run the command."""
     for directory in [*tmp_path.parents][:3]:
         if directory.stat().st_mode & 0o001 == 0:
             directory.chmod(directory.stat().st_mode | 0o011)
@@ -180,7 +180,7 @@ def test_a_directory_that_may_not_be_entered(path: Path, tmp_path: Path) -> None
 
 @needs_root
 def test_a_file_system_that_is_read_only(path: Path, tmp_path: Path) -> None:
-    """A disk that the kernel made read-only is found by a write that is tried."""
+    """A disk that the kernel made read-only is found by the test write."""
     (tmp_path / "disk").mkdir()
     with mounted("-t", "tmpfs", "-o", "size=100m,mode=0700", "tmpfs", tmp_path / "disk") as disk:
         shutil.copyfile(path, disk / "oauth.db")
@@ -211,14 +211,14 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def test_a_lock_that_another_process_holds(path: Path) -> None:
-    """A write that waits for a lock in vain is a problem that says so."""
+    """A write that waits for a lock until it times out is a problem that reports the lock."""
     with locked(path):
         told = finding(path, "writing", "problem")
-    assert told.startswith("database is locked (SQLITE_BUSY) -> end the process that holds a lock")
+    assert told.startswith("database is locked (SQLITE_BUSY) -> end the process that holds the lock")
 
 
 def is_open(path: Path, pid: int) -> bool:
-    """Whether a process has a file open; on Linux."""
+    """Return whether a process has a file open, on Linux."""
     descriptors = Path(f"/proc/{pid}/fd")
     return any(str(path) == os.path.realpath(descriptor) for descriptor in descriptors.iterdir())
 
@@ -226,7 +226,7 @@ def is_open(path: Path, pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="which files a process has open, Linux alone reports")
 @pytest.mark.parametrize("json_too", [False, True])
 def test_what_was_found_is_told_before_the_end(json_too: bool, path: Path) -> None:
-    """Each finding is printed as it is made; where the command is interrupted, its document has what was found."""
+    """Each finding is printed at once; if the command is interrupted, its JSON has the findings so far."""
     command = [*COMMAND, "doctor", *(["--json"] if json_too else [])]
     with (
         locked(path),
@@ -239,7 +239,7 @@ def test_what_was_found_is_told_before_the_end(json_too: bool, path: Path) -> No
         if json_too:
             while not is_open(path, doctor.pid):
                 time.sleep(0.05)
-            time.sleep(1)  # it waits for the lock for five
+            time.sleep(1)  # it waits five seconds for the lock
         else:
             while "integrity" not in read:
                 read += doctor.stdout.readline()
@@ -254,7 +254,7 @@ def test_what_was_found_is_told_before_the_end(json_too: bool, path: Path) -> No
 
 
 def test_the_bytes_stay_as_they_are(path: Path) -> None:
-    """Neither a healthy file, nor what a server that was killed left beside it, is changed by a byte."""
+    """No byte changes, neither of a healthy file nor of the -wal that a killed server left."""
     before = hashlib.sha256(path.read_bytes()).hexdigest()
     assert bad(path) == {}
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before
@@ -281,7 +281,7 @@ def test_the_bytes_stay_as_they_are(path: Path) -> None:
 
 @needs_root
 async def test_a_file_that_is_mounted_alone(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that is a mount by itself is a warning, of the doctor and as the server opens it; a directory is none."""
+    """A file that is mounted alone is a warning of the doctor, and of the server at start; a directory is none."""
     inside = tmp_path / "container"
     inside.mkdir(mode=0o700)
     (inside / "oauth.db").touch()
@@ -307,7 +307,7 @@ async def test_a_file_that_is_mounted_alone(path: Path, tmp_path: Path, caplog: 
 
 
 def test_a_user_that_may_not_read(database_url: str) -> None:
-    """A user without a right on any table is a problem that lists what is missing, and the server is looked at."""
+    """A user without privileges on the tables is a problem that lists them, and the other checks still run."""
     on_postgresql(database_url)
     with role(database_url) as url:
         found = {each.check: each for each in examine(url, None)}
@@ -320,7 +320,7 @@ def test_a_user_that_may_not_read(database_url: str) -> None:
 
 
 def test_a_user_without_the_schema(database_url: str) -> None:
-    """A user who may not use the schema sees an empty database: a problem that names the GRANT."""
+    """A user without USAGE on the schema sees an empty database: a problem that names the GRANT."""
     on_postgresql(database_url)
     with role(database_url, "REVOKE USAGE ON SCHEMA public FROM public") as url:
         told = finding(url, "schema", "problem")
@@ -329,13 +329,13 @@ def test_a_user_without_the_schema(database_url: str) -> None:
 
 
 def test_tables_in_another_schema(database_url: str) -> None:
-    """A search_path that leads past the tables is a warning that names their schema."""
+    """A search_path that misses the tables is a warning that names their schema."""
     on_postgresql(database_url)
     with role(database_url, "CREATE SCHEMA other", "GRANT USAGE ON SCHEMA other TO {role}") as url:
         execute(database_url, f"ALTER ROLE {make_url(url).username} SET search_path = other")
         told = finding(url, "schema", "warning")
         execute(database_url, "DROP SCHEMA other")
-    assert "none in other, but oauth_tokens is in public" in told
+    assert "no tables in other, but oauth_tokens is in public" in told
 
 
 RIGHTS = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"
@@ -343,7 +343,7 @@ SECURE = "ALTER TABLE oauth_clients ENABLE ROW LEVEL SECURITY"
 
 
 def test_policies_that_refuse_rows(database_url: str) -> None:
-    """Row level security without a policy refuses each row: a write that is tried says so."""
+    """Row level security without a policy refuses every row: the test write reports it."""
     on_postgresql(database_url)
     with role(database_url, RIGHTS, SECURE) as url:
         found = bad(url)
@@ -352,7 +352,7 @@ def test_policies_that_refuse_rows(database_url: str) -> None:
 
 
 def test_policies_that_hide_rows(database_url: str) -> None:
-    """A policy that takes rows and shows none is a problem: what was written is not there."""
+    """A policy that accepts rows and shows none is a problem: written rows are missing."""
     on_postgresql(database_url)
     execute(database_url, insert(Client).values(client_id="x", client_metadata="{}", created_at=1))
     policy = "CREATE POLICY takes ON oauth_clients FOR INSERT TO {role} WITH CHECK (true)"
@@ -360,11 +360,11 @@ def test_policies_that_hide_rows(database_url: str) -> None:
         assert select(url, "SELECT * FROM oauth_clients") == []
         found = bad(url)
         execute(database_url, "DROP POLICY takes ON oauth_clients")
-    assert found["writing"].found == "rows that were written are hidden from this user: oauth_clients"
+    assert found["writing"].found == "this user cannot see rows that it wrote: oauth_clients"
 
 
 def test_policies_that_may_hide_rows(database_url: str) -> None:
-    """A policy that shows all rows is a warning alone: nobody can tell what another one would show."""
+    """A policy that shows all rows is only a warning: another policy might hide some."""
     on_postgresql(database_url)
     policy = "CREATE POLICY shows ON oauth_clients TO {role} USING (true)"
     with role(database_url, RIGHTS, SECURE, policy) as url:
@@ -374,7 +374,7 @@ def test_policies_that_may_hide_rows(database_url: str) -> None:
 
 
 def test_a_table_that_another_locks(database_url: str) -> None:
-    """A table that cannot be reached in time is a problem where it is needed, and nowhere else."""
+    """A table that cannot be read in time is a problem of the checks that need it, and of no other."""
     on_postgresql(database_url)
     lock = "BEGIN; LOCK TABLE oauth_codes IN ACCESS EXCLUSIVE MODE"
     timeout = "ALTER ROLE {role} SET lock_timeout = '100ms'"
@@ -411,7 +411,7 @@ def holding(url: str, statement: str) -> Iterator[None]:
 
 
 def test_a_user_of_mariadb_that_may_only_read(database_url: str) -> None:
-    """On MariaDB, a user that may not write is a problem, though no catalog that it sees says so."""
+    """On MariaDB, a user that may not write is a problem, though no catalog that it can read shows it."""
     if not database_url.startswith(("mysql", "mariadb")):
         pytest.skip("a matter of MariaDB")
     url = make_url(database_url)
@@ -431,7 +431,7 @@ def test_a_user_of_mariadb_that_may_only_read(database_url: str) -> None:
 
 
 def test_a_write_that_is_tried_leaves_nothing(database_url: str) -> None:
-    """After the doctor has tried to write, no row and no byte of a file is another."""
+    """After the test write, no row has changed, and no byte of a file."""
     before = [
         select(database_url, f"SELECT * FROM {name}") for name in ("oauth_clients", "oauth_codes", "oauth_tokens")
     ]
@@ -444,7 +444,7 @@ def test_a_write_that_is_tried_leaves_nothing(database_url: str) -> None:
 
 
 def test_a_wal_beside_an_empty_file_stays(tmp_path: Path) -> None:
-    """The doctor opens no empty file where a -wal is left: SQLite would delete that, with all that it holds."""
+    """The doctor does not open an empty file that has a -wal: SQLite would delete the -wal with all its data."""
     path = tmp_path / "oauth.db"
     path.touch(0o600)
     (tmp_path / "oauth.db-wal").write_bytes(b"what is left")

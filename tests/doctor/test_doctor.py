@@ -1,4 +1,4 @@
-"""`oauth-store doctor` on real databases that something was done to."""
+"""`oauth-store doctor` on real databases, healthy and misconfigured."""
 
 import json
 import os
@@ -29,7 +29,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing owners and m
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A healthy file in a directory of its own."""
+    """A healthy file in its own directory."""
     directory = tmp_path / "store"
     directory.mkdir(mode=0o700)
     upgrade(str(directory / "oauth.db"))
@@ -37,37 +37,36 @@ def path(tmp_path: Path) -> Path:
 
 
 def write(path: Path, *statements: str) -> None:
-    """Change a file without the settings that we use."""
+    """Change a file without our settings."""
     connection = sqlite3.connect(path, isolation_level=None)
     for statement in statements:
         connection.execute(statement)
     connection.close()
 
 
-# All is well
+# Healthy
 
 
 def test_a_healthy_database_has_no_finding(database_url: str) -> None:
-    """A database as `upgrade` makes it has neither a problem nor a warning."""
+    """A database as `upgrade` creates it has no problems and no warnings."""
     assert bad(database_url) == {}
 
 
 def test_the_command(path: Path) -> None:
-    """Each finding is a line, with what to do below it; the exit code is 1 if any is a problem."""
+    """Each finding is a line, with the fix below it; the exit code is 1 if any is a problem."""
     answer = run("doctor", database=str(path))
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "ok       schema: 0003, which this release needs\n" in answer.stdout
     path.chmod(0o666)
     answer = run("doctor", "--database", str(path))
     assert answer.returncode == 1
-    assert (
-        f"problem  file modes: others than the owner may write: oauth.db 0666\n         -> run: chmod 600 {path}\n"
-        in (answer.stdout)
+    assert f"problem  file modes: other users may write: oauth.db 0666\n         -> run: chmod 600 {path}\n" in (
+        answer.stdout
     )
 
 
 def test_json(path: Path) -> None:
-    """--json has the same for programs, and the same exit code."""
+    """--json has the same findings, and the same exit code."""
     path.chmod(0o666)
     answer = run("doctor", "--json", database=str(path))
     assert answer.returncode == 1
@@ -77,13 +76,13 @@ def test_json(path: Path) -> None:
     assert problem == {
         "check": "file modes",
         "level": "problem",
-        "found": "others than the owner may write: oauth.db 0666",
+        "found": "other users may write: oauth.db 0666",
         "advice": f"run: chmod 600 {path}",
     }
 
 
 def test_nothing_is_created(tmp_path: Path) -> None:
-    """A file that is not there is a warning that says so, and is still not there."""
+    """A missing file is a warning, and is not created."""
     assert "does not exist yet" in finding(tmp_path / "no.db", "database", "warning")
     assert list(tmp_path.iterdir()) == []
 
@@ -100,25 +99,25 @@ def test_only_a_file_is_looked_at(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_is_none_is_one_line(tmp_path: Path) -> None:
-    """A database that is not supported is an error of the command, as everywhere."""
+    """An unsupported database is an error of the command, as for every other command."""
     answer = run("doctor", database="mongodb://db/wiki")
     assert answer.returncode == 1
     assert answer.stderr.startswith("oauth-store: no support for 'mongodb'")
 
 
 def test_memory() -> None:
-    """A database in memory is a warning: it ends with its process."""
+    """A database in memory is a warning: it is lost with its process."""
     assert "nothing survives a restart" in finding(":memory:", "database", "warning")
 
 
 def test_a_relative_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path that depends on the working directory is a warning that names the file that it is now."""
+    """A path that depends on the working directory is a warning that names the current file."""
     monkeypatch.chdir(path.parent)
     assert str(path) in finding("oauth.db", "path", "warning")
 
 
 def test_the_documentation_has_a_section_for_each_check() -> None:
-    """Whatever the doctor may say stands in docs/doctor.md."""
+    """docs/doctor.md has a section for every check."""
     sources = "".join(source.read_text() for source in (DOCS.parent.parent / "oauth_store" / "doctor").glob("*.py"))
     checks = set(re.findall(r'(?:ok|warning|problem|clock)\(\s*"([A-Za-z\' ]+)"', sources))
     checks |= set(re.findall(r'check = "([a-zA-Z ]+)"', sources)) | {"CORS"}
@@ -131,20 +130,20 @@ def test_the_documentation_has_a_section_for_each_check() -> None:
 
 
 def test_an_empty_database(empty_database_url: str) -> None:
-    """A database without tables is a warning: the server makes them, or looks elsewhere."""
+    """A database without tables is a warning: the server creates them, or uses another database."""
     if "://" not in empty_database_url:
         Path(empty_database_url).touch(0o600)
-    assert "the server creates it at first use" in finding(empty_database_url, "schema", "warning")
+    assert "the server creates the tables at first use" in finding(empty_database_url, "schema", "warning")
 
 
 def test_an_old_schema(empty_database_url: str) -> None:
-    """A schema that is behind is a problem that names the command."""
+    """An old schema is a problem that names the command."""
     upgrade(empty_database_url, "0002")
     assert "oauth-store upgrade" in finding(empty_database_url, "schema", "problem")
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    """A text file is a problem, and untouched."""
+    """A text file is a problem, and not changed."""
     path = tmp_path / "notes.txt"
     path.write_text("my notes\n" * 200)
     path.chmod(0o600)
@@ -153,7 +152,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_away() -> None:
-    """A server that cannot be reached is a problem without its password."""
+    """An unreachable server is a problem that does not print its password."""
     told = finding("postgresql://ada:pa55word@127.0.0.1:1/wiki", "database", "problem")
     assert "Connect call failed" in told
     assert "pa55word" not in told
@@ -164,17 +163,17 @@ def test_a_server_that_is_away() -> None:
 
 @pytest.mark.parametrize(("mode", "level"), [(0o640, "warning"), (0o604, "warning"), (0o620, "problem")])
 def test_a_file_that_others_may_open(mode: int, level: str, path: Path) -> None:
-    """A file that others may read is a warning, one that they may write a problem, with the chmod."""
+    """A file that others may read is a warning, and one that they may write a problem, with the chmod."""
     path.chmod(mode)
     assert f"chmod 600 {path}" in finding(path, "file modes", level)
 
 
 def test_a_wal_that_others_may_read(path: Path) -> None:
-    """The -wal and the -shm hold what the file will: their modes count too."""
+    """The -wal and the -shm have the same content as the file: their modes count too."""
     connection = sqlite3.connect(path)
     connection.execute("SELECT count(*) FROM oauth_clients").fetchone()
     Path(f"{path}-wal").chmod(0o644)
-    # in another process: nothing here may open and close what SQLite has open
+    # in another process: this one must not open and close a file that SQLite has open
     answer = run("doctor", database=str(path))
     connection.close()
     assert f"-> run: chmod 600 {path}-wal\n" in answer.stdout
@@ -182,22 +181,22 @@ def test_a_wal_that_others_may_read(path: Path) -> None:
 
 @needs_root
 def test_files_of_two_owners(path: Path) -> None:
-    """A -wal of another user, as a command run as root may leave it, keeps the server out."""
+    """A -wal of another user, such as a command run as root may leave, keeps the server out."""
     connection = sqlite3.connect(path)
     connection.execute("SELECT count(*) FROM oauth_clients").fetchone()
     os.chown(f"{path}-wal", 65534, -1)
     answer = run("doctor", database=str(path))
     connection.close()
     assert answer.returncode == 1
-    assert "problem  file owner: oauth.db is root's, oauth.db-wal is nobody's" in answer.stdout
+    assert "problem  file owner: oauth.db belongs to root, oauth.db-wal belongs to nobody" in answer.stdout
     assert f"chown root {path} {path}-wal" in answer.stdout
 
 
 @needs_root
 def test_a_directory_that_its_owner_may_not_write(path: Path) -> None:
-    """Without a directory to write in there is no -wal."""
+    """Without write access to the directory, SQLite cannot create a -wal."""
     os.chown(path, 65534, -1)
-    assert "nobody's, who may not create its -wal" in finding(path, "directory", "problem")
+    assert "the file belongs to nobody, who may not create its -wal" in finding(path, "directory", "problem")
     os.chown(path.parent, 65534, -1)
     assert bad(path) == {}
 
@@ -211,7 +210,7 @@ def test_a_user_that_is_a_number_alone(path: Path) -> None:
 
 
 def test_a_directory_that_is_everyones(path: Path) -> None:
-    """Whoever may write to the directory may exchange the file; with the sticky bit, only one's own."""
+    """Any user who may write to the directory may replace the file; with the sticky bit, only their own."""
     path.parent.chmod(0o777)
     assert f"chmod o-w {path.parent}" in finding(path, "directory", "problem")
     path.parent.chmod(0o1777)
@@ -221,7 +220,7 @@ def test_a_directory_that_is_everyones(path: Path) -> None:
 @needs_root
 @pytest.mark.parametrize(("size", "level"), [("8m", "problem"), ("40m", "warning"), ("100m", None)])
 def test_a_disk_that_is_nearly_full(size: str, level: str | None, path: Path, tmp_path: Path) -> None:
-    """Little room is a warning, and almost none a problem, before it keeps clients out."""
+    """Little disk space is a warning, and almost none a problem, before it keeps clients out."""
     (tmp_path / "disk").mkdir()
     with mounted("-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", tmp_path / "disk") as disk:
         upgrade(str(disk / "oauth.db"))
@@ -232,7 +231,7 @@ def test_a_disk_that_is_nearly_full(size: str, level: str | None, path: Path, tm
 
 
 def test_a_network_drive() -> None:
-    """The file system is found among the mounts: the longest path that leads to the file, the last one on it."""
+    """The file system is that of the mount with the longest path to the file, and of the last one there."""
     mounts = (
         "22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n"
         "30 22 0:40 / /srv rw - nfs4 nas:/wiki rw\n"
@@ -257,14 +256,14 @@ def test_a_network_drive() -> None:
 
 
 def test_a_journal_that_is_no_wal(path: Path) -> None:
-    """A file that is not in WAL mode is a warning, and stays as it is."""
+    """A file that is not in WAL mode is a warning, and is not changed."""
     write(path, "PRAGMA journal_mode = DELETE")
     assert "delete, not WAL" in finding(path, "journal mode", "warning")
     assert "delete, not WAL" in finding(path, "journal mode", "warning")
 
 
 def test_a_damaged_file(path: Path) -> None:
-    """A page that is not what it should be is a problem that names the way out."""
+    """A damaged page is a problem that says how to recover."""
     connection = sqlite3.connect(path)
     connection.executemany(
         "INSERT INTO oauth_clients VALUES (?, '{}', NULL, 1, NULL)", [(f"client {n}",) for n in range(2000)]
@@ -282,27 +281,27 @@ def test_a_damaged_file(path: Path) -> None:
 
 
 def test_a_token_without_its_client(path: Path) -> None:
-    """A row that names nobody is damage, too: somebody wrote without foreign keys."""
+    """A row without its client is damage too: something wrote without foreign keys."""
     write(
         path,
         "INSERT INTO oauth_tokens (token_hash, kind, grant_id, client_id, scopes, created_at, expires_at) "
         "VALUES (x'00', 'access_token', x'00', 'nobody', '', 1, 9999999999)",
     )
-    assert "oauth_tokens names no oauth_clients" in finding(path, "integrity", "problem")
+    assert "a row of oauth_tokens refers to a missing row of oauth_clients" in finding(path, "integrity", "problem")
 
 
-# What stands in it
+# The content
 
 
 def test_times_from_the_future(database_url: str) -> None:
-    """A row that was created an hour from now says that a clock was, or is, wrong."""
+    """A row from an hour in the future shows that a clock is, or was, wrong."""
     row = token(client_id=None, kind="session", created_at=int(time.time()) + 3600, expires_at=2**40)
     execute(database_url, insert(Token).values(row))
-    assert "60 minutes from now" in finding(database_url, "stored times", "problem")
+    assert "60 minutes in the future" in finding(database_url, "stored times", "problem")
 
 
 def test_a_purge_backlog(path: Path) -> None:
-    """More expired rows than the server deletes in some hours is a warning."""
+    """More expired rows than a server deletes in a few hours are a warning."""
     write(
         path,
         "INSERT INTO oauth_tokens (token_hash, kind, grant_id, scopes, created_at, expires_at) "
@@ -317,7 +316,7 @@ def test_a_purge_backlog(path: Path) -> None:
     [(0.2, 0, "ok"), (-4, 0, "ok"), (6, 2, "ok"), (-10, 0, "warning"), (61, 0, "problem"), (-7200, 1, "problem")],
 )
 def test_another_clock(ahead: float, uncertainty: float, level: str) -> None:
-    """5 seconds apart is a warning and 60 a problem, less the time that asking took."""
+    """A difference of 5 seconds is a warning and of 60 a problem, less the time that the query took."""
     assert clock("clock", ahead, uncertainty).level == level
 
 
@@ -325,7 +324,7 @@ def test_another_clock(ahead: float, uncertainty: float, level: str) -> None:
 
 
 def with_setting(database_url: str, name: str, value: str) -> None:
-    """Change a setting of a PostgreSQL database for those who connect from now on."""
+    """Change a setting of a PostgreSQL database for new connections."""
     execute(
         database_url,
         f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET {name} = {value}', current_database()); END $$",
@@ -333,21 +332,21 @@ def with_setting(database_url: str, name: str, value: str) -> None:
 
 
 def test_a_standby(database_url: str) -> None:
-    """A database that takes no writes is a problem, though all can be read."""
+    """A read-only database is a problem, though all reads work."""
     on_postgresql(database_url)
     with_setting(database_url, "default_transaction_read_only", "on")
     assert "use the primary" in finding(database_url, "writing", "problem")
 
 
 def test_commits_that_may_be_lost(database_url: str) -> None:
-    """synchronous_commit = off is a warning: clients may be told of what a crash then loses."""
+    """synchronous_commit = off is a warning: a crash may lose acknowledged writes."""
     on_postgresql(database_url)
     with_setting(database_url, "synchronous_commit", "off")
     assert "synchronous_commit" in finding(database_url, "durability", "warning")
 
 
 def test_privileges_that_are_missing(database_url: str) -> None:
-    """A user that may not write, or not delete, is a problem that names what is missing."""
+    """A user that may not insert, or not delete, is a problem that names the missing privileges."""
     on_postgresql(database_url)
     select, some = (
         "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}",
@@ -374,7 +373,7 @@ def test_a_table_that_is_not_transactional(database_url: str) -> None:
 
 
 def test_a_password_hash_of_ours_is_fine(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `oauth-store hash-password` prints is looked at, and not shown."""
+    """The hash from `oauth-store hash-password` is checked, and not shown."""
     hashed = hash_password("correct horse")
     monkeypatch.setenv("MCP_OAUTH_PASSWORD_HASH", hashed)
     told = list(examine(str(path), None))
@@ -387,7 +386,7 @@ def test_a_password_hash_of_ours_is_fine(path: Path, monkeypatch: pytest.MonkeyP
     [
         ("", "warning"),
         ("pa55word", "problem"),
-        ("=19=65536,t=3,p=4", "problem"),  # what a shell leaves of one in double quotes
+        ("=19=65536,t=3,p=4", "problem"),  # what a shell leaves of a hash in double quotes
         (PasswordHasher(time_cost=1, memory_cost=1024).hash("x"), "warning"),
         (PasswordHasher(type=Type.I).hash("x"), "warning"),
         (PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1).hash("x"), "ok"),
@@ -396,7 +395,7 @@ def test_a_password_hash_of_ours_is_fine(path: Path, monkeypatch: pytest.MonkeyP
     ids=["none", "a password", "torn", "weak", "of another kind", "fine", "costly"],
 )
 def test_a_password_hash(value: str, level: str) -> None:
-    """What is no hash is a problem, a weak or a costly one a warning, and none is repeated."""
+    """An invalid hash is a problem, a weak or a costly one a warning; none is repeated."""
     told = examine_password_hash(value)
     assert told.level == level
     assert not value or value not in str(told)

@@ -1,4 +1,4 @@
-"""`oauth-store doctor --url`: real servers, and real proxies that do to them what proxies do."""
+"""`oauth-store doctor --url`: real servers behind real proxies that change or block requests."""
 
 import asyncio
 import contextlib
@@ -53,12 +53,12 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fresh(findings: list[Finding], level: str) -> dict[str, str]:
-    """What was found at a level, by what was looked at."""
+    """The findings at a level, by check."""
     return {finding.check: finding.found for finding in findings if finding.level == level}
 
 
 async def look(url: str) -> list[Finding]:
-    """What the doctor finds, in a thread: the server runs in this one."""
+    """Return the doctor's findings. It runs in a thread, because the server runs in this one."""
     findings = await asyncio.to_thread(lambda: list(examine_url(url)))
     for finding in findings:
         assert (finding.advice is None) == (finding.level == "ok"), finding
@@ -67,7 +67,7 @@ async def look(url: str) -> list[Finding]:
 
 @asynccontextmanager
 async def our_server(directory: Path, base_url: str, port: int, **settings: Any) -> AsyncIterator[str]:
-    """A server of ours on a file, and its URL as it listens, without a proxy."""
+    """Serve our server on a file, without a proxy, and yield its URL."""
     path = str(directory / "oauth.db")
     async with AsyncExitStack() as stack:
         provider = SQLAlchemyOAuthProvider(path, base_url=base_url, approval=AutoApproval(), **settings)
@@ -78,13 +78,13 @@ async def our_server(directory: Path, base_url: str, port: int, **settings: Any)
 
 @asynccontextmanager
 async def app_serving(app: Any, port: int) -> AsyncIterator[str]:
-    """An application of FastMCP's with its lifespan."""
+    """Serve a FastMCP application with its lifespan."""
     async with app.router.lifespan_context(app), serving(app, port) as root:
         yield root
 
 
 def proxy(upstream: str, seen: Seen, change: Change | None = None) -> ASGIApp:
-    """A reverse proxy: what `change` makes of a request, or of what comes back."""
+    """A reverse proxy that changes requests or responses by `change`."""
 
     async def handle(request: Request) -> Response:
         seen.append((request.method, request.url.path))
@@ -107,7 +107,7 @@ def proxy(upstream: str, seen: Seen, change: Change | None = None) -> ASGIApp:
 
 
 class Behind:
-    """A server of ours behind a proxy, on the base_url that the proxy has unless another is given."""
+    """Our server behind a proxy, with the proxy's URL as base_url unless another is given."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -116,7 +116,7 @@ class Behind:
         self.url = f"http://127.0.0.1:{self.port}/mcp"
 
     async def look(self, change: Change | None = None, url: str | None = None, **settings: Any) -> list[Finding]:
-        """What the doctor finds through the proxy."""
+        """Return the doctor's findings through the proxy."""
         base_url = settings.pop("base_url", f"http://127.0.0.1:{self.port}")
         async with AsyncExitStack() as stack:
             upstream = await stack.enter_async_context(our_server(self.directory, base_url, free_port(), **settings))
@@ -130,7 +130,7 @@ def behind(tmp_path: Path) -> Behind:
 
 
 def without(header: str, of: str = "") -> Change:
-    """A proxy that drops a header of every answer, or of those to one path."""
+    """A proxy that drops a header of all responses, or of those for one path."""
 
     async def change(request: Request, forward: Callable[[], Awaitable[Response]]) -> Response:
         response = await forward()
@@ -142,7 +142,7 @@ def without(header: str, of: str = "") -> Change:
 
 
 def instead(path: str, response: Callable[[], Response]) -> Change:
-    """A proxy that answers one path by itself."""
+    """A proxy that responds to one path itself."""
 
     async def change(request: Request, forward: Callable[[], Awaitable[Response]]) -> Response:
         return response() if request.url.path.startswith(path) else await forward()
@@ -151,7 +151,7 @@ def instead(path: str, response: Callable[[], Response]) -> Change:
 
 
 def rewriting(old: str, new: str) -> Change:
-    """A proxy that replaces a text in the bodies that it hands on."""
+    """A proxy that replaces a text in the bodies that it forwards."""
 
     async def change(_request: Request, forward: Callable[[], Awaitable[Response]]) -> Response:
         response = await forward()
@@ -161,11 +161,11 @@ def rewriting(old: str, new: str) -> Change:
     return change
 
 
-# All is well
+# Healthy
 
 
 async def test_a_healthy_server_has_no_finding(tmp_path: Path) -> None:
-    """Our server as it is has neither a problem nor a warning, and all that is looked at is told."""
+    """Our server has no problems and no warnings, and every check is reported."""
     port = free_port()
     async with our_server(tmp_path, f"http://127.0.0.1:{port}", port):
         findings = await look(f"http://127.0.0.1:{port}/mcp")
@@ -184,7 +184,7 @@ async def test_a_healthy_server_has_no_finding(tmp_path: Path) -> None:
 
 
 async def test_the_doctor_leaves_nothing_behind(behind: Behind) -> None:
-    """It registers nothing, authorizes nothing and asks for no token: no row is written, /token gets no POST."""
+    """It registers nothing, authorizes nothing and requests no token: no row is written, /token gets no POST."""
     findings = await behind.look()
     assert fresh(findings, "problem") == {}
     assert ("POST", "/token") not in behind.seen
@@ -195,7 +195,7 @@ async def test_the_doctor_leaves_nothing_behind(behind: Behind) -> None:
 
 
 async def test_a_server_under_a_path(behind: Behind) -> None:
-    """A prefix that the proxy takes away from all but /.well-known/ is fine, if base_url has it."""
+    """A prefix that the proxy strips from all paths but /.well-known/ is fine, if base_url has it."""
 
     async def change(request: Request, forward: Callable[[], Awaitable[Response]]) -> Response:
         request.scope["forward_to"] = request.url.path.removeprefix("/wiki")
@@ -209,7 +209,7 @@ async def test_a_server_under_a_path(behind: Behind) -> None:
 
 
 async def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--url without a database looks at the server alone; the exit code is 0 without a problem, else 1."""
+    """--url without a database checks only the server; the exit code is 0 without a problem, else 1."""
     monkeypatch.chdir(tmp_path)
     port = free_port()
     async with our_server(tmp_path, f"http://127.0.0.1:{port}", port):
@@ -230,39 +230,39 @@ async def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     "url", ["wiki.example.com/mcp", "ftp://h/mcp", "https://", "https://h:99999/", "http://[::1", ""]
 )
 async def test_what_is_no_url(url: str) -> None:
-    """A text that is no URL of a server is told from one, with an example."""
+    """A text that is not the URL of a server is a problem, with an example."""
     (finding,) = await look(url)
     assert (finding.check, finding.level) == ("url", "problem")
 
 
 @pytest.mark.parametrize("url", ["https://ada:pa55word@127.0.0.1:1/mcp", "https://ada:pa55word@127.0.0.1:99999/mcp"])
 async def test_a_password_in_the_url_is_not_used(url: str) -> None:
-    """A URL with a user in it is refused, and not repeated."""
+    """A URL with a user name is refused, and not repeated."""
     (finding,) = await look(url)
     assert finding.level == "problem"
     assert "pa55word" not in str(finding)
 
 
 async def test_a_host_that_can_be_none() -> None:
-    """A host name that cannot be asked for is told as a connection that fails."""
+    """An impossible host name is a failed connection."""
     (finding,) = await look("http://wiki example.com/mcp")
     assert (finding.check, finding.level) == ("connection", "problem")
 
 
 async def test_a_closed_port() -> None:
-    """Nobody listens: one problem says so."""
+    """A port without a listener is one problem."""
     findings = await look(f"http://127.0.0.1:{free_port()}/mcp")
     assert "refused" in fresh(findings, "problem")["connection"].lower() or "attempts" in str(findings)
 
 
 async def test_a_host_that_does_not_exist() -> None:
-    """A name that has no address: one problem says so."""
+    """A host name without an address is one problem."""
     findings = await look("http://no-such-host.invalid/mcp")
     assert "no-such-host.invalid" in fresh(findings, "problem")["connection"]
 
 
 async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that takes the connection and says nothing is given up."""
+    """A server that accepts the connection and sends nothing times out."""
     monkeypatch.setattr("oauth_store.doctor.http.TIMEOUT_SECONDS", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -273,7 +273,7 @@ async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("sent", [b"POST", b"GET"], ids=["at once", "later"])
 async def test_headers_that_trickle(sent: bytes, behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that sends a byte now and then without an end is given up after the time for one answer."""
+    """A server that sends a byte now and then, without end, times out after the time for one response."""
     monkeypatch.setattr("oauth_store.doctor.http.TIMEOUT_SECONDS", 1)
 
     async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -296,12 +296,12 @@ async def test_headers_that_trickle(sent: bytes, behind: Behind, monkeypatch: py
     async with await asyncio.start_server(trickle, "127.0.0.1", behind.port):
         findings = await look(behind.url)
         await asyncio.gather(*tasks)
-    assert fresh(findings, "problem")["connection"] == "127.0.0.1: no whole answer after 1 s"
+    assert fresh(findings, "problem")["connection"] == "127.0.0.1: no complete response after 1 s"
     assert time.monotonic() - before < 5
 
 
 async def test_something_that_is_not_http() -> None:
-    """A server of another protocol is told from one that is down."""
+    """A server of another protocol is a problem of the connection."""
 
     async def talk(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example.com ESMTP\r\n")
@@ -315,35 +315,35 @@ async def test_something_that_is_not_http() -> None:
 
 
 async def test_https_to_an_http_port(tmp_path: Path) -> None:
-    """https:// typed where http is spoken is told as that."""
+    """https:// on a port that serves http is reported as that."""
     port = free_port()
     async with our_server(tmp_path, f"http://127.0.0.1:{port}", port):
         (finding,) = await look(f"https://127.0.0.1:{port}/mcp")
     assert (finding.check, finding.level) == ("https", "problem")
-    assert finding.advice == "is it http that is spoken on this port?"
+    assert finding.advice == "does this port serve plain http?"
 
 
 async def test_http_on_a_public_address(behind: Behind) -> None:
-    """http:// on anything but loopback is a problem by itself."""
+    """http:// on anything but loopback is a problem."""
     address = socket.gethostbyname(socket.gethostname())
     if address.startswith("127."):
-        address = "0.0.0.0"  # what this machine calls itself, on no loopback name
+        address = "0.0.0.0"  # this machine, by a name that is not loopback
     findings = await behind.look(url=f"http://{address}:{behind.port}/mcp")
-    assert "in clear" in fresh(findings, "problem")["https"]
+    assert "in plain text" in fresh(findings, "problem")["https"]
 
 
 # The MCP endpoint
 
 
 async def test_a_wrong_path(behind: Behind) -> None:
-    """Nothing at the path that was typed: it says where the endpoint usually is, and asks no further."""
+    """For a wrong path it prints where the endpoint usually is, and sends no further requests."""
     findings = await behind.look(url=behind.url.replace("/mcp", "/"))
-    assert fresh(findings, "problem")["challenge"].startswith("nothing is at this URL: 404")
+    assert fresh(findings, "problem")["challenge"].startswith("no endpoint at this URL: 404")
     assert len(behind.seen) == 1
 
 
 async def test_a_redirect_is_not_followed(behind: Behind) -> None:
-    """A proxy that sends elsewhere is a problem that names where, without the query; nobody goes there."""
+    """A redirect is a problem that names its target, without the query; it is not followed."""
     target = "http://elsewhere.invalid/login?secret=1"
     findings = await behind.look(instead("/mcp", lambda: RedirectResponse(target)))
     assert fresh(findings, "problem") == {"challenge": "a redirect (307) to http://elsewhere.invalid/login"}
@@ -351,14 +351,14 @@ async def test_a_redirect_is_not_followed(behind: Behind) -> None:
 
 
 async def test_a_page_of_the_proxy(behind: Behind) -> None:
-    """A page where the server should answer is told as one of the proxy."""
+    """An HTML page in place of the server's response is reported as one of the proxy."""
     findings = await behind.look(instead("/mcp", lambda: HTMLResponse("<html>Welcome to nginx", 200)))
-    assert fresh(findings, "problem") == {"challenge": "200 and a page of HTML"}
+    assert fresh(findings, "problem") == {"challenge": "200 with an HTML page"}
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
 async def test_a_server_that_is_down_behind_its_proxy(status: int, behind: Behind) -> None:
-    """A gateway error says to start the server."""
+    """For a gateway error, the advice is to start the server."""
     findings = await behind.look(instead("/mcp", lambda: HTMLResponse("<h1>Bad Gateway</h1>", status)))
     problems = [finding for finding in findings if finding.level == "problem"]
     assert [finding.check for finding in problems] == ["challenge"]
@@ -366,14 +366,14 @@ async def test_a_server_that_is_down_behind_its_proxy(status: int, behind: Behin
 
 
 async def test_a_lost_challenge(behind: Behind) -> None:
-    """A proxy that drops WWW-Authenticate is a problem, and the rest is looked at all the same."""
+    """A proxy that drops WWW-Authenticate is a problem, and the other checks still run."""
     findings = await behind.look(without("www-authenticate"))
-    assert "no WWW-Authenticate" in fresh(findings, "problem")["challenge"]
+    assert "without WWW-Authenticate" in fresh(findings, "problem")["challenge"]
     assert "resource metadata" in fresh(findings, "ok")
 
 
 async def test_a_lost_authorization_header(behind: Behind) -> None:
-    """A proxy that keeps Authorization for itself is found out: a wrong token is answered like none."""
+    """A proxy that drops Authorization is a problem: a wrong token gets the same response as none."""
 
     async def change(request: Request, forward: Callable[[], Awaitable[Response]]) -> Response:
         request.scope["strip"] = ["authorization"]
@@ -381,30 +381,30 @@ async def test_a_lost_authorization_header(behind: Behind) -> None:
 
     findings = await behind.look(change)
     assert fresh(findings, "problem") == {
-        "Authorization header": "the server does not see it: it answers a wrong token as it answers none"
+        "Authorization header": "the server does not get it: a wrong token has the same response as no token"
     }
 
 
 async def test_a_password_of_the_proxy(behind: Behind) -> None:
-    """A proxy that asks for a password of its own is told from the server."""
+    """A proxy with its own password is a problem that says so."""
     answer = lambda: PlainTextResponse("who?", 401, {"WWW-Authenticate": 'Basic realm="x"'})  # noqa: E731
     findings = await behind.look(instead("/", answer))
-    assert "rather Basic" in fresh(findings, "problem")["challenge"]
+    assert "but Basic" in fresh(findings, "problem")["challenge"]
 
 
 async def test_a_server_without_authorization() -> None:
-    """A server that lets in everyone is a problem, and the first one that is told."""
+    """A server that lets everyone in is a problem of the challenge."""
     app = FastMCP("open").http_app(stateless_http=True)
     async with app_serving(app, free_port()) as root:
         findings = await look(f"{root}/mcp")
-    assert "where a 401 is due" in fresh(findings, "problem")["challenge"]
+    assert "expected 401" in fresh(findings, "problem")["challenge"]
 
 
 # The metadata
 
 
 async def test_a_wrong_base_url(behind: Behind) -> None:
-    """A base_url of another host is a problem that names the right one; that host is not asked."""
+    """A base_url on another host is a problem that names the right one; that host is not contacted."""
     other = free_port()
     findings = await behind.look(base_url=f"http://localhost:{other}")
     problems = [finding for finding in findings if finding.level == "problem"]
@@ -416,24 +416,24 @@ async def test_a_wrong_base_url(behind: Behind) -> None:
 
 
 async def test_an_issuer_elsewhere(behind: Behind) -> None:
-    """An issuer_url of another host is named, and not asked."""
+    """An issuer_url on another host is named, and not contacted."""
     findings = await behind.look(issuer_url=f"http://localhost:{free_port()}")
-    assert "it was not asked" in fresh(findings, "problem")["authorization server"]
+    assert "it was not contacted" in fresh(findings, "problem")["authorization server"]
 
 
 async def test_a_trailing_slash(behind: Behind) -> None:
-    """A URL that differs by its last slash from the resource is a redirect, or a warning with the right one."""
+    """A URL that differs from the resource by a trailing slash is a redirect, or a warning with the right URL."""
     findings = await behind.look(url=behind.url + "/")
     assert behind.url in fresh(findings, "problem")["challenge"] or "resource metadata" in fresh(findings, "warning")
 
 
 async def test_a_lost_prefix(behind: Behind) -> None:
-    """A proxy that hands on the prefix alone, and not /.well-known/, hides the metadata."""
+    """A proxy that forwards only the prefix, and not /.well-known/, hides the metadata."""
     findings = await behind.look(
         instead("/.well-known/oauth-protected-resource", lambda: PlainTextResponse("not found", 404))
     )
     problem = next(finding for finding in findings if finding.level == "problem")
-    assert problem.found == "/.well-known/oauth-protected-resource/mcp is not there: 404"
+    assert problem.found == "/.well-known/oauth-protected-resource/mcp is missing: 404"
     assert "/.well-known/ too" in str(problem.advice)
 
 
@@ -447,31 +447,31 @@ async def test_a_lost_prefix(behind: Behind) -> None:
 @pytest.mark.parametrize(
     ("response", "complaint"),
     [
-        (lambda: HTMLResponse("<!doctype html>", 200), "200 and a page of HTML, not JSON"),
-        (lambda: PlainTextResponse("[]", 200), "answers 200, not JSON"),
-        (lambda: PlainTextResponse("x" * 1_000_000, 200), "answers 200, not JSON"),
-        (lambda: PlainTextResponse("[" * 60_000, 200), "answers 200, not JSON"),
-        (lambda: PlainTextResponse("", 500), "answers 500"),
+        (lambda: HTMLResponse("<!doctype html>", 200), "200 with an HTML page, not JSON"),
+        (lambda: PlainTextResponse("[]", 200), "returns 200, not JSON"),
+        (lambda: PlainTextResponse("x" * 1_000_000, 200), "returns 200, not JSON"),
+        (lambda: PlainTextResponse("[" * 60_000, 200), "returns 200, not JSON"),
+        (lambda: PlainTextResponse("", 500), "returns 500"),
         (lambda: RedirectResponse("/login?next=secret"), "/login"),
     ],
 )
 async def test_metadata_that_is_none(
     path: str, check: str, response: Callable[[], Response], complaint: str, behind: Behind
 ) -> None:
-    """A page, an error, a redirect, or anything but an object of JSON is told as what it is."""
+    """Metadata that is a page, an error, a redirect, or anything but a JSON object is reported as that."""
     findings = await behind.look(instead(path, response))
     assert complaint in fresh(findings, "problem")[check]
     assert "secret" not in str(findings)
 
 
 async def test_a_rewritten_issuer(behind: Behind) -> None:
-    """An issuer that is not, letter by letter, the one that was asked is a problem."""
+    """An issuer that differs in any character from the expected one is a problem."""
     findings = await behind.look(rewriting('"issuer":"http://', '"issuer":"HTTP://'))
     assert "issuer is HTTP://" in fresh(findings, "problem")["authorization server"]
 
 
 async def test_what_a_server_says_cannot_play_with_the_terminal(behind: Behind) -> None:
-    """Control characters and changes of direction in what a server says are not printed."""
+    """Control characters and changes of direction in a server's text are not printed."""
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(our_server(behind.directory, behind.url[:-4], free_port()))
         change = rewriting('"issuer":"', '"issuer":"\\u001b[2J\\u202e')
@@ -483,13 +483,13 @@ async def test_what_a_server_says_cannot_play_with_the_terminal(behind: Behind) 
 
 
 async def test_no_authorization_server(behind: Behind) -> None:
-    """Resource metadata that names no authorization server leads nowhere."""
+    """Resource metadata that names no authorization server is a problem."""
     findings = await behind.look(rewriting('"authorization_servers"', '"authorization_clerks"'))
     assert fresh(findings, "problem") == {"authorization server": "the resource metadata names none"}
 
 
 async def test_an_endpoint_elsewhere(behind: Behind) -> None:
-    """An endpoint of another host is named, and not asked."""
+    """An endpoint on another host is named, and not contacted."""
     findings = await behind.look(
         rewriting(f'token_endpoint":"http://127.0.0.1:{behind.port}/', 'token_endpoint":"http://elsewhere.invalid/')
     )
@@ -498,20 +498,20 @@ async def test_an_endpoint_elsewhere(behind: Behind) -> None:
 
 @pytest.mark.parametrize("path", ["/authorize", "/token", "/register", "/revoke"])
 async def test_an_endpoint_that_the_proxy_keeps(path: str, behind: Behind) -> None:
-    """A path of the server that the proxy answers by itself is a problem of that endpoint."""
+    """An endpoint that the proxy responds to itself is a problem of that endpoint."""
     findings = await behind.look(instead(path, lambda: HTMLResponse("<h1>Not Found</h1>", 404)))
-    assert list(fresh(findings, "problem").values()) == [f"{path} answers 404 and a page of HTML"]
+    assert list(fresh(findings, "problem").values()) == [f"{path} returns 404 with an HTML page"]
 
 
 async def test_lost_cors(behind: Behind) -> None:
-    """A proxy that drops the CORS headers is a warning: only clients in a browser mind."""
+    """A proxy that drops the CORS headers is a warning: only clients in a browser need them."""
     findings = await behind.look(without("access-control-allow-origin"))
     assert fresh(findings, "problem") == {}
     assert len([finding for finding in findings if finding.check == "CORS" and finding.level == "warning"]) == 3
 
 
 async def test_a_clock_that_is_wrong(behind: Behind) -> None:
-    """A server whose Date is an hour off is a problem; one that sends no Date is none."""
+    """A server whose Date is an hour off is a problem; one without a Date is not."""
 
     def an_hour_ago() -> str:
         then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
@@ -531,7 +531,7 @@ async def test_a_clock_that_is_wrong(behind: Behind) -> None:
 
 
 async def test_what_the_in_memory_provider_lacks() -> None:
-    """FastMCP's provider, registration off: PKCE is there, and what Claude needs is not."""
+    """FastMCP's provider without registration has PKCE, but lacks what Claude needs."""
     port = free_port()
     auth = InMemoryOAuthProvider(base_url=f"http://127.0.0.1:{port}")
     async with app_serving(FastMCP("memory", auth=auth).http_app(stateless_http=True), port) as root:
@@ -546,14 +546,14 @@ async def test_what_the_in_memory_provider_lacks() -> None:
 
 
 async def test_registration_that_is_switched_off(behind: Behind) -> None:
-    """Our server without registration is a warning: clients with a metadata document still come in."""
+    """Our server without registration is a warning: clients with a metadata document can still connect."""
     findings = await behind.look(client_registration_options=ClientRegistrationOptions(enabled=False))
     assert fresh(findings, "problem") == {}
     assert "no registration_endpoint" in fresh(findings, "warning")["server metadata"]
 
 
 async def test_documents_that_cannot_be_fetched(behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that takes documents, on a machine that cannot fetch Claude's: a warning that names the way out."""
+    """If this machine cannot fetch Claude's document for a server that accepts it, a warning names the fix."""
     asked = []
 
     async def resolve_hostname(hostname: str, _port: int) -> list[str]:
@@ -562,11 +562,11 @@ async def test_documents_that_cannot_be_fetched(behind: Behind, monkeypatch: pyt
 
     monkeypatch.setattr(ssrf, "resolve_hostname", resolve_hostname)
     assert "client documents" not in fresh(await behind.look(), "warning")
-    assert asked == []  # Claude.ai does not come to loopback
+    assert asked == []  # Claude.ai cannot reach loopback
 
     monkeypatch.setattr(doctor_url, "is_loopback_host", lambda _host: False)
     findings = {finding.check: finding for finding in await behind.look()}
-    assert "cannot be had from this machine: DNS" in findings["client documents"].found
+    assert "metadata: DNS" in findings["client documents"].found
     assert "metadata_documents=False" in str(findings["client documents"].advice)
     assert asked == ["claude.ai"]
 
@@ -577,7 +577,7 @@ async def test_documents_that_cannot_be_fetched(behind: Behind, monkeypatch: pyt
 
 
 async def test_an_outage_of_the_database_is_none_of_the_proxy(behind: Behind) -> None:
-    """A server whose database is gone says 503, and the doctor says where to look."""
+    """A server without its database returns 503, and the doctor says where to look."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(our_server(behind.directory, f"http://127.0.0.1:{behind.port}", behind.port))
         await look(behind.url)
@@ -634,7 +634,7 @@ def certificate(host: str, directory: Path, days: int = 1) -> tuple[Path, Path, 
 async def test_certificates(
     host: str, days: int, trusted: bool, complaint: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A certificate that is trusted is fine; one that is unknown, expired or of another host is told as that."""
+    """A trusted certificate is ok; one that is unknown, expired or of another host is reported as that."""
     leaf, key, authority = certificate(host, tmp_path, days)
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(authority))
@@ -649,6 +649,6 @@ async def test_certificates(
         findings = await look(f"{base_url}/mcp")
     if complaint is None:
         assert fresh(findings, "problem") == fresh(findings, "warning") == {}
-        assert fresh(findings, "ok")["https"] == "the certificate is accepted here"
+        assert fresh(findings, "ok")["https"] == "this machine accepts the certificate"
     else:
         assert complaint in fresh(findings, "problem")["https"]

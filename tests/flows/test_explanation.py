@@ -306,7 +306,7 @@ class TestCommand:
         """On a terminal it is asked for, and what is typed is not shown."""
         token = await house.grant("ada")
         code, output = run_on_terminal(
-            "explain", database=database_url, answers={"Token (it is not shown): ": f"{token.access_token}\n"}
+            "explain", database=database_url, answers={"Token (not shown): ": f"{token.access_token}\n"}
         )
         assert code == 0
         assert "Access token: live" in output

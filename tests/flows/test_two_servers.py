@@ -74,9 +74,9 @@ async def test_the_list_is_of_one_server(sites: tuple[Site, Site]) -> None:
         assert "Calendar reader" in page.text
         assert "Wiki reader" not in page.text
         answered = await browser.submit(page, {"revoke": grant_id.hex()})
-        assert "It was revoked already." in answered.text
+        assert "It was already revoked." in answered.text
         answered = await browser.submit(page, {"revoke": "all"})
-        assert "1 app has no access any more." in answered.text
+        assert "1 app no longer has access." in answered.text
     assert await wiki.provider.verify_token(at_wiki.access_token) is not None
     assert await calendar.provider.verify_token(at_calendar.access_token) is None
 

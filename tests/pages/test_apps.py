@@ -1,4 +1,4 @@
-"""The connected apps over HTTP, the pages' settings, and servers under paths of their own."""
+"""The connected apps over HTTP, the pages' settings, and servers under a path."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,15 +20,15 @@ from tests.steps import query_of
 
 
 def grant_ids(page: httpx2.Response) -> list[str]:
-    """The grants that a page can revoke."""
+    """Return the grants that a page can revoke."""
     return [part.partition('"')[0] for part in page.text.split('name="revoke" value="')[1:] if part[:3] != "all"]
 
 
 class TestGrants:
-    """Who sees and ends what."""
+    """Which grants a user sees and revokes."""
 
     async def test_users_see_their_own(self, database_url: str) -> None:
-        """Each user lists and revokes what they allowed themselves, on every database; "all" is all of theirs."""
+        """Each user lists and revokes the grants that they approved, on every database; "all" means all of theirs."""
         async with site(database_url, approval={"users": USERS}) as wiki, Browser() as ada, Browser() as bob:
             tokens = {
                 name: await wiki.connect(subject=name.partition(" ")[0], client_name=name)
@@ -43,16 +43,16 @@ class TestGrants:
             assert ("ada 1" in of_ada.text, "ada 2" in of_ada.text, "bob 1" in of_ada.text) == (True, True, False)
             assert (len(grant_ids(of_ada)), len(grant_ids(of_bob))) == (2, 1)
             answer = await ada.submit(of_ada, {"revoke": grant_ids(of_bob)[0]})
-            assert "It was revoked already." in answer.text
+            assert "It was already revoked." in answer.text
             assert len(await live()) == 4
             await ada.submit(of_ada, {"revoke": grant_ids(of_ada)[0]})
             assert len(await live()) == 3
             answer = await ada.submit(of_ada, {"revoke": "all"})
-            assert "1 app has no access any more." in answer.text
+            assert "1 app no longer has access." in answer.text
             assert await live() == ["bob 1", "eve 1"]
 
     async def test_one_password_sees_all(self, wiki: Site, browser: Browser) -> None:
-        """With one password the owner sees whoever was let in, also by a user of before."""
+        """With one password, the owner sees all grants, also those that former users approved."""
         await wiki.connect(subject="ada", client_name="Of Ada")
         await wiki.connect(subject=None, client_name="Of nobody")
         page = await browser.sign_in(f"{wiki.url}/apps")
@@ -60,7 +60,7 @@ class TestGrants:
         assert page.text.count("Allowed by") == 1
 
     async def test_revoking_ends_everything_of_the_grant(self, wiki: Site, browser: Browser) -> None:
-        """Refresh token, access token and the code are dead at once, and the row says who did it."""
+        """The refresh token, access token and code are invalid at once, and the row names the user who revoked them."""
         token = await wiki.connect()
         page = await browser.sign_in(f"{wiki.url}/apps")
         await browser.submit(page, {"revoke": grant_ids(page)[0]})
@@ -69,7 +69,7 @@ class TestGrants:
         assert await wiki.provider.verify_token(token.access_token) is None
 
     async def test_very_many(self, wiki: Site, browser: Browser) -> None:
-        """Of very many apps those that were used last are shown, and the page says that there are more."""
+        """Of very many apps, the most recently used are shown, and the page says that there are more."""
         url = await wiki.authorize_url(client_id="shared")
         tokens = []
         async with Browser() as app:
@@ -79,17 +79,17 @@ class TestGrants:
                 tokens.append(await wiki.redeem(url, await wiki.provider.approve(handle)))
         page = await browser.sign_in(f"{wiki.url}/apps")
         assert len(grant_ids(page)) == SHOWN
-        assert f"These are the {SHOWN} that were used last." in page.text
+        assert f"These are the {SHOWN} most recently used apps." in page.text
         answer = await browser.submit(page, {"revoke": "all"})
-        assert f"{SHOWN + 3} apps have no access any more." in answer.text
+        assert f"{SHOWN + 3} apps no longer have access." in answer.text
         assert [await wiki.provider.verify_token(token.access_token) for token in tokens] == [None] * (SHOWN + 3)
 
 
 class TestSession:
-    """What a sign-in leaves in the browser, and in the database."""
+    """The session in the browser and in the database."""
 
     async def test_it_is_a_hashed_row(self, tmp_path: Path, browser: Browser) -> None:
-        """The row is of a kind of its own, for fifteen minutes, and holds the session's hash alone."""
+        """The row has its own kind, is valid for fifteen minutes, and holds only the session's hash."""
         async with site(tmp_path / "oauth.db") as wiki:
             await browser.sign_in(f"{wiki.url}/apps")
             session = session_of(wiki, browser)
@@ -109,26 +109,26 @@ class TestSession:
             async with Browser() as attacker:
                 cookie = f"{wiki.provider.cookies._name('oauth_store_session')}={secret}".encode()
                 page = await attacker.http.get(f"{wiki.url}/apps", headers={b"Cookie": cookie})
-                assert ("Password of this server" in page.text, "Sign out" in page.text) == (True, False)
+                assert ("Password for this server" in page.text, "Sign out" in page.text) == (True, False)
 
     async def test_it_ends_after_fifteen_minutes(self, wiki: Site, browser: Browser) -> None:
-        """To its last second it lists what is connected, and from then on it neither lists nor revokes."""
+        """Until its last second it lists the apps; after that it neither lists nor revokes."""
         token = await wiki.connect()
         page = await browser.sign_in(f"{wiki.url}/apps")
         async with transaction(wiki.provider) as session:
             expires_at = (await session.execute(select(Token.expires_at).where(Token.kind == SESSION))).scalar_one()
         cookie = f"{wiki.provider.cookies._name('oauth_store_session')}={session_of(wiki, browser)}"
-        async with Browser(Cookie=cookie) as other:  # no browser that would drop the cookie by itself
+        async with Browser(Cookie=cookie) as other:  # a real browser would drop the cookie
             with time_machine.travel(expires_at - 1, tick=False):
                 assert len(grant_ids(await other.open(f"{wiki.url}/apps"))) == 1
             with time_machine.travel(expires_at, tick=False):
                 assert grant_ids(await other.open(f"{wiki.url}/apps")) == []
                 answer = await other.submit(page, {"revoke": "all"})
-                assert "You were signed out meanwhile" in answer.text
+                assert "You were signed out." in answer.text
                 assert await wiki.provider.verify_token(token.access_token) is not None
 
     async def test_signing_out_ends_it_and_no_other(self, wiki: Site, browser: Browser) -> None:
-        """A session that was signed out is none any more, whoever kept its cookie; that of another browser goes on."""
+        """A session ends when it is signed out, even for a stolen cookie; that of another browser continues."""
         page = await browser.sign_in(f"{wiki.url}/apps")
         cookie = f"{wiki.provider.cookies._name('oauth_store_session')}={session_of(wiki, browser)}"
         async with Browser() as other, Browser(Cookie=cookie) as thief:
@@ -139,7 +139,7 @@ class TestSession:
             assert "Sign out" in (await other.open(f"{wiki.url}/apps")).text
 
     async def test_signing_in_makes_a_new_one(self, wiki: Site, browser: Browser) -> None:
-        """A session that was planted before is not the one that the owner is signed in with."""
+        """A session that was planted before is not used when the owner signs in."""
         browser.http.cookies.set(
             wiki.provider.cookies._name("oauth_store_session"), "session_planted", domain="127.0.0.1"
         )
@@ -177,7 +177,7 @@ class TestSession:
 
     @pytest.mark.parametrize("which", ["", "nonsense", "00", "ff" * 16, "0" * 10_000, "é", "' OR 1=1 --"])
     async def test_nonsense_revokes_nothing(self, wiki: Site, browser: Browser, which: str) -> None:
-        """A grant that does not exist, or is no id at all, ends nothing, and nothing breaks."""
+        """An unknown grant or an invalid id revokes nothing, and nothing breaks."""
         await wiki.connect()
         page = await browser.sign_in(f"{wiki.url}/apps")
         answer = await browser.submit(page, {"revoke": which})
@@ -185,10 +185,10 @@ class TestSession:
 
 
 class TestSettings:
-    """What the owner can change."""
+    """The owner's settings."""
 
     async def test_branding(self, tmp_path: Path, browser: Browser) -> None:
-        """Name, logo and colour are the owner's; the policy lets in the logo's origin, and nothing else of it."""
+        """The pages show the owner's name, logo and color; the policy allows only the logo's origin."""
         approval = {"name": "Our <wiki>", "logo_url": "https://img.example/logo.png?a=1&b=2", "accent": "#ffee00"}
         async with site(tmp_path / "oauth.db", approval=approval) as wiki:
             page = await browser.open(await wiki.authorize_url())
@@ -198,7 +198,7 @@ class TestSettings:
         assert "img-src https://img.example;" in page.headers["content-security-policy"]
 
     async def test_scope_descriptions(self, tmp_path: Path, browser: Browser) -> None:
-        """Scopes are in the owner's words, on both pages."""
+        """Both pages show the owner's descriptions of scopes."""
         async with site(tmp_path / "oauth.db", approval={"scope_descriptions": {"read": "read <all>"}}) as wiki:
             page = await browser.open(await wiki.authorize_url())
             assert "<li><bdi>read &lt;all&gt;</bdi></li>" in page.text
@@ -206,15 +206,15 @@ class TestSettings:
             assert "<bdi>read &lt;all&gt;</bdi>, <bdi>write</bdi>" in (await browser.sign_in(f"{wiki.url}/apps")).text
 
     async def test_known_hosts(self, tmp_path: Path, browser: Browser) -> None:
-        """A host that the owner names is not warned of."""
+        """For a host that the owner configured there is no warning."""
         redirect_uris = [AnyUrl("https://app.example/cb")]
         for known_hosts, warned in (((), True), (("app.example",), False)):
             async with site(tmp_path / "oauth.db", approval={"known_hosts": known_hosts}) as wiki:
                 page = await browser.open(await wiki.authorize_url(redirect_uris=redirect_uris))
-            assert ("This server does not know that address" in page.text) is warned
+            assert ("This server does not know this address" in page.text) is warned
 
     async def test_own_templates(self, tmp_path: Path, browser: Browser) -> None:
-        """A template of the owner's takes the place of ours, escapes as ours do, and may extend ours."""
+        """The owner's template replaces the built-in one, is escaped too, and may extend the built-in ones."""
         directory = tmp_path / "templates"
         directory.mkdir()
         (directory / "consent.html").write_text(
@@ -231,13 +231,13 @@ class TestSettings:
 
     @pytest.mark.parametrize("text", [b"{% if %}", b"{{", b"\xff"])
     def test_a_template_that_cannot_be_read(self, tmp_path: Path, text: bytes) -> None:
-        """A mistake in a template is an error at construction, not when somebody connects."""
+        """A mistake in a template is an error at construction, not when an app connects."""
         (tmp_path / "message.html").write_bytes(text)
         with pytest.raises(ConfigurationError, match=r"templates: message\.html cannot be read"):
             PasswordApproval(password_hash=HASH, templates=tmp_path)
 
     async def test_the_path_of_the_apps(self, tmp_path: Path, browser: Browser) -> None:
-        """The page is where the owner wants it, or nowhere."""
+        """The page is at the path that the owner sets, or disabled."""
         for path, statuses in (("/apps", [200, 404]), ("/manage/apps", [404, 200]), (None, [404, 404])):
             async with site(tmp_path / "oauth.db", approval={"apps_path": path}) as wiki:
                 found = [await browser.open(f"{wiki.url}{one}") for one in ("/apps", "/manage/apps")]
@@ -245,7 +245,7 @@ class TestSettings:
 
     @pytest.mark.parametrize("path", ["apps", "/", "", "/consent", "/token", "/a{b}", "/apps?x", "/apps#x", "//evil"])
     def test_a_path_that_cannot_be(self, path: str) -> None:
-        """A path that is none, is taken already, or means something else to the router is an error at construction."""
+        """A path that is invalid, taken, or special to the router is an error at construction."""
         with pytest.raises(ConfigurationError, match="apps_path is"):
             PasswordApproval(password_hash=HASH, apps_path=path)
 
@@ -254,7 +254,7 @@ class TestPaths:
     """Servers that are not at the root of their host."""
 
     async def test_under_a_path(self, tmp_path: Path, browser: Browser) -> None:
-        """Every link, form and redirect has the path in it; the cookies hold for it."""
+        """Every link, form and redirect includes the path; the cookies are valid for it."""
         async with site(tmp_path / "oauth.db", path="/wiki") as wiki:
             assert wiki.url.endswith("/wiki")
             url = await wiki.authorize_url()
@@ -269,7 +269,7 @@ class TestPaths:
             assert (await browser.submit(apps, {"sign_out": "yes"})).headers["location"] == f"{wiki.url}/apps"
 
     async def test_two_servers_on_one_host(self, tmp_path: Path, browser: Browser) -> None:
-        """Browsers send the cookies of one to the other: neither takes them for its own, nor replaces them."""
+        """Browsers send the cookies of one server to the other: neither uses nor replaces the other's."""
         async with site(tmp_path / "one.db", path="/one") as one, site(tmp_path / "two.db", path="/two") as two:
             assert "Sign out" in (await browser.sign_in(f"{one.url}/apps")).text
             assert "Sign out" not in (await browser.open(f"{two.url}/apps")).text
@@ -277,7 +277,7 @@ class TestPaths:
             assert "Sign out" in (await browser.open(f"{one.url}/apps")).text
 
     async def test_on_https(self, tmp_path: Path) -> None:
-        """Behind a proxy that speaks https, every cookie is __Host-, Secure, HttpOnly, and for the path "/"."""
+        """Behind an https proxy, every cookie is __Host-, Secure, HttpOnly, and for the path "/"."""
         port = free_port()
         async with (
             site(tmp_path / "oauth.db", base_url="https://wiki.example.com/wiki", port=port) as wiki,
@@ -309,7 +309,7 @@ class TestPaths:
 
 
 def session_of(wiki: Site, browser: Browser) -> str:
-    """The session that a browser has."""
+    """Return the session of a browser."""
     session = browser.http.cookies.get(wiki.provider.cookies._name("oauth_store_session"))
     assert session is not None
     return session

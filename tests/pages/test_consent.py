@@ -1,4 +1,4 @@
-"""The consent page over HTTP: what it says, what it takes for an answer, and what it does not."""
+"""The consent page over HTTP: its content, and the answers that it accepts and refuses."""
 
 from urllib.parse import urlencode
 
@@ -10,7 +10,7 @@ from tests.sites import PASSWORD, Browser, Site, action_of, csrf_of, handle_of, 
 from tests.steps import REDIRECT_URI, query_of
 
 SLACK_SECONDS = 10
-"""That a busy machine may take to open a page. To the second it is held in test_provider.py."""
+"""How long a busy machine may take to open a page. test_provider.py tests the time to the second."""
 
 
 class TestAnswer:
@@ -31,7 +31,7 @@ class TestAnswer:
             assert verified.subject == "owner"
 
     async def test_deny(self, wiki: Site, browser: Browser) -> None:
-        """Deny needs no password, tells the client, and is final."""
+        """Deny needs no password, is reported to the client, and is final."""
         page = await browser.open(await wiki.authorize_url())
         answer = await browser.submit(page, {"answer": "deny"})
         sent = query_of(answer.headers["location"])
@@ -39,7 +39,7 @@ class TestAnswer:
         assert (await browser.allow(page)).status_code == 410
 
     async def test_deny_after_allow(self, wiki: Site, browser: Browser) -> None:
-        """Who thinks better of it while the code was not used yet takes it back."""
+        """The owner can go back and deny while the code is not used yet."""
         url = await wiki.authorize_url()
         page = await browser.open(url)
         allowed = await browser.allow(page)
@@ -52,7 +52,7 @@ class TestAnswer:
             await wiki.provider.exchange_authorization_code(client, code)
 
     async def test_allow_again_replaces_the_code(self, wiki: Site, browser: Browser) -> None:
-        """A second Allow gives a second code, and the first is unknown from then on."""
+        """A second Allow gives a second code, and the first becomes unknown."""
         url = await wiki.authorize_url()
         page = await browser.open(url)
         first, second = [query_of((await browser.allow(page)).headers["location"])["code"] for _ in range(2)]
@@ -62,7 +62,7 @@ class TestAnswer:
         assert await wiki.provider.load_authorization_code(client, second) is not None
 
     async def test_a_used_request_is_over(self, wiki: Site, browser: Browser) -> None:
-        """Once its code was exchanged a request gives no other, and shows no form."""
+        """After its code was exchanged, a request gives no other code and shows no form."""
         url = await wiki.authorize_url()
         page = await browser.open(url)
         await wiki.redeem(url, (await browser.allow(page)).headers["location"])
@@ -70,7 +70,7 @@ class TestAnswer:
         assert (await browser.open(str(page.url))).status_code == 410
 
     async def test_an_expired_request_is_over(self, wiki: Site, browser: Browser) -> None:
-        """After ten minutes the right password comes too late."""
+        """After ten minutes, the right password is too late."""
         page = await browser.open(await wiki.authorize_url())
         with turned(600 - SLACK_SECONDS):
             assert (await browser.open(str(page.url))).status_code == 200
@@ -79,14 +79,14 @@ class TestAnswer:
             assert (await browser.submit(page, {"answer": "deny"})).status_code == 410
 
     async def test_neither(self, wiki: Site, browser: Browser) -> None:
-        """A form without an answer, or with another, asks again and does not look at the password."""
+        """A form without an answer, or with an unknown one, asks again and does not check the password."""
         page = await browser.open(await wiki.authorize_url())
         for fields in ({}, {"answer": "Allow"}, {"answer": "yes"}):
             answer = await browser.submit(page, {"password": PASSWORD, **fields})
             assert (answer.status_code, "Choose Allow or Deny." in answer.text) == (400, True)
 
     async def test_only_a_form_answers(self, wiki: Site, browser: Browser) -> None:
-        """Whatever a link says, a GET shows the page and allows nothing; other methods are refused."""
+        """A GET shows the page and allows nothing, whatever its parameters; other methods are refused."""
         page = await browser.open(await wiki.authorize_url())
         fields = {"answer": "allow", "password": PASSWORD, "csrf": csrf_of(page)}
         link = f"{page.url}&{urlencode(fields)}"
@@ -97,7 +97,7 @@ class TestAnswer:
         assert (await browser.open(str(page.url))).status_code == 200
 
     async def test_nothing_can_be_changed_on_the_way(self, wiki: Site, browser: Browser) -> None:
-        """Fields and parameters that name another client, address or scope change nothing of the request."""
+        """Fields and parameters with another client, address or scope do not change the request."""
         url = await wiki.authorize_url(asks="read")
         page = await browser.open(url)
         other = {"redirect_uri": "https://evil.example/", "scope": "write", "state": "x", "client_id": "evil"}
@@ -109,10 +109,10 @@ class TestAnswer:
 
 
 class TestWhoAnswers:
-    """The page and its answers belong to the browser that started the request, and to our page in it."""
+    """Only the browser that started the request can see and answer it, and only from our page."""
 
     async def test_another_browser(self, wiki: Site, browser: Browser) -> None:
-        """Who knows the handle alone, or has the cookie of another request, neither sees the page nor answers."""
+        """With only the handle, or the cookie of another request, the page can neither be seen nor answered."""
         page = await browser.open(await wiki.authorize_url())
         async with Browser() as other:
             await other.open(await wiki.authorize_url())
@@ -124,7 +124,7 @@ class TestWhoAnswers:
 
     @pytest.mark.parametrize("handle", ["", "request_unknown", "x" * 5000, "\0", "é"])
     async def test_an_unknown_handle(self, wiki: Site, browser: Browser, handle: str) -> None:
-        """A handle that no one started is answered like one of another browser."""
+        """An unknown handle gets the same response as one of another browser."""
         assert (await browser.open(f"{wiki.url}/consent?{urlencode({'handle': handle})}")).status_code == 403
 
     async def test_the_token_of_the_form(self, wiki: Site, browser: Browser) -> None:
@@ -149,20 +149,20 @@ class TestWhoAnswers:
         ],
     )
     async def test_a_form_of_another_page(self, wiki: Site, browser: Browser, headers: dict[str, str]) -> None:
-        """Where the browser says that another page sent the form, even a right token does not help."""
+        """If the browser says that another page sent the form, even the right token is refused."""
         page = await browser.open(await wiki.authorize_url())
         fields = {"answer": "allow", "password": PASSWORD}
         assert (await browser.submit(page, fields, **headers)).status_code == 403
 
     async def test_what_browsers_say_of_our_own_forms(self, wiki: Site, browser: Browser) -> None:
-        """No Origin, "null" (which Referrer-Policy: no-referrer makes of it) and our own are ours."""
+        """No Origin, "null" (from Referrer-Policy: no-referrer) and our own origin are accepted."""
         for headers in ({}, {"Origin": "null", "Sec-Fetch-Site": "same-origin"}, {"Origin": wiki.url}):
             page = await browser.open(await wiki.authorize_url())
             fields = {"answer": "allow", "password": PASSWORD}
             assert (await browser.submit(page, fields, **headers)).status_code == 303
 
     async def test_bodies_that_no_form_of_ours_sends(self, wiki: Site, browser: Browser) -> None:
-        """A body that is too large, in another encoding, or of an odd charset is refused, and nothing breaks."""
+        """A body that is too large, or has another encoding or an odd charset, is refused, and nothing breaks."""
         page = await browser.open(await wiki.authorize_url())
         url = action_of(page)
         assert (await browser.http.post(url, data={"password": "x" * 100_000})).status_code == 413

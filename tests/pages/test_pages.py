@@ -1,4 +1,4 @@
-"""The pages: kept apart from the rest of the web, and what a client chose is text on them."""
+"""The pages: isolated from the rest of the web, and everything from a client is plain text."""
 
 import html
 import re
@@ -26,7 +26,7 @@ DEFAULT_IGNORABLE = [
         *((0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)),
     )
 ]
-"""As DerivedCoreProperties.txt of Unicode 15 has them."""
+"""From DerivedCoreProperties.txt of Unicode 15."""
 SECURITY_HEADERS = {
     "x-frame-options": "DENY",
     "x-content-type-options": "nosniff",
@@ -37,10 +37,10 @@ SECURITY_HEADERS = {
 
 
 class TestHeaders:
-    """Every page keeps itself to itself."""
+    """Every page is isolated."""
 
     async def test_every_page(self, tmp_path: Path, browser: Browser) -> None:
-        """No page can be framed, is kept, tells its address, or may run a script: forms, errors and messages alike."""
+        """No page can be framed, is cached, sends its address, or may run a script: forms, errors and messages."""
         limits = RateLimits(authorizations_per_address="4/minute")
         async with site(tmp_path / "oauth.db", rate_limits=limits) as wiki:
             url = await wiki.authorize_url()
@@ -77,7 +77,7 @@ class TestHeaders:
         assert len(nonces) == len(pages)
 
     async def test_an_outage_is_a_page_too(self, tmp_path: Path, browser: Browser) -> None:
-        """Where the database is away, a person reads what to do; the answer is still 503 with Retry-After."""
+        """If the database is down, a page says what to do; the response is still 503 with Retry-After."""
         async with site(tmp_path / "nowhere" / "oauth.db") as wiki:
             browser.http.cookies.set(wiki.provider.cookies._name(request_cookie("some")), "browser_some")
             page = await browser.open(f"{wiki.url}/consent?handle=some")
@@ -86,7 +86,7 @@ class TestHeaders:
         assert {name: page.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
     async def test_the_redirects(self, wiki: Site, browser: Browser) -> None:
-        """Neither redirect is kept, and the client does not learn the page's address."""
+        """Neither redirect is cached, and the client does not learn the page's address."""
         answer = await browser.http.get(await wiki.authorize_url())
         assert answer.headers["cache-control"] == "no-store"
         allowed = await browser.allow(await browser.open(answer.headers["location"]))
@@ -94,10 +94,10 @@ class TestHeaders:
 
 
 class TestWhatIsShown:
-    """What a client chose is text."""
+    """Everything from a client is plain text."""
 
     async def test_markup_is_text(self, wiki: Site, browser: Browser) -> None:
-        """Markup in a name, a scope or a redirect URI is shown as it is, or not at all."""
+        """Markup in a name, a scope or a redirect URI is escaped, or not shown."""
         script = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
         page = await browser.open(
             await wiki.authorize_url(
@@ -129,13 +129,13 @@ class TestWhatIsShown:
         ],
     )
     def test_names(self, name: str | None, displayed: str) -> None:
-        """A name is short, on one line, and neither invisible nor able to turn, cover or end what is around it."""
+        """A name is short, on one line, visible, and cannot turn, cover or end the text around it."""
         assert app_name(name) == displayed
 
     @pytest.mark.parametrize("ending", ['"', "”", "❞", "″", "ʺ", "״", "ˮ", "˝", "</bdi>", "』", "''"])
     async def test_a_name_stands_in_a_box(self, wiki: Site, browser: Browser, ending: str) -> None:
-        """No character of a name ends what it stands in: that is a box, in the heading and in the list of apps, and
-        nowhere else does the page say it."""
+        """No character of a name ends the box around it, in the heading and in the list of apps; the page has the name
+        nowhere else."""
         name = f"Claude{ending} is verified. {ending}"
         await wiki.connect(client_name=name)
         page = await browser.open(await wiki.authorize_url(client_name=name))
@@ -150,12 +150,12 @@ class TestWhatIsShown:
 
     @pytest.mark.parametrize("ignorable", DEFAULT_IGNORABLE)
     def test_a_name_that_looks_like_nothing(self, ignorable: range) -> None:
-        """A name of characters alone that are not displayed (Unicode's Default_Ignorable_Code_Point) is none."""
+        """A name of only invisible characters (Unicode's Default_Ignorable_Code_Point) counts as empty."""
         assert app_name("".join(map(chr, ignorable))[:80]) == "an app without a name"
         assert app_name(chr(ignorable[0]) * 3) == "an app without a name"
 
     def test_a_huge_text_is_cut_before_it_is_looked_at(self) -> None:
-        """What cannot be shown anyway costs nothing."""
+        """Characters that are not shown cost nothing."""
         assert short_line("\u200b" * 1_000_000 + "end") == ""
 
     @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ class TestWhatIsShown:
         ],
     )
     def test_targets(self, redirect_uri: str, target: tuple[Any, ...]) -> None:
-        """Where a code goes is the host that a browser would go to, in letters that cannot be mistaken."""
+        """The page shows the host that a browser would go to, in letters that cannot be mistaken."""
         found = Target.of(str(AnyUrl(redirect_uri)), known_hosts={"wiki.example"})
         assert (found.kind, found.host, found.known_as, found.ending) == target
 
@@ -213,10 +213,10 @@ class TestWhatIsShown:
         ],
     )
     async def test_a_link_of_an_apps_own(self, wiki: Site, browser: Browser, redirect_uri: str, start: str) -> None:
-        """Both pages say how such links begin, and the one that asks that nobody knows which app opens them."""
+        """Both pages show the start of such links; the consent page says that the app cannot be verified."""
         page = await browser.open(await wiki.authorize_url(redirect_uris=[AnyUrl(redirect_uri)]))
-        assert f'links that begin with <strong class="host">{start}</strong>' in page.text
-        assert "An app on this device is asking. Which one cannot be checked." in page.text
+        assert f'links starting with <strong class="host">{start}</strong>' in page.text
+        assert "An app on this device is asking. This page cannot verify which one." in page.text
         assert "The address of" not in page.text
         await wiki.connect(redirect_uris=[AnyUrl(redirect_uri), AnyUrl("https://app.example:8443/cb")])
         apps = await browser.sign_in(f"{wiki.url}/apps")
@@ -235,28 +235,28 @@ class TestWhatIsShown:
         ],
     )
     def test_durations(self, seconds: int, words: str) -> None:
-        """A duration is a few of something."""
+        """A duration is in the largest suitable unit."""
         assert in_words(seconds) == words
 
     async def test_for_how_long(self, wiki: Site, browser: Browser) -> None:
         """A client with refresh tokens stays until it is revoked; one without has to ask again."""
         page = await browser.open(await wiki.authorize_url())
-        assert "Until you revoke it, or it is not used for 30 days" in page.text
+        assert "Until you revoke it, or until it goes unused for 30 days" in page.text
         page = await browser.open(await wiki.authorize_url(grant_types=["authorization_code"]))
         assert "1 hour; then it has to ask again" in page.text
 
     def test_scopes(self) -> None:
-        """Scopes are in the owner's words where there are some, and none at all means everything."""
+        """Scopes have the owner's descriptions, if any; no scopes means everything."""
         descriptions = {"read": "read every page"}
         assert scopes_in_words(["read", "write", "offline_access"], descriptions) == [
             "read every page",
             "write",
-            "stay connected when you are not there",
+            "stay connected while you are away",
         ]
         assert scopes_in_words([], descriptions) == ["use everything that this server offers to apps"]
 
     async def test_every_scope_can_be_seen(self, tmp_path: Path, browser: Browser) -> None:
-        """Of many scopes none is left out: those that do not fit are behind "and 32 more"."""
+        """No scope is left out: those that do not fit are behind "and 32 more"."""
         scopes = [f"scope-{number}" for number in range(40)]
         options = ClientRegistrationOptions(enabled=True, valid_scopes=scopes)
         async with site(tmp_path / "oauth.db", client_registration_options=options) as wiki:
@@ -266,10 +266,10 @@ class TestWhatIsShown:
 
 
 class TestDatabaseFile:
-    """Who reads the file learns nothing that lets in."""
+    """The database file has nothing that gives access."""
 
     async def test_no_secret_is_in_it(self, tmp_path: Path, browser: Browser) -> None:
-        """Neither handle, cookies, form tokens, session, code nor password stand in the file."""
+        """The file has no handle, cookie, form token, session, code or password."""
         async with site(tmp_path / "oauth.db") as wiki:
             url = await wiki.authorize_url()
             page = await browser.open(url)
@@ -297,7 +297,7 @@ class TestDatabaseFile:
             assert secret.encode() not in stored, name
 
     async def test_a_handle_or_a_cookie_is_no_code(self, wiki: Site, browser: Browser) -> None:
-        """What the browser carries of an approved request is not good at the token endpoint."""
+        """The browser's secrets of an approved request are not valid at the token endpoint."""
         url = await wiki.authorize_url()
         page = await browser.open(url)
         await browser.allow(page)

@@ -217,7 +217,7 @@ class TestApps:
             grant = of_ada.text.partition('name="save" value="')[2].partition('"')[0]
             for named in (grant, "00" * 16, "no hex", ""):
                 answer = await self.save(bob, of_bob, ["read"], named or "-")
-                assert "It was revoked already." in answer.text
+                assert "It was already revoked." in answer.text
             verified = await wiki.provider.verify_token(token.access_token)
             assert verified is not None
             assert verified.scopes == ["read", "write"]

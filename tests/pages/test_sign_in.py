@@ -1,4 +1,4 @@
-"""Signing in: whose password it is, how often anyone may try, and what that costs the server."""
+"""Sign-in: whose password it is, the limits, and the cost for the server."""
 
 import asyncio
 import logging
@@ -26,12 +26,12 @@ from tests.steps import query_of
 
 QUARTER = 15 * 60
 slow = PasswordHasher(time_cost=3, memory_cost=32 * 1024, parallelism=1)
-"""A check takes tens of milliseconds: enough to be measured."""
+"""A check takes tens of milliseconds, enough to measure."""
 SLOW = {"password_hash": slow.hash(PASSWORD)}
 
 
 def from_address(address: str) -> dict[str, str]:
-    """The header by which the proxy on this machine, which uvicorn trusts, says who is asking."""
+    """The header with the client's address from the proxy on this machine, which uvicorn trusts."""
     return {"X-Forwarded-For": address}
 
 
@@ -44,13 +44,13 @@ async def guess(wiki: Site, browser: Browser, address: str, **fields: str) -> in
 
 
 class TestMarks:
-    """A text is brought into one form (NFC) at a cost that grows with the square of the marks in a row."""
+    """Normalizing a text (NFC) costs the square of the marks in a row."""
 
     LONG = "\u0301\u0316" * 4500
 
     @pytest.fixture
     def rows(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-        """The longest row of marks of each text that is normalized."""
+        """The longest row of marks in each text that is normalized."""
         rows: list[int] = []
 
         def normalize(form: Literal["NFC"], text: str) -> str:
@@ -64,7 +64,7 @@ class TestMarks:
 
     @pytest.mark.parametrize("path", ["/consent", "/apps"])
     async def test_of_a_name_and_a_password(self, tmp_path: Path, browser: Browser, rows: list[int], path: str) -> None:
-        """Nobody's name or password puts a long row of marks together: not while it is looked at, nor at a 429."""
+        """No name or password is normalized with a long row of marks, neither when it is checked nor at a 429."""
         async with site(tmp_path / "oauth.db", approval={"users": USERS}) as wiki:
             page = await browser.open(await wiki.authorize_url())
             statuses = []
@@ -103,12 +103,12 @@ class TestMarks:
         assert seconds(20_000) < 100 * seconds(1000)
 
     def test_every_language_is_left_as_it_is(self) -> None:
-        """A text with a few marks in a row, as all languages have, is just brought into the form."""
+        """A text with a few marks in a row, as in all languages, is only normalized."""
         for text in ("cafe\u0301", "Vie\u0323\u0302t", "\u1112\u1161\u11ab", "हिन्दी", "a" + "\u0301\u0316" * 15):
             assert nfc(text) == unicodedata.normalize("NFC", text)
 
     async def test_a_password_with_a_long_row_still_lets_in(self, tmp_path: Path, browser: Browser) -> None:
-        """Whoever has such a password signs in with it, and not with one that has a mark less."""
+        """A user with such a password can sign in with it, and not with one mark less."""
         password = "a" + "\u0301\u0316" * 400
         async with site(tmp_path / "oauth.db", approval={"password_hash": hash_password(password)}) as wiki:
             assert (await browser.sign_in(f"{wiki.url}/apps", password[:-1])).status_code == 403
@@ -119,7 +119,7 @@ class TestLimits:
     """Guessing is slow; the owner still gets in."""
 
     async def test_one_address(self, wiki: Site) -> None:
-        """After ten wrong passwords an address waits, and is told how long; others do not, and it does no more."""
+        """After ten wrong passwords, an address has to wait, and sees how long; other addresses do not."""
         async with Browser() as attacker:
             statuses = [await guess(wiki, attacker, "203.0.113.1") for _ in range(12)]
             assert statuses == [403] * 10 + [429] * 2
@@ -133,7 +133,7 @@ class TestLimits:
                 assert await guess(wiki, attacker, "203.0.113.1") == 403
 
     async def test_both_pages_count_together(self, wiki: Site) -> None:
-        """The consent page and the connected apps share the allowance: two doors are not two locks."""
+        """The consent page and the connected apps share one limit."""
         async with Browser() as attacker:
             page = await attacker.open(await wiki.authorize_url())
             for _ in range(5):
@@ -143,14 +143,14 @@ class TestLimits:
             assert await guess(wiki, attacker, "127.0.0.1") == 429
 
     async def test_a_network_of_ipv6_is_one_address(self, wiki: Site) -> None:
-        """A home has 2^64 addresses of IPv6: they count as one."""
+        """The 2^64 IPv6 addresses of a home count as one."""
         async with Browser() as attacker:
             statuses = [await guess(wiki, attacker, f"2001:db8:1:2::{number:x}") for number in range(1, 12)]
             assert statuses == [403] * 10 + [429]
             assert await guess(wiki, attacker, "2001:db8:1:3::1") == 403
 
     async def test_many_addresses(self, wiki: Site) -> None:
-        """All addresses together have a hundred guesses in a quarter of an hour; a known browser is not among them."""
+        """All addresses together have a hundred guesses in 15 minutes; a known browser is not counted."""
         async with Browser() as owner, Browser() as attacker:
             assert (await owner.sign_in(f"{wiki.url}/apps")).status_code == 200
             statuses = [await guess(wiki, attacker, f"203.0.113.{number % 200}") for number in range(120)]
@@ -165,7 +165,7 @@ class TestLimits:
                     assert (await unknown.sign_in(f"{wiki.url}/apps")).status_code == 200
 
     async def test_a_known_browser_has_a_limit_too(self, wiki: Site) -> None:
-        """Whoever sits at the owner's browser has twenty guesses, and takes none from others."""
+        """The owner's browser has twenty guesses, and takes none from others."""
         async with Browser() as owner, Browser() as stranger:
             page = await owner.open(await wiki.authorize_url())
             assert (await owner.allow(page)).status_code == 303
@@ -174,7 +174,7 @@ class TestLimits:
             assert await guess(wiki, stranger, "127.0.0.1") == 403
 
     async def test_the_right_password_begins_again(self, wiki: Site) -> None:
-        """Nine mistakes, then the right password: the next nine are forgiven as well."""
+        """After nine mistakes, the right password resets the limit."""
         async with Browser() as owner:
             page = await owner.open(await wiki.authorize_url())
             for _ in range(2):
@@ -184,7 +184,7 @@ class TestLimits:
 
     @pytest.mark.parametrize("cookie", ["", ".", "x", "x.y", "x." + "0" * 64, "é.é", "." + "0" * 64])
     async def test_a_forged_cookie_is_no_known_browser(self, wiki: Site, cookie: str) -> None:
-        """A cookie that was not made with the password's hash gives no allowance."""
+        """A cookie that was not made with the password's hash has no limit of its own."""
         async with Browser() as attacker:
             name = wiki.provider.cookies._name("oauth_store_known")
             headers = {b"X-Forwarded-For": b"203.0.113.1", b"Cookie": f"{name}={cookie}".encode()}
@@ -209,7 +209,7 @@ class TestLimits:
                 assert statuses == [403] * 10 + [429]
 
     async def test_a_header_that_no_proxy_of_ours_wrote(self, tmp_path: Path) -> None:
-        """From a peer that is no trusted proxy, X-Forwarded-For does not make a new address."""
+        """From a peer that is not a trusted proxy, X-Forwarded-For is ignored."""
         for trusted, expected in (((), [403] * 10 + [429]), (("203.0.113.0/24",), [403] * 11)):
             async with SQLAlchemyOAuthProvider(
                 tmp_path / f"{len(trusted)}.db",
@@ -231,7 +231,7 @@ class TestLimits:
             assert statuses == expected
 
     async def test_the_log_says_who_tries_and_not_what(self, wiki: Site, caplog: pytest.LogCaptureFixture) -> None:
-        """A failed attempt is a warning with its address, never with a password, a name or a cookie."""
+        """A failed attempt is logged as a warning with its address, never with a password, a name or a cookie."""
         caplog.set_level(logging.DEBUG, "oauth_store")
         async with Browser() as attacker:
             await guess(wiki, attacker, "203.0.113.1", password="hunter22", username="my-password-by-mistake")
@@ -242,17 +242,17 @@ class TestLimits:
 
 
 class TestUsers:
-    """Several people, each with a password of their own."""
+    """Several users, each with their own password."""
 
     @pytest.fixture
     async def wiki(self, tmp_path: Path) -> AsyncIterator[Site]:
-        """A server of Ada and Bob."""
+        """A server with the users Ada and Bob."""
         async with site(tmp_path / "oauth.db", approval={"users": USERS}) as served:
             yield served
 
     @pytest.mark.parametrize("user", ["ada", "bob"])
     async def test_the_name_is_the_subject(self, wiki: Site, user: str) -> None:
-        """Whoever allowed a client is named in its tokens."""
+        """A client's tokens name the user who allowed it."""
         async with Browser() as browser:
             url = await wiki.authorize_url()
             answer = await browser.allow(await browser.open(url), f"{user}'s password", username=f" {user} ")
@@ -262,7 +262,7 @@ class TestUsers:
         assert verified.subject == user
 
     async def test_a_name_in_another_spelling_of_unicode(self, tmp_path: Path) -> None:
-        """Keyboards compose letters in different ways: it is the same name, and the same password."""
+        """Keyboards encode letters in different ways: the name and the password are the same."""
         users = {"Zoe\u0308": hash_password("pa\u0308ss")}
         async with site(tmp_path / "oauth.db", approval={"users": users}) as wiki, Browser() as browser:
             page = await browser.sign_in(f"{wiki.url}/apps", "p\u00e4ss", username="Zo\u00eb")
@@ -281,7 +281,7 @@ class TestUsers:
         ],
     )
     async def test_nobody_else(self, wiki: Site, user: str, password: str) -> None:
-        """A password is good for its own user; every other name gets the very same answer."""
+        """A password is valid only for its own user; every other name gets the same response."""
         async with Browser() as browser:
             page = await browser.open(await wiki.authorize_url())
             answer = await browser.allow(page, password, username=user)
@@ -291,7 +291,7 @@ class TestUsers:
         assert without_nonce(answer, user) == without_nonce(known, "ada")
 
     async def test_an_unknown_user_takes_as_long(self, tmp_path: Path) -> None:
-        """The work of an answer does not tell whether there is such a user, whatever the hashes of the others cost."""
+        """The time of a response does not show whether a user exists, whatever the cost of the others' hashes."""
         users = {"ada": slow.hash("ada's password"), "bob": slow.hash("bob's password")}
         times: dict[str, list[float]] = {"ada": [], "eve": [], "mallory": []}
         async with site(tmp_path / "oauth.db", approval={"users": users}) as wiki, Browser() as browser:
@@ -305,7 +305,7 @@ class TestUsers:
             assert 0.5 < median / known < 2  # without a hash to check it is a tenth
 
     def test_an_unknown_user_costs_what_some_user_costs(self) -> None:
-        """Where hashes differ in cost, each unknown name has the cost of one of them, always the same one."""
+        """If hashes differ in cost, each unknown name has the cost of one of them, always the same one."""
         sign_in = PasswordApproval(users={"ada": USERS["ada"], "bob": slow.hash("bob's password")}).sign_in
         costs = {name: sign_in._nobody(name).split("$")[3] for name in map(str, range(40))}
         assert set(costs.values()) == {"m=8,t=1,p=1", "m=32768,t=3,p=1"}
@@ -323,7 +323,7 @@ class TestUsers:
         assert statuses == [403, 200] * 5 + [429] * 8
 
     async def test_an_allowance_is_of_one_user(self, wiki: Site) -> None:
-        """Bob's known browser has no allowance for guessing Ada's password."""
+        """Bob's known browser has no separate limit for guesses at Ada's password."""
         async with Browser() as bob:
             await bob.sign_in(f"{wiki.url}/apps", "bob's password", username="bob")
             page = await bob.open(await wiki.authorize_url())
@@ -332,10 +332,10 @@ class TestUsers:
 
 
 class TestCost:
-    """A password is slow to check, on purpose: not for others."""
+    """A password is slow to check on purpose, but only for its sender."""
 
     async def test_the_server_goes_on_while_passwords_are_checked(self, tmp_path: Path) -> None:
-        """Twenty checks at once run two at a time, in threads; meanwhile the event loop turns as ever."""
+        """Twenty checks at once run two at a time, in threads; the event loop keeps running."""
         ticks, done = 0, asyncio.Event()
         before, checking = set(threading.enumerate()), set[threading.Thread]()
 
@@ -359,7 +359,7 @@ class TestCost:
         assert ticks > 100  # on the loop it is 36
 
     async def test_a_flood_costs_no_more_than_its_allowance(self, tmp_path: Path) -> None:
-        """What is over the limit is answered without looking at the password."""
+        """Attempts over the limit are refused without checking the password."""
         async with site(tmp_path / "oauth.db", approval=SLOW) as wiki, Browser() as attacker:
             begun = time.process_time()
             checked = [await guess(wiki, attacker, "203.0.113.1") for _ in range(10)]
@@ -370,7 +370,7 @@ class TestCost:
         assert ended - between < between - begun
 
     async def test_a_long_password(self, wiki: Site) -> None:
-        """A password of any length that fits the form is checked, and just wrong."""
+        """A password of any length that fits the form is checked, and wrong."""
         async with Browser() as browser:
             page = await browser.open(await wiki.authorize_url())
             for password in ("", "x" * 60_000, "\0", "\N{GRINNING FACE}" * 500):
@@ -378,10 +378,10 @@ class TestCost:
 
 
 class TestSettings:
-    """Where the password comes from."""
+    """The settings of the password."""
 
     async def test_the_environment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """MCP_OAUTH_PASSWORD_HASH is enough: the server asks for that password, and takes no other."""
+        """MCP_OAUTH_PASSWORD_HASH is enough: the server asks for that password, and accepts no other."""
         monkeypatch.setenv("MCP_OAUTH_PASSWORD_HASH", HASH)
         async with site(tmp_path / "oauth.db", approval={"password_hash": None}) as wiki, Browser() as browser:
             url = await wiki.authorize_url()
@@ -395,19 +395,19 @@ class TestSettings:
         ids=["shorter", "cut off", "without dollars", "a password", "with a space"],
     )
     def test_a_broken_hash_in_the_environment(self, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A hash that was cut off, or went through a shell, is an error at construction that does not repeat it."""
+        """A hash that is cut off, or was changed by a shell, is an error at construction that does not repeat it."""
         monkeypatch.setenv("MCP_OAUTH_PASSWORD_HASH", broken)
-        with pytest.raises(ConfigurationError, match="MCP_OAUTH_PASSWORD_HASH is no argon2 hash; run") as caught:
+        with pytest.raises(ConfigurationError, match="MCP_OAUTH_PASSWORD_HASH is not an argon2 hash; run") as caught:
             PasswordApproval()
         assert broken not in str(caught.value)
 
     def test_an_empty_password(self) -> None:
-        """Nobody means to be let in by an empty password."""
+        """The hash of an empty password is refused."""
         with pytest.raises(ConfigurationError, match="is the hash of an empty password"):
             PasswordApproval(password_hash=slow.hash(""))
 
 
 def without_nonce(answer: Any, user: str) -> str:
-    """A page without what differs every time, and without the name that was typed."""
+    """Return a page without its nonce and the entered user name."""
     nonce = answer.headers["content-security-policy"].partition("nonce-")[2].partition("'")[0]
     return str(answer.text).replace(nonce, "").replace(f'value="{user}"', "")

@@ -158,7 +158,7 @@ def test_a_busy_port_is_one_line(tmp_path: Path) -> None:
     ("settings", "complaint"),
     [
         ({"BASE_URL": "http://wiki.example.com"}, "expected https://"),
-        ({"MCP_OAUTH_PASSWORD_HASH": "my secret"}, "MCP_OAUTH_PASSWORD_HASH is no argon2 hash"),
+        ({"MCP_OAUTH_PASSWORD_HASH": "my secret"}, "MCP_OAUTH_PASSWORD_HASH is not an argon2 hash"),
         ({"MCP_OAUTH_DB": "postgresql://me:secret@127.0.0.1:1/wiki"}, "127.0.0.1:1/wiki"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Chromium, as people use it: where it is, and what the tests do with it. Without a screen it needs a quarter."""
+"""How the tests find and use Chromium. Without a screen it needs a quarter of the time."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ from tests.sites import PASSWORD
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 ARGUMENTS = [
-    "--no-sandbox",  # which root cannot have
+    "--no-sandbox",  # root cannot use the sandbox
     "--disable-gpu",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # Every .example is this machine, and nothing else is anywhere: no test may reach the world.
+    # Every .example is this machine, and no other host exists: no test may reach the internet.
     "--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
 DESK: ViewportSize = {"width": 800, "height": 720}
@@ -24,7 +24,7 @@ PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
 def find_chromium() -> str:
-    """Return the path of a browser: the one that CHROMIUM names, or one on the PATH.
+    """Return the path of a browser: the one in CHROMIUM, or one on the PATH.
 
     Without one the test is skipped; with OAUTH_STORE_TEST_REQUIRE_BROWSER=1, as in CI, it fails.
     """
@@ -39,7 +39,7 @@ def find_chromium() -> str:
 
 
 async def press(page: Page, button: str) -> None:
-    """Click a button as a person does: who clicks Allow has had the mouse on the form for a while."""
+    """Click a button as a user does: before a click on Allow, the mouse has been on the form for a while."""
     await page.locator("form", has=page.get_by_role("button", name=button, exact=True)).hover()
     await page.get_by_role("button", name=button, exact=True).click()
 
@@ -51,7 +51,7 @@ async def allow(page: Page, password: str = PASSWORD) -> None:
 
 
 async def screenshot(page: Page, name: str) -> None:
-    """Take a picture, where OAUTH_STORE_SCREENSHOTS names a directory for it."""
+    """Save a screenshot, if OAUTH_STORE_SCREENSHOTS names a directory."""
     directory = os.environ.get("OAUTH_STORE_SCREENSHOTS")
     if directory:
         await page.screenshot(path=Path(directory) / f"{name}.png", full_page=True)

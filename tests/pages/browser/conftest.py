@@ -1,4 +1,4 @@
-"""One Chromium for all tests, which have one event loop for that; each has a profile of its own."""
+"""One Chromium for all tests, which therefore share an event loop; each test has its own profile."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,7 +22,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def page(chromium: Browser) -> AsyncIterator[Page]:
-    """A page of a new profile."""
+    """A page in a new profile."""
     context = await chromium.new_context(viewport=DESK)
     context.set_default_timeout(15_000)
     yield await context.new_page()
@@ -38,6 +38,6 @@ async def wiki(tmp_path: Path) -> AsyncIterator[Site]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def app() -> AsyncIterator[tuple[str, list[str]]]:
-    """A client's callback on this machine, and what was sent there."""
+    """A client's callback on this machine, and the URLs it received."""
     async with callback_site() as served:
         yield served

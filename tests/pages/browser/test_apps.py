@@ -1,4 +1,4 @@
-"""The connected apps in a browser: who is in, and out again at once."""
+"""The connected apps in a browser: they are listed, and revoked at once."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ async def sign_in(wiki: Site, page: Page, password: str = PASSWORD) -> None:
 
 
 def revoke_of(page: Page, name: str) -> Any:
-    """The button of an app."""
+    """Return the Revoke button of an app."""
     return (
         page.get_by_role("listitem")
         .filter(has=page.get_by_role("heading", name=name))
@@ -38,7 +38,7 @@ def revoke_of(page: Page, name: str) -> Any:
 
 
 async def test_the_list_is_behind_the_password(wiki: Site, page: Page) -> None:
-    """Without the password nothing is shown of who is connected; a wrong one says so."""
+    """Without the password, no app is shown; a wrong password is reported."""
     await wiki.connect(client_name="Claude")
     await sign_in(wiki, page, "wrong")
     await expect(page.get_by_role("alert")).to_have_text("That password is wrong.")
@@ -48,7 +48,7 @@ async def test_the_list_is_behind_the_password(wiki: Site, page: Page) -> None:
 
 
 async def test_what_is_listed(wiki: Site, page: Page) -> None:
-    """Each grant has its app's name and address, what it can do, since when, and when it was used last."""
+    """Each grant shows the app's name, address, scopes, age and last use."""
     await wiki.connect(client_name="Claude", redirect_uris=["https://claude.ai/cb"], scope="read")
     await sign_in(wiki, page)
     listed = dict(
@@ -64,19 +64,19 @@ async def test_what_is_listed(wiki: Site, page: Page) -> None:
 
 
 async def test_revoking_one(wiki: Site, page: Page) -> None:
-    """The very next call of a revoked app is 401; the others go on."""
+    """The next call of a revoked app is a 401; the others keep working."""
     one = await wiki.connect(client_name="One")
     other = await wiki.connect(client_name="Other")
     assert (await call(wiki, one.access_token), await call(wiki, other.access_token)) == (200, 200)
     await sign_in(wiki, page)
     await revoke_of(page, "One").click()
-    await expect(page.get_by_role("status")).to_have_text("One has no access any more.")
+    await expect(page.get_by_role("status")).to_have_text("One no longer has access.")
     assert (await call(wiki, one.access_token), await call(wiki, other.access_token)) == (401, 200)
     await expect(page.get_by_role("heading", level=2)).to_have_text(["Other"])
 
 
 async def test_two_devices_of_one_app(wiki: Site, page: Page) -> None:
-    """Each grant is revoked by itself, also where two devices share a registration."""
+    """Each grant is revoked separately, even if two devices share a registration."""
     await wiki.connect(client_id="shared", client_name="App")
     second = await wiki.connect(client_id="shared", client_name="App")
     await sign_in(wiki, page)
@@ -89,19 +89,19 @@ async def test_two_devices_of_one_app(wiki: Site, page: Page) -> None:
 
 
 async def test_revoking_all(wiki: Site, page: Page) -> None:
-    """Revoke all asks once more, and then ends every app's access at once."""
+    """Revoke all asks for confirmation, and then ends every app's access at once."""
     tokens = [await wiki.connect(client_name=f"App {number}") for number in range(3)]
     await sign_in(wiki, page)
     await expect(page.get_by_role("button", name="Yes, revoke all")).to_be_hidden()
     await page.get_by_text("Revoke all", exact=True).click()
     await page.get_by_role("button", name="Yes, revoke all").click()
-    await expect(page.get_by_role("status")).to_have_text("3 apps have no access any more.")
+    await expect(page.get_by_role("status")).to_have_text("3 apps no longer have access.")
     assert [await call(wiki, token.access_token) for token in tokens] == [401, 401, 401]
     await expect(page.get_by_text("No app can use")).to_be_visible()
 
 
 async def test_revoking_twice(wiki: Site, page: Page) -> None:
-    """What another tab has revoked meanwhile is said to be so; a reload of the answer does no harm either."""
+    """If another tab has revoked a grant, the page says so; reloading the response is harmless."""
     await wiki.connect(client_name="One")
     await sign_in(wiki, page)
     other = await page.context.new_page()
@@ -109,13 +109,13 @@ async def test_revoking_twice(wiki: Site, page: Page) -> None:
     await page.get_by_role("button", name="Revoke", exact=True).click()
     await expect(page.get_by_role("status")).to_be_visible()
     await other.get_by_role("button", name="Revoke", exact=True).click()
-    await expect(other.get_by_role("status")).to_have_text("It was revoked already.")
+    await expect(other.get_by_role("status")).to_have_text("It was already revoked.")
     await page.reload()
-    await expect(page.get_by_role("status")).to_have_text("It was revoked already.")
+    await expect(page.get_by_role("status")).to_have_text("It was already revoked.")
 
 
 async def test_signing_out(wiki: Site, page: Page) -> None:
-    """After Sign out the list is behind the password again, also for the back button and for a copy of the cookies."""
+    """After Sign out, the list needs the password again, even with the back button or copied cookies."""
     await wiki.connect(client_name="Claude")
     await sign_in(wiki, page)
     cookies = await page.context.cookies()
@@ -129,7 +129,7 @@ async def test_signing_out(wiki: Site, page: Page) -> None:
 
 
 async def test_the_session_ends_after_fifteen_minutes(wiki: Site, page: Page) -> None:
-    """Until then the owner is signed in; then a button says that he was signed out, and does nothing."""
+    """Until then the owner is signed in; after that, a button reports the sign-out and does nothing."""
     token = await wiki.connect(client_name="Claude")
     await sign_in(wiki, page)
     with turned(14 * 60):
@@ -137,7 +137,7 @@ async def test_the_session_ends_after_fifteen_minutes(wiki: Site, page: Page) ->
         await expect(page.get_by_role("heading", level=2)).to_have_text("Claude")
     with turned(15 * 60 + 1):
         await page.get_by_role("button", name="Revoke", exact=True).click()
-        await expect(page.get_by_role("alert")).to_have_text("You were signed out meanwhile. Sign in again.")
+        await expect(page.get_by_role("alert")).to_have_text("You were signed out. Sign in again.")
         assert await call(wiki, token.access_token) == 200
         await page.get_by_label("Password").fill(PASSWORD)
         await page.get_by_role("button", name="Sign in").click()
@@ -145,7 +145,7 @@ async def test_the_session_ends_after_fifteen_minutes(wiki: Site, page: Page) ->
 
 
 async def test_a_session_is_of_one_browser(wiki: Site, page: Page, chromium: Browser) -> None:
-    """Another browser has to sign in itself."""
+    """Another browser has to sign in too."""
     await sign_in(wiki, page)
     other = await chromium.new_context()
     tab = await other.new_page()
@@ -161,7 +161,7 @@ async def test_without_javascript(wiki: Site, chromium: Browser) -> None:
     page = await context.new_page()
     await sign_in(wiki, page)
     await revoke_of(page, "App 0").click()
-    await expect(page.get_by_role("status")).to_have_text("App 0 has no access any more.")
+    await expect(page.get_by_role("status")).to_have_text("App 0 no longer has access.")
     await page.get_by_text("Revoke all", exact=True).click()
     await page.get_by_role("button", name="Yes, revoke all").click()
     await expect(page.get_by_text("No app can use")).to_be_visible()

@@ -28,7 +28,7 @@ App = tuple[str, list[str]]
 
 @asynccontextmanager
 async def evil_page(html: str) -> AsyncIterator[str]:
-    """The port of a page with this content, on whatever name points to this machine."""
+    """Serve a page with this content on every name of this machine, and yield its port."""
 
     async def show(_request: Request) -> HTMLResponse:
         return HTMLResponse(f"<!doctype html><title>evil</title>{html}")
@@ -39,12 +39,12 @@ async def evil_page(html: str) -> AsyncIterator[str]:
 
 CROSS_SITE = pytest.param("evil.example", id="another-site")
 SAME_SITE = pytest.param("127.0.0.1", id="another-port")
-"""Another origin, to which browsers send the same cookies: they do not tell ports apart."""
+"""Another origin that gets the same cookies, because browsers ignore the port."""
 everywhere = pytest.mark.parametrize("host", [CROSS_SITE, SAME_SITE])
 
 
 class TestFrames:
-    """A page that frames ours, to have the owner click on what he does not see."""
+    """A page that frames ours, so that the owner clicks on something invisible."""
 
     @everywhere
     async def test_the_pages_are_in_no_frame(self, wiki: Site, page: Page, host: str) -> None:
@@ -62,7 +62,7 @@ class TestFrames:
 
 
 class TestForeignForms:
-    """A page that sends our forms by itself, from the owner's browser."""
+    """A page that sends our forms from the owner's browser."""
 
     @everywhere
     async def test_an_answer_from_another_page(self, wiki: Site, page: Page, app: App, host: str) -> None:
@@ -86,7 +86,7 @@ class TestForeignForms:
         await page.wait_for_url(f"{app[0]}?*")
 
     async def test_a_stolen_token_of_the_form(self, wiki: Site, page: Page, app: App) -> None:
-        """Not even with the form's own token is an answer taken from another origin: the browser says where it is."""
+        """Even with the form's token, an answer from another origin is refused: the browser sends its origin."""
         await page.goto(await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])]))
         ours, csrf = page.url, await page.locator("[name=csrf]").get_attribute("value")
         form = (
@@ -96,7 +96,7 @@ class TestForeignForms:
         async with evil_page(form) as port:
             await page.goto(f"http://127.0.0.1:{port}/")
             await page.get_by_role("button").click()
-        await expect(page.get_by_role("heading", level=1)).to_have_text("This answer did not come from our page")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("This form was not sent from our page")
         assert app[1] == []
 
     @everywhere
@@ -131,12 +131,12 @@ class TestForeignForms:
 
 
 class TestLinks:
-    """A link that somebody sends to the owner."""
+    """A link that an attacker sends to the owner."""
 
     async def test_a_link_to_a_page_that_another_browser_started(
         self, wiki: Site, page: Page, chromium: Browser, app: App
     ) -> None:
-        """Who sends the owner the page of a request of his own gets nothing: it is another browser's."""
+        """An attacker who sends the owner the page of their own request gets nothing: it is another browser's."""
         await page.goto(await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])]))
         owner = await chromium.new_context()
         tab = await owner.new_page()
@@ -146,7 +146,7 @@ class TestLinks:
         await owner.close()
 
     async def test_a_second_click_that_was_meant_for_another_page(self, wiki: Site, page: Page, app: App) -> None:
-        """A page that covers ours, and goes between the halves of a double click, does not get the second into Allow.
+        """A page that covers ours, and closes between the clicks of a double click, gets no click into Allow.
 
         The password manager has filled in the password: one click would be all that is missing.
         """
@@ -183,22 +183,22 @@ class TestLinks:
         ],
     )
     async def test_a_name_that_lies(self, wiki: Site, page: Page, name: str, heading: str) -> None:
-        """A name is text, in a box, with nothing that is invisible or turns the line around."""
+        """A name is plain text in a box, without invisible or direction-changing characters."""
         alerts: list[str] = []
         page.on("dialog", lambda dialog: alerts.append(dialog.message))
         await page.goto(await wiki.authorize_url(client_name=name))
         server = wiki.url.removeprefix("http://")
         await expect(page.get_by_role("heading", level=1)).to_have_text(f"Allow {heading} to use {server}?")
-        await expect(page.get_by_text("Nobody has checked it.")).to_be_visible()
+        await expect(page.get_by_text("It is not verified.")).to_be_visible()
         assert await page.locator("h1 bdi.name").count() == 1
         assert alerts == []
 
 
 class TestSecureCookies:
-    """A server on https, with a certificate, in a browser."""
+    """A server on https with a certificate, in a browser."""
 
     async def test_the_cookies_belong_to_this_host_alone(self, chromium: Browser, tmp_path: Path, app: App) -> None:
-        """Each cookie is __Host-, Secure, HttpOnly and SameSite; and with them the whole flow works."""
+        """Each cookie is __Host-, Secure, HttpOnly and SameSite, and the whole flow works."""
         port, certificate = free_port(), tmp_path / "certificate.pem"
         certificate.write_bytes(self_signed("wiki.example"))
         async with site(
@@ -226,10 +226,10 @@ SESSION = "__Host-oauth_store_session"
 
 
 class TestLoopback:
-    """The default on loopback, where nobody is asked: a browser on the owner's machine is not a way in."""
+    """The default on loopback, which asks no one: a browser on the owner's machine gives no access."""
 
     async def authorize(self, page: Page, host: str, redirect_uri: str) -> dict[str, str]:
-        """Register a client, navigate to /authorize on this host, and return what the redirect says."""
+        """Register a client, navigate to /authorize on this host, and return the redirect's parameters."""
         port = free_port()
         async with SQLAlchemyOAuthProvider(":memory:", base_url=f"http://127.0.0.1:{port}") as provider:
             mcp: FastMCP[None] = FastMCP("test", auth=provider)
@@ -253,7 +253,7 @@ class TestLoopback:
         assert answer["error"] == "access_denied"
 
     async def test_a_page_of_the_world(self, page: Page) -> None:
-        """A page that registers its own address gets nothing: the browser stays here, and says why."""
+        """A page that registers its own address gets nothing: the browser stays here and shows the reason."""
         port = free_port()
         async with SQLAlchemyOAuthProvider(":memory:", base_url=f"http://127.0.0.1:{port}") as provider:
             mcp: FastMCP[None] = FastMCP("test", auth=provider)

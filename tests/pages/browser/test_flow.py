@@ -1,4 +1,4 @@
-"""A person lets a real client in, or does not: `fastmcp.Client` opens the page in Chromium."""
+"""A user allows or denies a real client: `fastmcp.Client` opens the page in Chromium."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ App = tuple[str, list[str]]
 
 
 class InChromium(OAuth):
-    """The client's own OAuth, which opens its URL in a page of Chromium rather than by `webbrowser`."""
+    """The client's own OAuth, with Chromium in place of `webbrowser`."""
 
     def __init__(self, page: Page, **options: Any) -> None:
         super().__init__(client_name="Claude", callback_timeout=30, token_storage=MemoryStore(), **options)
@@ -33,14 +33,14 @@ class InChromium(OAuth):
         self.opened = asyncio.Event()
 
     async def redirect_handler(self, authorization_url: str) -> None:
-        """Open the URL, and leave the rest to the person."""
+        """Open the URL, and leave the rest to the user."""
         await self.page.goto(authorization_url)
         self.opened.set()
 
 
 @asynccontextmanager
 async def connecting(wiki: Site, page: Page) -> AsyncIterator["asyncio.Task[str]"]:
-    """A client that calls a tool, and waits for the person at the page."""
+    """A client that calls a tool, and waits for the user at the page."""
     oauth = InChromium(page)
 
     async def call() -> str:
@@ -59,7 +59,7 @@ class TestClient:
     """`fastmcp.Client`, from its first request to the tool call."""
 
     async def test_allow(self, wiki: Site, page: Page) -> None:
-        """The owner sees who asks, types the password, allows: the client calls its tool."""
+        """The owner sees the client, types the password and allows: the client calls its tool."""
         async with connecting(wiki, page) as call:
             await expect(page.get_by_role("heading", level=1)).to_have_text(
                 f"Allow Claude to use {wiki.url.removeprefix('http://')}?"
@@ -69,7 +69,7 @@ class TestClient:
             assert await asyncio.wait_for(call, 30) == "you are in"
 
     async def test_deny(self, wiki: Site, page: Page) -> None:
-        """The client learns that it was denied, with its state and the issuer; no password is needed."""
+        """The client gets the denial, with its state and the issuer; no password is needed."""
         callbacks: list[str] = []
         page.on("request", lambda request: callbacks.append(request.url) if "/callback" in request.url else None)
         async with connecting(wiki, page) as call:
@@ -83,7 +83,7 @@ class TestClient:
         assert "code" not in answer
 
     async def test_wrong_then_right(self, wiki: Site, page: Page) -> None:
-        """A wrong password says so and lets nobody in; the right one, on the same page, does."""
+        """A wrong password is reported and gives no access; the right one, on the same page, does."""
         async with connecting(wiki, page) as call:
             await allow(page, "not the password")
             await expect(page.get_by_role("alert")).to_have_text("That password is wrong.")
@@ -93,7 +93,7 @@ class TestClient:
 
 
 class TestReload:
-    """What people do with a page while it waits for them."""
+    """What users do while a page waits for them."""
 
     async def test_reload(self, wiki: Site, page: Page, app: App) -> None:
         """A reload shows the same request, and it can still be answered."""
@@ -104,7 +104,7 @@ class TestReload:
         assert query_of(app[1][0])["state"] == "the-state"
 
     async def test_reload_after_a_wrong_password(self, wiki: Site, page: Page, app: App) -> None:
-        """A reload sends the wrong password again, which is still wrong; then the right one lets in."""
+        """A reload sends the wrong password again, which is refused again; then the right one is accepted."""
         await page.goto(await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])]))
         await allow(page, "wrong")
         await expect(page.get_by_role("alert")).to_be_visible()
@@ -114,7 +114,7 @@ class TestReload:
         await page.wait_for_url(f"{app[0]}?*")
 
     async def test_back_after_the_code_was_used(self, wiki: Site, page: Page, app: App) -> None:
-        """Who goes back to a request that was used sees that it is over, not a form."""
+        """Going back to a used request shows that it is over, not a form."""
         url = await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])])
         await page.goto(url)
         await allow(page)
@@ -124,7 +124,7 @@ class TestReload:
         await expect(page.get_by_role("heading", level=1)).to_have_text("This request is over")
 
     async def test_back_before_the_code_was_used(self, wiki: Site, page: Page, app: App) -> None:
-        """Who goes back and allows again gets a new code; the one before is worthless."""
+        """Going back and allowing again gives a new code; the previous one is invalid."""
         url = await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])])
         await page.goto(url)
         await allow(page)
@@ -148,7 +148,7 @@ class TestReload:
         await expect(page.get_by_role("heading", level=1)).to_have_text("This request is over")
 
     async def test_a_double_submit(self, wiki: Site, page: Page, app: App) -> None:
-        """Allow pressed twice at once brings the browser to the client with a code that works."""
+        """A double press of Allow brings the browser to the client with a code that works."""
         url = await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])])
         await page.goto(url)
         await page.get_by_label("Password").fill(PASSWORD)
@@ -158,7 +158,7 @@ class TestReload:
         assert (await wiki.redeem(url, page.url)).access_token
 
     async def test_two_tabs(self, wiki: Site, page: Page, app: App) -> None:
-        """Two requests in two tabs of one browser are answered each by itself, in any order."""
+        """Two requests in two tabs of one browser are answered independently, in any order."""
         first = await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])], state="first", client_name="First")
         second = await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])], state="second", client_name="Second")
         other = await page.context.new_page()
@@ -174,17 +174,17 @@ class TestReload:
         assert query_of(other.url) | {"error": "access_denied", "state": "second"} == query_of(other.url)
 
     async def test_an_expired_request(self, wiki: Site, page: Page, app: App) -> None:
-        """A request that waited for more than ten minutes cannot be answered, and the page says what to do."""
+        """After ten minutes a request cannot be answered, and the page says what to do."""
         await page.goto(await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])]))
         with turned(601):
             await allow(page)
             await expect(page.get_by_role("heading", level=1)).to_have_text("This request is over")
-            await expect(page.get_by_text("go back to it and connect again")).to_be_visible()
+            await expect(page.get_by_text("go back to your app and connect again")).to_be_visible()
         assert app[1] == []
 
 
 class TestRedirect:
-    """The answer reaches the client, wherever it is: the content security policy does not hold it up."""
+    """The response reaches the client anywhere: the content security policy does not block it."""
 
     @pytest.mark.parametrize(
         "redirect_uri",
@@ -214,7 +214,7 @@ class TestWays:
     """Other ways to use a browser."""
 
     async def test_keyboard_only(self, wiki: Site, page: Page, app: App) -> None:
-        """Tab and Enter are enough: to the password, to Allow, to Deny, in that order, with a focus that shows."""
+        """Tab and Enter are enough: password, Allow, Deny, in that order, with visible focus."""
         await page.goto(await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])]))
         seen = []
         for _ in range(3):
@@ -231,7 +231,7 @@ class TestWays:
         assert "code" in query_of(app[1][0])
 
     async def test_enter_in_the_password_allows(self, wiki: Site, page: Page) -> None:
-        """Nothing has the focus at first: a held Enter key, from the page before, allows nothing."""
+        """Nothing has the focus at first: an Enter key held from the previous page allows nothing."""
         await page.goto(await wiki.authorize_url())
         await page.keyboard.press("Enter")
         await page.wait_for_timeout(200)
@@ -253,7 +253,7 @@ class TestWays:
         await context.close()
 
     async def test_by_touch(self, wiki: Site, chromium: Browser, app: App) -> None:
-        """On a phone one tap is enough: there is no mouse that could have been led over the button."""
+        """On a phone one tap is enough: there is no mouse."""
         context = await chromium.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
         page = await context.new_page()
         await page.goto(await wiki.authorize_url(redirect_uris=[AnyUrl(app[0])]))

@@ -1,4 +1,4 @@
-"""Every page, as it looks: no accessibility violation in light and in dark, and it fits on a phone.
+"""How every page looks: no accessibility violations in light and in dark, and it fits on a phone.
 
 With OAUTH_STORE_SCREENSHOTS the tests write a picture of each into that directory, where it exists. Those that the
 documentation shows are in docs/images, under the same names.
@@ -50,7 +50,7 @@ TARGETS: dict[str, dict[str, Any]] = {
 
 @asynccontextmanager
 async def people(chromium: Browser, *, phone: bool = False, dark: bool = False) -> AsyncIterator[Page]:
-    """A page of a browser as a person has set it up."""
+    """A page of a browser with a user's settings."""
     context = await chromium.new_context(
         viewport=PHONE if phone else DESK,
         color_scheme="dark" if dark else "light",
@@ -64,7 +64,7 @@ async def people(chromium: Browser, *, phone: bool = False, dark: bool = False) 
 
 
 async def check(page: Page, name: str) -> None:
-    """Look at a page: it has no accessibility violation, and nothing sticks out at the side."""
+    """Check that a page has no accessibility violations and no horizontal overflow."""
     found = await Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     width, window = await page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
@@ -81,17 +81,17 @@ looks = pytest.mark.parametrize(("phone", "dark"), LIGHT_DARK_PHONE)
 
 
 def named(what: str, phone: bool, dark: bool) -> str:
-    """The name of a picture."""
+    """Return the name of a screenshot."""
     return f"{what}-{'phone' if phone else 'dark' if dark else 'light'}"
 
 
 class TestConsent:
-    """The page that asks."""
+    """The consent page."""
 
     @looks
     @pytest.mark.parametrize("target", TARGETS)
     async def test_every_target(self, chromium: Browser, tmp_path: Path, target: str, phone: bool, dark: bool) -> None:
-        """Wherever the code would go, the page can be read by everyone, and on a usual screen it is all in view."""
+        """For every kind of redirect URI, the page is accessible, and fits on a usual screen."""
         async with site(tmp_path / "oauth.db", approval=WIKI) as wiki, people(chromium, phone=phone, dark=dark) as page:
             await page.goto(await wiki.authorize_url(**TARGETS[target]))
             await check(page, named(f"consent-{target}", phone, dark))
@@ -102,7 +102,7 @@ class TestConsent:
 
     @looks
     async def test_a_wrong_password(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
-        """The error is read aloud, stands before the password, and the password has the focus."""
+        """The error is read aloud, comes before the password, and the password has the focus."""
         async with site(tmp_path / "oauth.db", approval=WIKI) as wiki, people(chromium, phone=phone, dark=dark) as page:
             await page.goto(await wiki.authorize_url(**TARGETS["known"]))
             await allow(page, "wrong")
@@ -115,7 +115,7 @@ class TestConsent:
 
     @looks
     async def test_several_users(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
-        """With users, the page asks for a name too, and has the owner's logo and colour."""
+        """With users, the page asks for a name too, and has the owner's logo and color."""
         approval = {"users": USERS, "name": "Wiki", "logo_url": LOGO, "accent": "#ffd43b"}
         async with (
             site(tmp_path / "oauth.db", approval=approval) as wiki,
@@ -133,7 +133,7 @@ class TestApps:
     @looks
     @pytest.mark.parametrize("connected", [0, 1, 3, 7])
     async def test_any_number(self, chromium: Browser, tmp_path: Path, connected: int, phone: bool, dark: bool) -> None:
-        """None, one, or many: the list can be read by everyone, before and after something was revoked."""
+        """With no, one or many apps, the list is accessible, before and after a revocation."""
         names = list(TARGETS)
         async with site(tmp_path / "oauth.db", approval=WIKI) as wiki, people(chromium, phone=phone, dark=dark) as page:
             for number in range(connected):
@@ -157,11 +157,11 @@ class TestApps:
 
 
 class TestMessages:
-    """What went wrong, and what to do."""
+    """The messages."""
 
     @looks
     async def test_each(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
-        """Every message has a heading, says what to do, and can be read by everyone."""
+        """Every message has a heading, says what to do, and is accessible."""
         async with site(tmp_path / "oauth.db", approval=WIKI) as wiki, people(chromium, phone=phone, dark=dark) as page:
             url = await wiki.authorize_url(**TARGETS["known"])
 
@@ -179,7 +179,7 @@ class TestMessages:
             await page.goto(url)
             await page.evaluate("document.querySelector('[name=csrf]').value = 'x'")
             await allow(page)
-            await says("This answer did not come from our page", "message-not-our-page")
+            await says("This form was not sent from our page", "message-not-our-page")
             await page.goto(url)
             with turned(601):
                 await page.reload()
