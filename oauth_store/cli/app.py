@@ -16,6 +16,7 @@ from oauth_store.cli.clients import clients_app
 from oauth_store.cli.grants import explain, grants, revoke
 from oauth_store.cli.maintenance import backup, copy, doctor
 from oauth_store.cli.password import hash_password
+from oauth_store.cli.scopes import scopes
 from oauth_store.cli.terminal import (
     DatabaseOption,
     Json,
@@ -55,6 +56,7 @@ app.register_install_completion_command(
 )
 app.command(grants)
 app.command(revoke)
+app.command(scopes)
 app.command(explain)
 app.command(clients_app)
 app.command(hash_password)

@@ -5,6 +5,7 @@ import re
 import sys
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,7 @@ from oauth_store.cli.terminal import (
 from oauth_store.display import ago, iso, one_line, short_line, with_age
 from oauth_store.errors import OAuthStoreError
 from oauth_store.flows.connected import BATCH, LiveGrant, end_grants, grants_named, grants_to_end, live_grants
+from oauth_store.flows.scopes import ScopeChange, changes_of
 
 if TYPE_CHECKING:
     from oauth_store.flows.explain import Explanation
@@ -69,12 +71,14 @@ def grants(
 
     with opened(database) as store:
         listed, total = store.read(live_grants, subject=subject, client_id=client, limit=limit or None)
+        changes = store.read(changes_of, [grant.grant_id for grant in listed])
     if json:
-        print_json({"total": total, "grants": [_as_json(grant) for grant in listed]})
+        print_json({"total": total, "grants": [_as_json(grant, changes) for grant in listed]})
     elif not listed:
         print("No live grants." if client is subject is None else "No live grant matches.")
     else:
         _print_grants(listed)
+        _print_changes(changes)
         print_more(total - len(listed), "grant", "use --limit to show more, or --limit 0 to show all")
 
 
@@ -97,13 +101,27 @@ def _print_grants(listed: list[LiveGrant]) -> None:
     print_table(columns, rows, whole=["Grant", "Created", "Last used", "Expires"])
 
 
-def _as_json(grant: LiveGrant) -> dict[str, Any]:
+def _print_changes(changes: Mapping[bytes, Sequence[ScopeChange]]) -> None:
+    now = int(time.time())
+    if changes:
+        print("\nLast change of scopes:")
+    for grant_id, of_grant in changes.items():
+        print(f"  {grant_id.hex()[:ID_SHOWN]}  {of_grant[-1].in_words(now)}")
+
+
+def change_as_json(change: ScopeChange) -> dict[str, Any]:
+    """Return a change of scopes as `--json` prints it."""
+    return {"added": change.added, "removed": change.removed, "at": iso(change.at), "by": change.by}
+
+
+def _as_json(grant: LiveGrant, changes: Mapping[bytes, Sequence[ScopeChange]]) -> dict[str, Any]:
     return {
         "grant_id": grant.grant_id.hex(),
         "client_id": grant.client_id,
         "client_name": grant.client_name,
         "hosts": grant.hosts,
         "scopes": grant.scopes,
+        "scope_changes": [change_as_json(change) for change in changes.get(grant.grant_id, ())],
         "subject": grant.subject,
         "resource": grant.resource,
         "created_at": iso(grant.granted_at),
@@ -152,6 +170,14 @@ def revoke(
         print_json({"total": len(ended), "revoked": [name.grant_id.hex() for name in ended]})
     else:
         print(f"Revoked {counted(len(ended), 'grant')}." if ended else "No live grants.")
+
+
+def live_grant(store: OpenStore, prefix: str) -> LiveGrant:
+    """Return the live grant that an id or its first digits name. Raises `OAuthStoreError`."""
+    listed, _ = store.read(live_grants, grant_id=_named(store, prefix))
+    if not listed:
+        raise OAuthStoreError(f"the grant {prefix} is not live; see `oauth-store grants`")
+    return listed[0]
 
 
 def _named(store: OpenStore, prefix: str) -> bytes:
@@ -227,6 +253,8 @@ def _print_explanation(explanation: "Explanation") -> None:
     for name, value in facts.items():
         if value:
             print(f"  {name + ':':11} {one_line(value)}")
+    for change in explanation.scope_changes:
+        print(f"  {'Scopes:':11} {change.in_words(now)}")
     print_text(explanation.text)
     print_text(f"What to do: {explanation.advice}")
 
@@ -239,6 +267,7 @@ def _explanation_as_json(explanation: "Explanation") -> dict[str, Any]:
         "live": explanation.live,
         **fields,
         **times,
+        "scope_changes": [change_as_json(change) for change in explanation.scope_changes],
         "grant_id": grant_id,
         "explanation": explanation.text,
         "advice": explanation.advice,

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import matches
 from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
 from oauth_store.flows.issuer import Issuer, ServerScopes
+from oauth_store.flows.scopes import is_scope
 
 OFFLINE_ACCESS = "offline_access"
 """The scope by which clients ask for a refresh token. Accepted, whatever the server's scopes are."""
@@ -207,11 +208,6 @@ def admit(client: StoredClient | None, secret: str | None, grant_type: str) -> N
     """Raise `AuthenticationError`, or `TokenError`, unless a client may come in with this grant type."""
     if grant_type not in authenticate(client, secret).grant_types:
         raise TokenError("unauthorized_client", f"the client did not register for {grant_type}")
-
-
-def is_scope(text: str) -> bool:
-    """Tell whether a word can be a scope (RFC 6749, section 3.3)."""
-    return re.fullmatch(r"[!#-\[\]-~]+", text) is not None
 
 
 def check_redirect_uris(client: OAuthClientInformationFull) -> None:

@@ -12,6 +12,7 @@ from oauth_store.credentials import hash_secret, unseal
 from oauth_store.database.models import ACCESS, REFRESH, SESSION, clients, codes, tokens
 from oauth_store.display import one_line, with_age
 from oauth_store.flows.connected import described, live_grants
+from oauth_store.flows.scopes import ScopeChange, changes_of
 
 KINDS = {"access": "access token", "refresh": "refresh token", "code": "authorization code"} | {
     "request": "authorization request",
@@ -64,6 +65,8 @@ class Explanation:
     revoked_at: int | None = None
     revoked_reason: str | None = None
     expires_at: int | None = None
+    scope_changes: tuple[ScopeChange, ...] = ()
+    """Of its grant."""
     successor: str | None = None
     """Of a refresh token that was exchanged: `unused`, `used`, `rotated` or `ended`."""
 
@@ -119,6 +122,7 @@ def _about(session: Session, kind: str, row: Row[Any], now: int) -> Explanation:
         created_at=row.created_at,
         consumed_at=row.consumed_at,
         expires_at=row.expires_at,
+        scope_changes=tuple(changes_of(session, [row.grant_id]).get(row.grant_id, ())),
     )
 
 
@@ -219,7 +223,7 @@ def _session(_session: Session, _secret: str, row: Row[Any], now: int) -> Explan
 def _code(session: Session, kind: str, row: Row[Any], now: int) -> Explanation:
     about = _about(session, kind, row, now)
     of_grant = select(func.max(tokens.c.revoked_at), func.max(tokens.c.revoked_reason), func.count()).where(
-        tokens.c.grant_id == row.grant_id
+        tokens.c.grant_id == row.grant_id, tokens.c.kind.in_((ACCESS, REFRESH))
     )
     revoked_at, reason, issued = session.execute(of_grant).one()
     approved = f"It was approved at {with_age(row.approved_at, now)}" if row.approved_at is not None else ""

@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.clients import OFFLINE_ACCESS, check_redirect_uris, is_scope
+from oauth_store.flows.clients import OFFLINE_ACCESS, check_redirect_uris
 from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.scopes import is_scope
 
 METADATA_BYTES = 32 * 1024
 """The size of the largest registration that is stored: anyone may register."""

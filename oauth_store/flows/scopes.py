@@ -4,6 +4,7 @@ A grant's scopes are in the row of its live refresh token. An access token may h
 fewer (RFC 6749, section 6).
 """
 
+import re
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from oauth_store.database.models import ACCESS, REFRESH, SCOPES, is_live, tokens
+from oauth_store.display import ago, one_line
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.connected import LiveGrant, live_grants
+from oauth_store.flows.connected import BATCH, LiveGrant, live_grants
 
 KEEP_CHANGE_SECONDS = 365 * 24 * 3600
 """How long the record of a change is kept."""
@@ -24,8 +26,8 @@ _lock = update(tokens).where(*_is_of_grant, is_live(bindparam("b_now"))).values(
 _live_tokens = select(tokens).where(*_is_of_grant, is_live(bindparam("b_now")))
 _set_scopes = update(tokens).where(tokens.c.token_hash == bindparam("b_hash")).values(scopes=bindparam("b_scopes"))
 _changes = (
-    select(tokens.c.scopes, tokens.c.created_at, tokens.c.revoked_reason)
-    .where(tokens.c.grant_id == bindparam("b_grant_id"), tokens.c.kind == SCOPES)
+    select(tokens.c.grant_id, tokens.c.scopes, tokens.c.created_at, tokens.c.revoked_reason)
+    .where(tokens.c.grant_id.in_(bindparam("b_grant_ids", expanding=True)), tokens.c.kind == SCOPES)
     .order_by(tokens.c.created_at)
 )
 
@@ -39,6 +41,12 @@ class ScopeChange:
     at: int
     by: str
     """The person, and the page or the program, in at most 64 characters."""
+
+    def in_words(self, now: int) -> str:
+        """Return for instance "write removed 3 h ago by owner, on the page of apps"."""
+        changed = ((self.added, "added"), (self.removed, "removed"))
+        parts = [f"{' '.join(scopes)} {verb}" for scopes, verb in changed if scopes]
+        return f"{', '.join(parts)} {ago(self.at, now)} by {one_line(self.by)}"
 
 
 def change_scopes(
@@ -126,11 +134,18 @@ def _store(session: Session, row: Row[Any], after: Sequence[str], change: ScopeC
     )
 
 
-def changes_of(session: Session, grant_id: bytes) -> list[ScopeChange]:
-    """Return the changes of a grant's scopes in the last year, the oldest first."""
-    changes = []
-    for row in session.execute(_changes, {"b_grant_id": grant_id}):
-        words = row.scopes.split()
-        added, removed = (tuple(word[1:] for word in words if word[0] == sign) for sign in "+-")
-        changes.append(ScopeChange(added, removed, row.created_at, str(row.revoked_reason)))
+def changes_of(session: Session, grant_ids: Sequence[bytes]) -> dict[bytes, list[ScopeChange]]:
+    """Return the changes of the scopes of some grants in the last year, the oldest first; of those that had any."""
+    changes: dict[bytes, list[ScopeChange]] = {}
+    for start in range(0, len(grant_ids), BATCH):
+        for row in session.execute(_changes, {"b_grant_ids": grant_ids[start : start + BATCH]}):
+            words = row.scopes.split()
+            added, removed = (tuple(word[1:] for word in words if word[0] == sign) for sign in "+-")
+            change = ScopeChange(added, removed, row.created_at, str(row.revoked_reason))
+            changes.setdefault(row.grant_id, []).append(change)
     return changes
+
+
+def is_scope(text: str) -> bool:
+    """Tell whether a word can be a scope (RFC 6749, section 3.3)."""
+    return re.fullmatch(r"[!#-\[\]-~]+", text) is not None

@@ -67,6 +67,7 @@ class TestGrants:
             "client_name": "Test client",
             "hosts": ["127.0.0.1"],
             "scopes": ["read", "write"],
+            "scope_changes": [],
             "subject": "ada",
             "resource": RESOURCE,
         }

@@ -239,10 +239,12 @@ class TestChange:
         clock.shift(5)
         await change(provider, token, add=["admin", "write"], by="ada, on a page")
         now = int(time.time())
-        assert await provider._store.read(changes_of, grant_id) == [
-            ScopeChange((), ("write",), now - 5, "ada, on a page"),
-            ScopeChange(("admin", "write"), (), now, "ada, on a page"),
-        ]
+        assert await provider._store.read(changes_of, [grant_id]) == {
+            grant_id: [
+                ScopeChange((), ("write",), now - 5, "ada, on a page"),
+                ScopeChange(("admin", "write"), (), now, "ada, on a page"),
+            ]
+        }
         events = [record for record in caplog.records if getattr(record, "event", "") == "scopes_changed"]
         assert [(record.__dict__.get("added"), record.__dict__.get("removed")) for record in events] == [
             (None, "write"),
