@@ -177,7 +177,7 @@ _FORWARDED = re.compile(
 def _leaves_this_machine(request: Request, redirect_uri: str) -> str | None:
     """Return why a request or its response leaves this machine, or None if nothing shows that it does.
 
-    None proves nothing: a tunnel that copies bytes, or a proxy that adds no header and uses HTTP/1.1, looks like a
+    This is no proof: a tunnel that copies bytes, or a proxy that adds no header and uses HTTP/1.1, looks like a
     local client.
     """
     forwarded = next(filter(_FORWARDED.fullmatch, request.headers), None)

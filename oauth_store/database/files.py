@@ -9,7 +9,7 @@ from pathlib import Path
 logger = logging.getLogger("oauth_store")
 
 MOUNTS = Path("/proc/self/mountinfo")
-"""The mounts that this process sees. Only Linux has it."""
+"""The list of mounts that this process sees. Only Linux has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ ACCESS, REFRESH, SESSION = "access_token", "refresh_token", "session"
 """The kinds of tokens: the hints of RFC 7009, and the session on the page of connected apps."""
 
 CLIENT_ID_LENGTH = 512
-"""Characters of the longest client_id that is accepted; that of a client ID metadata document is a URL."""
+"""The longest client_id that is accepted, in characters; that of a client ID metadata document is a URL."""
 
 NEVER = 0
 """The `last_used_at` of a client that was added by hand: no grant is approved yet, and it is never purged."""

@@ -22,7 +22,7 @@ class Remembered:
     """
 
     def __init__(self, path: str, inode: int) -> None:
-        """Open an own connection to the file with this inode. Blocks, as `close` does: not for an event loop."""
+        """Open a separate connection to the file with this inode. Blocks, as `close` does: not for an event loop."""
         self._path = path
         # No timeout: instead of waiting for the counter, the token is looked up.
         self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)

@@ -1,4 +1,4 @@
-"""/authorize: FastMCP's handler, but outages are no `server_error`, users get pages, and browsers get a cookie."""
+"""/authorize: FastMCP's handler, but outages get 503, users get pages, and browsers get a cookie."""
 
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode, urlsplit

@@ -179,7 +179,7 @@ class ProblemPages:
             text = f"Wait {headers['retry-after']} seconds, then go back to your app and connect again."
         else:
             title = "This request cannot be processed"
-            text = "Go back to your app and connect again. If that does not help, remove the server there, then add it."
+            text = "Go back to your app and connect again. If that fails, remove the server there and add it again."
         return self._message_page(title, text, _description(body) if status == 400 else "", status, kept)
 
 

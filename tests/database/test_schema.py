@@ -121,7 +121,7 @@ async def test_a_database_behind_is_refused(empty_database_url: str) -> None:
     await asyncio.to_thread(upgrade, empty_database_url, "0001")
     before = await dumped(empty_database_url)
     said = await refusal(empty_database_url)
-    assert said == f"{name_of(empty_database_url)} is at schema 0001, this release needs {HEAD}; {COMMANDS}"
+    assert said == f"{name_of(empty_database_url)} is at schema 0001, but this release needs {HEAD}; {COMMANDS}"
     assert await dumped(empty_database_url) == before
 
 
