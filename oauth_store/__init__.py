@@ -1,4 +1,4 @@
-"""The persistent OAuth 2.1 provider for FastMCP servers: clients stay authorized through restarts."""
+"""A persistent OAuth 2.1 provider for FastMCP servers: clients stay authorized through restarts."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ _HOMES = {name: f"oauth_store.{module}" for module, names in _MODULES.items() fo
 
 
 def __getattr__(name: str) -> Any:
-    """Import an export when it is asked for (PEP 562): the command line does without FastMCP, which takes a second."""
+    """Import an export on first access (PEP 562): the command line does not need FastMCP, which takes a second."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""What an approval may ask of the server, and the approvals that ask nobody."""
+"""The server as approvals see it, and the approvals that do not ask the owner."""
 
 import logging
 import os
@@ -29,11 +29,11 @@ PASSWORD_HASH = "MCP_OAUTH_PASSWORD_HASH"  # noqa: S105 (its name)
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationRequest:
-    """What a client asks the owner for: a row of `oauth_codes` that is not approved yet.
+    """A client's request for access: a row of `oauth_codes` that is not approved yet.
 
-    The `handle` names it, in this and in any other process on the same database. It is good for `provider.approve()`
-    and `provider.deny()`, never as a code; and as anyone can start a request and send its handle around,
-    `provider.pending()` tells whether a browser is the one that started it. `expires_at` is in epoch seconds.
+    The `handle` names the request in every process on the same database. Pass it to `provider.approve()` or
+    `provider.deny()`; it never works as a code. Anyone can start a request and send its handle around, so call
+    `provider.pending()` to check that the browser is the one that started it. `expires_at` is in epoch seconds.
     """
 
     handle: str
@@ -45,7 +45,7 @@ class AuthorizationRequest:
 
 
 def request_of(handle: str, client: OAuthClientInformationFull, row: Started | Row[Any]) -> AuthorizationRequest:
-    """Return the request of a client that was stored, or that a row has."""
+    """Return the request that was just stored, or that a row describes."""
     return AuthorizationRequest(
         handle=handle,
         client=client,
@@ -59,8 +59,8 @@ def request_of(handle: str, client: OAuthClientInformationFull, row: Started | R
 async def start(
     issuer: Issuer, client: OAuthClientInformationFull, params: AuthorizationParams
 ) -> AuthorizationRequest:
-    """Store a request of a client, and return it. Raises `AuthorizeError`."""
-    if not isinstance(client, StoredClient):  # of a get_client() that an application has overridden
+    """Store a client's request, and return it. Raises `AuthorizeError`."""
+    if not isinstance(client, StoredClient):  # an application has overridden get_client()
         client = StoredClient.load(client.model_dump_json(), Standing(scopes=issuer.scopes))
     started = await authorization.start(issuer, client, params)
     if isinstance(params, RequestParams):
@@ -69,7 +69,7 @@ async def start(
 
 
 class Approver(Protocol):
-    """What pages, and approvals of ours, ask of the server: a narrow view of `SQLAlchemyOAuthProvider`."""
+    """The part of `SQLAlchemyOAuthProvider` that the pages and the built-in approvals use."""
 
     @property
     def issuer(self) -> Issuer: ...
@@ -94,7 +94,7 @@ class Approver(Protocol):
 
 
 class RequestParams(AuthorizationParams):
-    """The parameters of an authorization request, with the HTTP request that had them, and what was stored of it."""
+    """The parameters of an authorization request, with their HTTP request and the stored request."""
 
     _http_request: Request | None = PrivateAttr(default=None)
     _started: Started | None = PrivateAttr(default=None)
@@ -115,20 +115,22 @@ class RequestParams(AuthorizationParams):
         return self._started
 
     def start(self, started: Started) -> None:
-        """Keep what was stored."""
+        """Keep the stored request."""
         self._started = started
 
 
 class AutoApproval:
-    """Lets in everyone who asks, without asking the owner: what `InMemoryOAuthProvider` does.
+    """Approves every client without asking the owner, as `InMemoryOAuthProvider` does.
 
-    For tests, and for servers that only those can reach who may use them.
+    For tests, and for servers that only their users can reach.
     """
 
     def __init__(self) -> None:
-        """Raises `ConfigurationError` where a password is set: its owner believes that it is asked for."""
+        """Raises `ConfigurationError` if a password is set: its owner expects the server to ask for it."""
         if os.environ.get(PASSWORD_HASH):
-            raise ConfigurationError(f"{PASSWORD_HASH} is set, but AutoApproval() asks nobody; drop one of the two")
+            raise ConfigurationError(
+                f"{PASSWORD_HASH} is set, but AutoApproval() never asks for the password; remove one of the two"
+            )
 
     async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:
         """Approve the request at once."""
@@ -136,32 +138,32 @@ class AutoApproval:
 
 
 class LoopbackApproval(AutoApproval):
-    """The default where every URL of the server is loopback: lets in only what runs on this machine.
+    """The default when every URL of the server is loopback: approves only clients on this machine.
 
-    A tunnel to localhost, or a web page that registers a redirect URI of its own with the server on the owner's
-    machine, gets `access_denied`.
+    A client that comes through a tunnel to localhost gets `access_denied`. So does a web page that registers its own
+    redirect URI with the server on the owner's machine.
     """
 
     async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:
-        """Refuse a request of which nothing says where it came from."""
+        """Refuse a request of unknown origin."""
         raise AuthorizeError(
             "access_denied",
-            "there was no HTTP request to tell where this came from; where that is right, as in a test, pass "
+            "no HTTP request shows where this authorization came from; if that is expected, as in a test, pass "
             "approval=AutoApproval() to SQLAlchemyOAuthProvider",
         )
 
     async def authorize_from(
         self, provider: Approver, request: AuthorizationRequest, params: AuthorizationParams
     ) -> str:
-        """Approve the request if it came from this machine and its answer stays there."""
+        """Approve the request if it came from this machine and its response stays here."""
         http_request = params.http_request if isinstance(params, RequestParams) else None
         if http_request is None:
             return await self.authorize(provider, request)
         refused = _leaves_this_machine(http_request, request.redirect_uri)
         if refused:
             logger.warning(
-                "authorization refused: %s. Nobody is asked on a server without an approval, so only clients on this "
-                "machine get in; pass approval= to SQLAlchemyOAuthProvider to let in others",
+                "authorization refused: %s. No approval is set, so only clients on this machine get in; pass approval= "
+                "to SQLAlchemyOAuthProvider to let in others",
                 refused,
             )
             raise AuthorizeError("access_denied", "this server lets in clients on its own machine only")
@@ -172,19 +174,20 @@ _FORWARDED = re.compile(
     r"forwarded|via|(x-)?(forwarded|original|real|client|cluster|envoy|proxy)-.*|.*-(connecting|client)-ip|cf-.*|cdn-.*"
     r"|fly-.*|fastly-.*|x-(amzn|amz|azure|arr|appengine|cloud|tailscale|ngrok|vercel|railway)-.*|tailscale-.*"
 )
-"""Headers by which proxies and tunnels give themselves away."""
+"""Headers that proxies and tunnels add."""
 
 
 def _leaves_this_machine(request: Request, redirect_uri: str) -> str | None:
-    """Return why a request or its answer crosses this machine's border, or None where nothing says so.
+    """Return why a request or its response leaves this machine, or None if nothing shows that it does.
 
-    No proof: a tunnel that copies bytes, or a proxy that adds no header and speaks HTTP/1.1, looks like a local client.
+    This is no proof: a tunnel that copies bytes, or a proxy that adds no header and uses HTTP/1.1, looks like a
+    local client.
     """
     forwarded = next(filter(_FORWARDED.fullmatch, request.headers), None)
     if forwarded:
         return f"it has the header {forwarded}, so it was forwarded"
-    if request.scope.get("http_version") == "1.0":  # which no browser speaks, and nginx does by default
-        return "it came as HTTP/1.0, as proxies send it"
+    if request.scope.get("http_version") == "1.0":  # no browser uses it, and nginx does by default
+        return "it uses HTTP/1.0, as proxies do"
     # a dual-stack listener writes IPv4 as ::ffff:127.0.0.1
     if request.client is None or not is_loopback_host(request.client.host.removeprefix("::ffff:")):
         return "it came from another machine"

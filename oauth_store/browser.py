@@ -1,4 +1,4 @@
-"""What a browser carries: the cookies that bind a request, a session and an allowance to it; and the forms it sends."""
+"""Cookies that bind a request, a session and an allowance to a browser, and the forms that it sends."""
 
 from urllib.parse import urlsplit
 
@@ -9,23 +9,23 @@ from starlette.responses import Response
 from oauth_store.credentials import hash_secret
 
 FORM = "application/x-www-form-urlencoded"
-"""The one encoding of forms. The other takes a charset from the sender, and so yields text that cannot be encoded."""
+"""The only form encoding accepted. In the other, the sender chooses a charset, which can yield unencodable text."""
 
 
 def request_cookie(handle: str) -> str:
-    """Return the name of the cookie of one authorization request: two tabs do not get into each other's way."""
+    """Return the name of the cookie of one authorization request, so that two tabs do not collide."""
     return f"oauth_store_{hash_secret(handle).hex()[:16]}"
 
 
 REQUEST_COOKIE_SECONDS = 3600
-"""Longer than a request waits: whoever comes too late shall read that, and not that the browser is another one."""
+"""Longer than a request waits, so that a user who is too late reads that, and not that the browser is another one."""
 
 
 class Cookies:
-    """Cookies of this server alone: no script reads them, no other host sets them, https keeps them.
+    """Cookies of this server alone: scripts cannot read them, other hosts cannot set them, and https ones stay private.
 
-    Their names tell apart the servers of one host, under paths of their own or, on loopback, at other ports: browsers
-    send a cookie to every port, and `__Host-` wants the path to be "/".
+    Their names tell apart the servers of one host, under different paths or, on loopback, on different ports: browsers
+    send a cookie to every port, and `__Host-` requires the path "/".
     """
 
     def __init__(self, base_url: str) -> None:
@@ -33,7 +33,7 @@ class Cookies:
         self._server = hash_secret(base_url).hex()[:8]
 
     def get(self, request: Request, name: str) -> str | None:
-        """Return the value of one of our cookies. None of ours is quoted, and to read one that is takes seconds."""
+        """Return the value of one of our cookies. They are never quoted, and parsing a quoted one can take seconds."""
         pairs = ";".join(request.headers.getlist("cookie")).split(";")
         values = dict(pair.strip().partition("=")[::2] for pair in pairs)
         return values.get(self._name(name))
@@ -61,14 +61,14 @@ Form = ImmutableMultiDict[str, str]
 
 
 async def form_of(request: Request) -> Form:
-    """Return the fields of a form of ours, which browsers send urlencoded; of anything else, none."""
+    """Return the fields of one of our forms, which browsers send urlencoded, or none for any other body."""
     if media_type(request.headers) != FORM:
         return Form()
     return Form([(name, str(value)) for name, value in (await request.form()).multi_items()])
 
 
 def from_our_page(request: Request, page_url: str) -> bool:
-    """Tell whether a form was sent by a page of ours, as far as the browser says. The token in the form proves it.
+    """Return whether a form came from one of our pages, as far as the browser says. The token in the form proves it.
 
     `Referrer-Policy: no-referrer` makes the `Origin` of our own forms "null".
     """
@@ -79,10 +79,10 @@ def from_our_page(request: Request, page_url: str) -> bool:
 
 
 def media_type(headers: Headers) -> str:
-    """Return what a body is said to be, without its parameters, in small letters (RFC 9110, section 8.3.1)."""
+    """Return the media type of a body, without parameters, in lowercase (RFC 9110, section 8.3.1)."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def wants_page(request: Request) -> bool:
-    """Tell whether a person sits in front of a request: browsers ask for HTML when they navigate, clients do not."""
+    """Return whether a request is from a user's browser: browsers ask for HTML when they navigate, clients do not."""
     return "text/html" in request.headers.get("accept", "")

@@ -1,4 +1,4 @@
-"""Secrets: how they are minted, what of them is stored, and how a refresh answer is sealed."""
+"""Secrets: how they are minted, what is stored of them, and how a refresh response is sealed."""
 
 import hashlib
 import hmac
@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-_NONCE_BYTES = 12  # what AES-GCM asks for
+_NONCE_BYTES = 12  # the nonce size of AES-GCM
 
 
 def mint(kind: str) -> str:
@@ -17,12 +17,12 @@ def mint(kind: str) -> str:
 
 
 def mint_grant_id() -> bytes:
-    """Return a new grant id, 16 random bytes. It is no secret: log lines carry it."""
+    """Return a new grant id, 16 random bytes. It is not a secret: log lines carry it."""
     return secrets.token_bytes(16)
 
 
 def hash_secret(secret: str) -> bytes:
-    """Return the SHA-256 of a secret, 32 bytes: all that is ever stored of it.
+    """Return the SHA-256 of a secret, 32 bytes: the only form in which it is stored.
 
     Our secrets carry 256 random bits, so neither a salt nor a slow hash would add anything.
     """
@@ -30,12 +30,12 @@ def hash_secret(secret: str) -> bytes:
 
 
 def matches(secret: str, stored_hash: bytes) -> bool:
-    """Tell in constant time whether `secret` is the one that `stored_hash` was made of."""
+    """Return, in constant time, whether `stored_hash` is the hash of `secret`."""
     return hmac.compare_digest(hash_secret(secret), stored_hash)
 
 
 def derive(secret: str, purpose: str) -> str:
-    """Return a text that only the holder of `secret` can make, and that tells nothing of it (HMAC-SHA256)."""
+    """Return a text that only a holder of `secret` can compute, and that reveals nothing about it (HMAC-SHA256)."""
     return hmac.new(secret.encode(), purpose.encode(), hashlib.sha256).hexdigest()
 
 
@@ -47,8 +47,8 @@ def same(first: str, second: str) -> bool:
 def seal(presented: str, access_token: str, refresh_token: str) -> bytes:
     """Encrypt a token pair so that only the holder of the `presented` refresh token can read it.
 
-    AES-256-GCM with a fresh nonce, under a key that is derived from the presented token, and bound to its row. The
-    database has the hash of that token alone, so a stolen file opens nothing, and there is no server key to keep.
+    AES-256-GCM with a fresh nonce, under a key derived from the presented token, and bound to its row. The database
+    has only the hash of that token, so a stolen file opens nothing, and there is no server key to keep.
     """
     nonce = secrets.token_bytes(_NONCE_BYTES)
     plain = f"{access_token} {refresh_token}".encode()

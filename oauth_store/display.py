@@ -1,41 +1,41 @@
-"""Texts and times for people and for programs to read."""
+"""Texts and times, formatted for people and for programs."""
 
 import unicodedata
 from datetime import UTC, datetime
 from urllib.parse import SplitResult
 
 NAME_LENGTH = 80
-"""Characters of a client's name that are shown: it is the client that chose them."""
+"""Characters that are shown of a client's name, which the client chooses."""
 LENGTH_LOOKED_AT = 10 * NAME_LENGTH
-"""Characters that are looked at, since some of them may be invisible."""
+"""Characters that are examined, since some of them may be invisible."""
 MARKS_IN_A_ROW = 30
-"""Marks on one letter that are normalized together. No language has as many."""
+"""Marks on one letter that are normalized together. No language uses as many."""
 BLANK = "\u115f\u1160\u2800\u3164\uffa0\U00013441\U00013442\U0001d159"
-"""Letters and symbols that look like nothing, beside what Unicode calls control characters and separators."""
+"""Letters and symbols that look blank, besides Unicode's control characters and separators."""
 
-_JOINER = "\u034f"  # a mark that looks like nothing, and that no other is sorted across
+_JOINER = "\u034f"  # an invisible mark, across which no other mark is sorted
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-_LATEST = 253402300799  # of year 9999, the last that a datetime knows
+_LATEST = 253402300799  # the end of year 9999, the latest time that a datetime holds
 
 
 def short_line(text: str) -> str:
-    """Return a text that a client chose, for people to read: short, on one line, and nothing that hides in it."""
+    """Return a text that a client chose, for people to read: short, on one line, with nothing hidden in it."""
     text = one_line(text[:LENGTH_LOOKED_AT])
     return text if len(text) <= NAME_LENGTH else f"{text[: NAME_LENGTH - 1]}…"
 
 
 def app_name(name: str | None) -> str:
-    """Return what a client calls itself, to stand in a box of its own.
+    """Return the name that a client gives itself, to be shown in a box of its own.
 
-    Never put it between quotation marks: too many characters look as if they ended them, to go on in our words.
+    Never put it in quotation marks: many characters look like the closing one, and a name could continue in our words.
     """
     return short_line(name or "") or "an app without a name"
 
 
 def nfc(text: str) -> str:
-    """Return a text in Unicode's form NFC, at a cost that grows with its length alone.
+    """Return a text in Unicode's form NFC, in time proportional to its length.
 
-    Marks in a row are sorted, which takes the square of their number: 0.2 seconds for 10,000. So a new row begins after
+    Sorting a row of marks takes the square of their number: 0.2 seconds for 10,000. So a new row begins after
     `MARKS_IN_A_ROW`, as in Unicode's stream-safe text format (UAX #15, section 13).
     """
     if text.isascii():
@@ -51,10 +51,10 @@ def nfc(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text on one line, without control characters, whatever its length.
+    """Return a text of any length on one line, without control characters.
 
-    At most two marks on a letter: more of them would reach into the lines above and below. None without a letter: they
-    would sit on what stands before the text, or look like nothing.
+    A letter keeps at most two marks: more would reach into the lines above and below. Marks without a letter are
+    dropped: they would attach to the text before this one, or be invisible.
     """
     spaced, marks = [], 2
     for char in nfc(text):
@@ -70,7 +70,7 @@ def one_line(text: str) -> str:
 
 
 def link_start(link: SplitResult) -> str:
-    """Return how a link of an application's own begins: with its scheme, and with what stands in a host's place."""
+    """Return the start of an app's own link: its scheme, and its authority if it has one."""
     return f"{link.scheme}://{link.netloc}" if link.netloc else f"{link.scheme}:"
 
 
@@ -80,12 +80,12 @@ def iso(seconds: int | None) -> str | None:
 
 
 def with_age(seconds: int, now: int) -> str:
-    """Return a time for people to compare with a log, and how far it is."""
+    """Return a time to compare with a log, and its distance from `now`."""
     return f"{utc(seconds):%Y-%m-%d %H:%M:%S} UTC ({ago(seconds, now)})"
 
 
 def ago(seconds: int | None, now: int) -> str:
-    """Return how far a time is from `now`, in the largest unit that it is at least two of: "3 h ago", "in 29 d"."""
+    """Return the distance of a time from `now`, in the largest unit with at least two: "3 h ago", "in 29 d"."""
     if seconds is None:
         return "never"
     away = abs(seconds - now)
@@ -94,5 +94,5 @@ def ago(seconds: int | None, now: int) -> str:
 
 
 def utc(seconds: int) -> datetime:
-    """Return a stored time, or the nearest that a datetime knows."""
+    """Return a stored time, or the nearest one that a datetime holds."""
     return datetime.fromtimestamp(min(max(seconds, 0), _LATEST), UTC)

@@ -1,4 +1,4 @@
-"""What happened, for the operator: as log records with fields, as counters, and on spans. Never a secret."""
+"""Events for operators: log records with fields, counters and span events. Never a secret."""
 
 import logging
 
@@ -9,33 +9,33 @@ logger = logging.getLogger("oauth_store")
 
 EVENTS = {
     "client_registered": (logging.INFO, "client registered"),
-    "approval_asked": (logging.INFO, "approval asked for"),
+    "approval_asked": (logging.INFO, "approval requested"),
     "approval_granted": (logging.INFO, "approval granted"),
     "approval_denied": (logging.INFO, "approval denied"),
     "sign_in_failed": (logging.WARNING, "sign-in failed"),
     "tokens_issued": (logging.INFO, "tokens issued"),
     "tokens_refreshed": (logging.INFO, "tokens refreshed"),
-    "refresh_replayed": (logging.INFO, "refresh answered again"),
-    "used_pair_replayed": (logging.WARNING, "refresh answered again with a pair that is in use"),
-    "reuse_detected": (logging.WARNING, "refresh token reused, its grant is revoked"),
-    "code_replayed": (logging.WARNING, "authorization code replayed, its grant is revoked"),
+    "refresh_replayed": (logging.INFO, "refresh response repeated"),
+    "used_pair_replayed": (logging.WARNING, "refresh response repeated, with a pair that is in use"),
+    "reuse_detected": (logging.WARNING, "refresh token reused, grant revoked"),
+    "code_replayed": (logging.WARNING, "authorization code replayed, grant revoked"),
     "scopes_changed": (logging.INFO, "scopes changed"),
     "revoked": (logging.INFO, "grant revoked"),
     "purged": (logging.INFO, "purged"),
 }
-"""Each event's level, and what the log says. docs/events.md has their fields and meanings."""
+"""Each event's level and log message. docs/events.md has their fields and meanings."""
 
-# The API alone, which FastMCP brings: it does nothing until the application sets up an SDK.
+# Only the API, which comes with FastMCP: it does nothing until the application sets up an SDK.
 _counter = metrics.get_meter("oauth_store").create_counter(
-    "oauth_store.events", unit="{event}", description="What happened in the OAuth store, by `event`"
+    "oauth_store.events", unit="{event}", description="Events in the OAuth store, by `event`"
 )
 _tracer = trace.get_tracer("oauth_store")
 _EVENTS = "oauth_store_events"
-"""In a session's `info`, where they wait for its COMMIT."""
+"""The key of a session's `info` under which events wait for its COMMIT."""
 
 
 def emit(event: str, **fields: str | int | bytes | None) -> None:
-    """Tell of an event, after the commit that made it true. Fields are ids, names and numbers; ids may be bytes."""
+    """Report an event, after the commit that made it true. Fields are ids, names and numbers; ids may be bytes."""
     level, sentence = EVENTS[event]
     attributes = {
         name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items() if value is not None
@@ -48,21 +48,21 @@ def emit(event: str, **fields: str | int | bytes | None) -> None:
 
 
 def emit_after_commit(session: Session, event: str, **fields: str | int | bytes | None) -> None:
-    """Tell of an event once the step commits: never of what was rolled back, nor twice of what was tried again."""
+    """Report an event once the step commits: never if it is rolled back, and only once if it is retried."""
     session.info.setdefault(_EVENTS, []).append((event, fields))
 
 
 def emit_committed(session: Session) -> None:
-    """Tell of what a session has committed."""
+    """Report the events of a committed session."""
     for event, fields in session.info.pop(_EVENTS, ()):
         emit(event, **fields)
 
 
 class Span:
-    """Trace a flow step. What it raises is the client's business, or logged already: no span has its text.
+    """Trace a flow step. Its errors are for the client, or already logged, so no span has their text.
 
-    A class, because the SDK's errors are frozen dataclasses: one that is raised through a `@contextmanager`, as
-    OpenTelemetry's own is, becomes a FrozenInstanceError.
+    A class, because the SDK's errors are frozen dataclasses: raised through a `@contextmanager`, such as
+    OpenTelemetry's own, they become a FrozenInstanceError.
     """
 
     def __init__(self, step: str) -> None:
@@ -78,6 +78,6 @@ class Span:
 
 
 def _on_one_line(value: str | int | None) -> str:
-    """A client chooses its client_id: it must not be able to write log lines."""
+    """Quote a value if needed: a client chooses its client_id, and must not be able to write log lines."""
     text = str(value)
     return text if text.isprintable() and " " not in text else repr(text)

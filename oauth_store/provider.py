@@ -1,4 +1,4 @@
-"""The provider: settings, FastMCP's methods, each in a line or two of a flow, and its place among routes and pages."""
+"""The provider: settings, FastMCP's methods, each a line or two of a flow, and its routes and pages."""
 
 import logging
 import os
@@ -41,47 +41,47 @@ logger = logging.getLogger("oauth_store")
 
 
 class Approval(Protocol):
-    """Decides whether a client gets in. Anything with this method will do.
+    """Decides whether a client gets access. Any object with this method works.
 
-    It may also have a method `routes(provider)` that returns a list of Starlette routes: its pages, each with the
-    middleware that it brings. They are served beside /authorize and /token, and while the database is away they answer
-    503. examples/oidc_approval.py is an approval that signs the owner in elsewhere.
+    It may also have a method `routes(provider)` that returns a list of Starlette routes: its pages, each with its own
+    middleware. They are served next to /authorize and /token, and respond 503 while the database is unavailable.
+    examples/oidc_approval.py is an approval that signs the owner in elsewhere.
     """
 
     async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:
         """Return the URL to send the browser to.
 
-        A page of yours, which looks the request up with `provider.pending(handle, request)`, asks the owner, and then
-        calls `provider.approve(handle, subject=...)` or `provider.deny(handle)`. Or what these two return, to decide
-        at once.
+        This is a page of yours, which looks up the request with `provider.pending(handle, request)`, asks the owner,
+        and then calls `provider.approve(handle, subject=...)` or `provider.deny(handle)`. To decide at once, return
+        the result of one of these two instead.
         """
         ...
 
 
 def default_approval(urls: list[str]) -> Approval:
-    """Return the approval of a server with these public URLs where its owner has not chosen one.
+    """Return the approval for a server with these public URLs whose owner has not chosen one.
 
-    Raises `ConfigurationError` where there is no password and one of them is not loopback.
+    Raises `ConfigurationError` if there is no password and one of the URLs is not loopback.
     """
     if os.environ.get(PASSWORD_HASH):
-        from oauth_store.pages.password import PasswordApproval  # argon2 and jinja2 are for those who need them
+        from oauth_store.pages.password import PasswordApproval  # imports argon2 and jinja2 only where needed
 
         return PasswordApproval()
     public = [url for url in urls if not is_loopback_host(urlsplit(url).hostname)]
     if public:
         raise ConfigurationError(
-            f"who may let a client in at {public[0]}? Anyone who finds the URL could get a token. Set {PASSWORD_HASH} "
-            "to what `oauth-store hash-password` prints, pass approval=<your own Approval> to ask the owner otherwise, "
-            "or approval=AutoApproval() to let in everyone"
+            f"no approval is set for the public URL {public[0]}, so anyone who finds it could get a token; set "
+            f"{PASSWORD_HASH} to the output of `oauth-store hash-password`, pass approval=<your own Approval> to ask "
+            "the owner in another way, or pass approval=AutoApproval() to approve every client"
         )
-    logger.warning("no approval= is set: clients on this machine are let in without asking, all others are refused")
+    logger.warning("no approval is set: clients on this machine get in without one, all others are refused")
     return LoopbackApproval()
 
 
 class SQLAlchemyOAuthProvider(OAuthProvider):
     """An OAuth 2.1 authorization server for FastMCP that keeps its state in a database.
 
-    In place of `InMemoryOAuthProvider`::
+    Use it in place of `InMemoryOAuthProvider`::
 
         mcp = FastMCP("wiki", auth=SQLAlchemyOAuthProvider(base_url="https://wiki.example.com"))
     """
@@ -106,28 +106,28 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         trusted_proxies: Sequence[str] = (),
         metadata_documents: bool = True,
     ) -> None:
-        """Check the settings. The database is opened at first use, and may not exist before.
+        """Check the settings. The database is opened at first use, and need not exist before.
 
         Args:
-            database: A file's path, ":memory:", or a SQLAlchemy URL; or an AsyncEngine, which is used as it is and
-                never disposed. None reads MCP_OAUTH_DB, else it is "mcp_oauth.db" in the working directory.
-            base_url: The public URL of the server; this and the next six mean what they mean for `OAuthProvider`.
-            client_registration_options: None switches registration on.
-            revocation_options: None switches revocation on.
-            approval: Who may let a client in. None is `PasswordApproval()` where MCP_OAUTH_PASSWORD_HASH is set; else
-                it lets in clients on this machine, if all URLs are loopback.
-            authorization_code_expiry_seconds: From the approval to the exchange of the code.
-            access_token_expiry_seconds: From one refresh to the next.
-            refresh_token_expiry_seconds: From the last refresh.
-            refresh_grace_seconds: How long a refresh token that was just used is answered with the same pair again,
-                at most the access token's lifetime. 0 never answers twice.
-            rate_limits: How many registrations and authorization requests are accepted. None is generous.
-            trusted_proxies: Addresses or networks whose X-Forwarded-For is believed, where uvicorn does not see to it.
-            metadata_documents: Whether clients may be named by the URL of their metadata document, which this server
-                then fetches. False where it cannot: clients register then. Those already stored go on.
+            database: The path of a file, ":memory:", a SQLAlchemy URL, or an AsyncEngine, which is used as it is and
+                never disposed. None reads MCP_OAUTH_DB; if that is not set, "mcp_oauth.db" in the working directory.
+            base_url: The public URL of the server. This and the next six mean the same as for `OAuthProvider`.
+            client_registration_options: None enables registration.
+            revocation_options: None enables revocation.
+            approval: Decides which clients get access. None means `PasswordApproval()` if MCP_OAUTH_PASSWORD_HASH is
+                set; otherwise, if all URLs are loopback, clients on this machine get in without approval.
+            authorization_code_expiry_seconds: Lifetime of a code, from its approval to its exchange.
+            access_token_expiry_seconds: Lifetime of an access token; clients refresh this often.
+            refresh_token_expiry_seconds: Lifetime of a refresh token, counted from the last refresh.
+            refresh_grace_seconds: How long a refresh token that was just used gets the same pair again; at most the
+                access token's lifetime. 0 never returns a pair twice.
+            rate_limits: Limits on registrations and authorization requests. None means the generous defaults.
+            trusted_proxies: Addresses or networks whose X-Forwarded-For is trusted, if uvicorn does not handle it.
+            metadata_documents: Whether a client may name itself by the URL of its metadata document, which this server
+                then fetches. Set False if it cannot: clients then register. Clients already stored keep working.
 
         Raises:
-            ConfigurationError: If a setting is missing, contradictory or not usable.
+            ConfigurationError: If a setting is missing, contradictory or unusable.
         """
         check_public_urls(
             base_url=base_url,
@@ -172,7 +172,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         await self._store.open()
 
     async def aclose(self) -> None:
-        """Finish the steps under way and close all connections. The provider opens them again if it is used again."""
+        """Finish the steps in progress and close all connections. Using the provider again reopens them."""
         await self._store.close()
 
     async def __aenter__(self) -> Self:
@@ -190,21 +190,21 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         return await clients.find(self.issuer, client_id)
 
     async def register_client(self, client_info: OAuthClientInformationFull) -> None:
-        """Store a registration (RFC 7591), or replace the one of the same client_id. Raises `RegistrationError`."""
+        """Store a registration (RFC 7591), or replace the one with the same client_id. Raises `RegistrationError`."""
         await registration.register(self.issuer, client_info)
 
     async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
-        """Store the request, and return the URL that the approval sends the browser to. Raises `AuthorizeError`."""
+        """Store the request, and return the URL to which the approval sends the browser. Raises `AuthorizeError`."""
         request = await start(self.issuer, client, params)
         if isinstance(self._approval, LoopbackApproval):
             return await self._approval.authorize_from(self, request, params)
         return await self._approval.authorize(self, request)
 
     async def pending(self, handle: str, request: Request) -> AuthorizationRequest | None:
-        """Return a request that may still be answered, or None.
+        """Return a request that can still be approved or denied, or None.
 
-        None too where `request`, of the browser that asks for it, lacks the cookie that /authorize gave to the browser
-        that started it: anyone can start a request and send its link to the owner.
+        Also None if `request`, the browser's HTTP request, lacks the cookie that /authorize gave to the browser that
+        started the authorization: anyone can start one and send its link to the owner.
         """
         browser = self.cookies.get(request, request_cookie(handle))
         row = await authorization.pending(self.issuer, handle, browser)
@@ -212,41 +212,41 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         return None if row is None or client is None else request_of(handle, client, row)
 
     async def approve(self, handle: str, *, subject: str | None = None, scopes: Collection[str] | None = None) -> str:
-        """Approve a request, and return the URL that takes the browser, and the code, back to the client.
+        """Approve a request, and return the URL that takes the browser and the code back to the client.
 
-        Called again before the code was used, it replaces the code. `subject` names who approved; every token carries
-        it. `scopes` are those to grant, also ones that the client did not ask for (RFC 6749, section 3.3); None grants
-        those of the request. The required scopes are always granted. Raises `AuthorizeError` if the request is
-        unknown, expired, denied, or its code was used, and for a scope that this server does not have.
+        A second call replaces the code, if it was not used yet. `subject` names the user who approved; every token
+        carries it. `scopes` are the scopes to grant, also ones that the client did not request (RFC 6749, section
+        3.3); None grants those of the request. The required scopes are always granted. Raises `AuthorizeError` if the
+        request is unknown, expired or denied, if its code was used, or for a scope that this server does not have.
         """
         return await authorization.approve(self.issuer, handle, subject, scopes)
 
     async def deny(self, handle: str) -> str:
-        """Deny a request, and return the URL that tells the client so. Raises `AuthorizeError`, as `approve` does."""
+        """Deny a request, and return the URL that reports this to the client. Raises `AuthorizeError`, as `approve`."""
         return await authorization.deny(self.issuer, handle)
 
     async def load_authorization_code(
         self, client: OAuthClientInformationFull, authorization_code: str
     ) -> AuthorizationCode | None:
-        """Return an approved code of this client until it expires, or None. A consumed one too."""
+        """Return an approved code of this client until it expires, even if consumed, or None."""
         return await code.load(self.issuer, client.client_id, authorization_code)
 
     async def exchange_authorization_code(
         self, client: OAuthClientInformationFull, authorization_code: AuthorizationCode
     ) -> OAuthToken:
-        """Exchange a code for a token pair, once. A second time it ends the grant. Raises `TokenError`."""
+        """Exchange a code for a token pair, once. A second exchange ends the grant. Raises `TokenError`."""
         presented = code.PresentedCode(client.client_id, authorization_code.code, checked=True)
         return await code.exchange(self.issuer, presented)
 
     async def load_refresh_token(self, client: OAuthClientInformationFull, refresh_token: str) -> RefreshToken | None:
-        """Return a refresh token of this client, or None. A consumed one too, so that its exchange can decide."""
+        """Return a refresh token of this client, even if consumed, so that its exchange can decide; or None."""
         return await refresh.load(self.issuer, client.client_id, refresh_token)
 
     async def exchange_refresh_token(
         self, client: OAuthClientInformationFull, refresh_token: RefreshToken, scopes: list[str]
     ) -> OAuthToken:
-        """Rotate a refresh token, or answer it again. Raises `TokenError`."""
-        scope = "" if set(scopes) == set(refresh_token.scopes) else " ".join(scopes)  # all: as it is in the row by then
+        """Rotate a refresh token, or repeat the response to it. Raises `TokenError`."""
+        scope = "" if set(scopes) == set(refresh_token.scopes) else " ".join(scopes)  # all: those in the row by then
         presented = refresh.PresentedRefreshToken(client.client_id, refresh_token.token, scope=scope, checked=True)
         return await refresh.refresh(self.issuer, presented)
 
@@ -265,7 +265,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     # The server around it
 
     def set_mcp_path(self, mcp_path: str | None) -> None:
-        """Learn where the MCP endpoint is, and so the resource that tokens are for. A known path is never unset."""
+        """Set the path of the MCP endpoint, and so the resource that tokens are for. A known path is never unset."""
         if mcp_path is not None or self._mcp_path is None:
             super().set_mcp_path(mcp_path)
             self.issuer.resource = None if self._mcp_path is None else str(self._resource_url)
@@ -274,31 +274,31 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     def scopes_supported(self) -> list[str]:
         """The scopes of the protected resource, without `offline_access`, or None (RFC 9728, section 3.2)."""
         scopes = [scope for scope in super().scopes_supported if scope != clients.OFFLINE_ACCESS]
-        return scopes or None  # type: ignore[return-value]  # FastMCP hands it on to where None is right
+        return scopes or None  # type: ignore[return-value]  # FastMCP passes it on to code that accepts None
 
     def public_url(self, path: str) -> str:
-        """Return the URL of a path of this server, as browsers reach it."""
+        """Return the public URL of a path of this server."""
         return f"{str(self.base_url).rstrip('/')}{path}"
 
     @property
     def public_name(self) -> str:
-        """What people call the server where its owner has not named it: host and path of its URL."""
+        """The server's name, if its owner has not set one: host and path of its URL."""
         return self.public_url("").partition("//")[2]
 
     def address_of(self, request: Request) -> str:
-        """Return the address that sent a request: the peer's, or what `trusted_proxies` say of it."""
+        """Return the address that sent a request: the peer's, or the one that `trusted_proxies` report."""
         return self._flood_guard.address(request)
 
     def message_page(
         self, title: str, text: str, detail: str, status_code: int, headers: Mapping[str, str]
     ) -> Response:
-        """Return a page that tells a person what is wrong, in the look of the approval's pages."""
+        """Return a page that tells the user what is wrong, in the style of the approval's pages."""
         pages: Pages = getattr(self._approval, "pages", None) or plain_pages()
         paragraphs = filter(None, (text, detail))
         return pages.message(title, *paragraphs, server=self.public_name, status_code=status_code, headers=headers)
 
     def get_routes(self, mcp_path: str | None = None) -> list[Route]:
-        """Return FastMCP's routes, with ours where its handlers fall short, and those of the approval's pages."""
+        """Return FastMCP's routes, with ours where its handlers fall short, and the approval's pages."""
         routes = super().get_routes(mcp_path)
         pages: Callable[[SQLAlchemyOAuthProvider], list[Route]] | None = getattr(self._approval, "routes", None)
         server = Server(
@@ -312,7 +312,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         return server_routes(server, routes, pages(self) if pages else [])
 
     def get_middleware(self) -> list[Middleware]:
-        """Return FastMCP's middleware between ours: for outages, which are 503, and for all that lacks a token: 401."""
+        """Return FastMCP's middleware between ours: outages get 503, and every request without a token gets 401."""
         return [
             Middleware(OutageMiddleware),
             *super().get_middleware(),

@@ -1,4 +1,4 @@
-"""Limits on what anyone may ask for: registrations and authorization requests, which leave a row each."""
+"""Limits on requests that anyone may send and that leave a row each: registrations and authorization requests."""
 
 import ipaddress
 import math
@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from oauth_store.errors import ConfigurationError
 
-if TYPE_CHECKING:  # importing it takes 20 milliseconds of a start, and who serves no routes needs none of it
+if TYPE_CHECKING:  # importing it takes 20 milliseconds, and a process that serves no routes does not need it
     from limits import RateLimitItem
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -21,12 +21,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _WITH_PORT = re.compile(r"\[([^]]+)\](?::\d+)?|([\d.]+):\d+")
 PROXIES = 20
-"""A request has come through at most; each is an address to read."""
+"""The most proxies that a request can have passed through; each is an address to parse."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class OverLimitError(Exception):
-    """What was asked for is over a limit."""
+    """A request is over a limit."""
 
     def __init__(self, retry_after: int) -> None:
         """`retry_after` is in seconds."""
@@ -36,11 +36,11 @@ class OverLimitError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimits:
-    """How many registrations and authorization requests a process accepts, as in "60/minute". `None` is no limit.
+    """How many registrations and authorization requests a process accepts, as in "60/minute". `None` means no limit.
 
-    They are generous: the users of one client often share an address. What is over a limit gets 429 with Retry-After.
-    A registration that nobody approves is kept for 30 days, so `registrations` bounds what a flood can leave behind. A
-    client that is described by a metadata document counts as one when it is stored.
+    The defaults are generous, since the users of one client often share an address. A request over a limit gets 429
+    with Retry-After. A registration that is never approved is kept for 30 days, so `registrations` bounds what a flood
+    can leave behind. A client with a metadata document counts as a registration when it is stored.
     """
 
     registrations_per_address: str | None = "60/hour"
@@ -50,7 +50,7 @@ class RateLimits:
 
 
 class Limiter:
-    """Counts what happens in this process."""
+    """Counts events in this process."""
 
     def __init__(self) -> None:
         from limits.storage import MemoryStorage
@@ -59,9 +59,9 @@ class Limiter:
         self._strategy = FixedWindowRateLimiter(MemoryStorage())
 
     def retry_after(self, *counted: tuple["RateLimitItem | None", str]) -> int | None:
-        """Count one event under each key. Return the seconds after which to try again if one is over its limit.
+        """Count one event under each key. If one is over its limit, return the seconds to wait, else None.
 
-        What is over a limit is not counted, and leaves no trace under the keys that follow: name the total first,
+        An event over a limit is not counted, and leaves no trace under the keys that follow. Name the total first,
         since there may be any number of addresses.
         """
         limited = [(limit, key) for limit, key in counted if limit is not None]
@@ -73,13 +73,13 @@ class Limiter:
         return None
 
     def refund(self, *counted: tuple["RateLimitItem | None", str]) -> None:
-        """Take back what `retry_after` counted."""
+        """Undo a count of `retry_after`."""
         for limit, key in counted:
             if limit is not None:
                 self._strategy.hit(limit, key, cost=-1)
 
     def forget(self, limit: "RateLimitItem", key: str) -> None:
-        """Begin again to count under a key."""
+        """Reset the count of a key."""
         self._strategy.clear(limit, key)
 
 
@@ -87,10 +87,10 @@ class FloodGuard:
     """Limits registrations and authorization requests, by address and in total."""
 
     def __init__(self, rate_limits: RateLimits, trusted_proxies: Sequence[str]) -> None:
-        """Raises `ConfigurationError` for a limit or a network that cannot be read."""
+        """Raises `ConfigurationError` for a limit or a network that cannot be parsed."""
         self._rate_limits = rate_limits
         if rate_limits != RateLimits():
-            self._limits  # noqa: B018  (to say now what is wrong with it)
+            self._limits  # noqa: B018  (reports an invalid limit now)
         try:
             self._trusted: list[Network] = [_network(network) for network in trusted_proxies]
         except ValueError as error:
@@ -115,11 +115,11 @@ class FloodGuard:
         return path in self._limits
 
     def retry_after(self, path: str, request: Request) -> int | None:
-        """Count a request. Return the seconds after which to try again if it is over a limit, else None."""
+        """Count a request. If it is over a limit, return the seconds to wait, else None."""
         return self._limiter.retry_after(*self._counted(path, request))
 
     def refund(self, path: str, request: Request) -> None:
-        """Take back what was counted for a request that left nothing behind."""
+        """Undo the count of a request that left nothing behind."""
         self._limiter.refund(*self._counted(path, request))
 
     def _counted(self, path: str, request: Request) -> tuple[tuple["RateLimitItem | None", str], ...]:
@@ -127,7 +127,7 @@ class FloodGuard:
         return (total, path), (per_address, f"{path} {self.address(request)}")
 
     def count_document(self, request: Request) -> None:
-        """Count the row of a client that is described by a document: it is kept as long as a registration.
+        """Count a client with a metadata document, whose row is kept as long as a registration.
 
         Raises `OverLimitError` if there are too many.
         """
@@ -136,10 +136,10 @@ class FloodGuard:
             raise OverLimitError(seconds)
 
     def address(self, request: Request) -> str:
-        """Return who sent a request: the peer, or what trusted proxies say of it. Of IPv6, the /64 network.
+        """Return the sender of a request: the peer, or the address that trusted proxies report. IPv6 is cut to its /64.
 
-        All lines of `X-Forwarded-For` are one list (RFC 9110, section 5.3): a proxy may add a line of its own below
-        those that the visitor made up.
+        All lines of `X-Forwarded-For` are one list (RFC 9110, section 5.3): a proxy may add its own line below those
+        that the sender made up.
         """
         sender = request.client.host if request.client else ""
         address = ip_address(sender)
@@ -157,10 +157,10 @@ class FloodGuard:
 
 
 def ip_address(text: str) -> Address | None:
-    """Return the address that a peer has, or that a proxy wrote; None for what is none.
+    """Parse the address of a peer, or one that a proxy wrote; return None if it is not an address.
 
-    Without its port, its brackets and the quotation marks of RFC 7239, section 6. Of IPv4 inside of IPv6, as a
-    dual-stack listener (RFC 4291, section 2.5.5.2) or a NAT64 (RFC 6052, section 2.1) hand it on, the IPv4 address.
+    Drops its port, its brackets and the quotation marks of RFC 7239, section 6. Returns IPv4 inside IPv6, as a
+    dual-stack listener (RFC 4291, section 2.5.5.2) or a NAT64 (RFC 6052, section 2.1) passes it on, as IPv4.
     """
     match = _WITH_PORT.fullmatch(text.strip('"'))
     try:
@@ -187,4 +187,4 @@ def _parsed(name: str, limit: str | None) -> "RateLimitItem | None":
     try:
         return parse(limit)
     except ValueError as error:
-        raise ConfigurationError(f'rate_limits: {name} is {limit!r}; expected one such as "60/minute"') from error
+        raise ConfigurationError(f'rate_limits: {name} is {limit!r}; expected a limit such as "60/minute"') from error

@@ -1,4 +1,4 @@
-"""URLs of the server, and the comparison of resources."""
+"""The server's URLs, and the comparison of resources."""
 
 from urllib.parse import urlsplit
 
@@ -22,16 +22,16 @@ def _check_public_url(name: str, url: AnyHttpUrl | str) -> None:
         parsed = _http_url.validate_python(str(url))
     except ValidationError as error:
         raise ConfigurationError(
-            f"{name} is {str(url)!r}, which is no URL; expected one such as https://wiki.example.com"
+            f"{name} is {str(url)!r}, which is not a URL; expected one such as https://wiki.example.com"
         ) from error
     if parsed.scheme != "https" and not is_loopback_host(parsed.host):
         raise ConfigurationError(f"{name} is {str(url)!r}; expected https:// (http:// only on loopback)")
     if parsed.query is not None or parsed.fragment is not None or parsed.username is not None:
-        raise ConfigurationError(f"{name} is {str(url)!r}; expected a URL without user, query and fragment")
+        raise ConfigurationError(f"{name} is {str(url)!r}; expected a URL without a user, query or fragment")
 
 
 def same_resource(first: str, second: str) -> bool:
-    """Compare two resource URLs (RFC 8707): the case of scheme and host, and one trailing slash, do not matter."""
+    """Compare two resource URLs (RFC 8707), ignoring the case of scheme and host and one trailing slash."""
     return first == second or _normalized(first) == _normalized(second)  # 0.1 microseconds instead of 5 with every call
 
 
@@ -39,5 +39,5 @@ def _normalized(resource: str) -> str:
     try:
         url = urlsplit(str(_http_url.validate_python(resource)))
     except ValidationError:
-        return resource  # equal to itself alone
+        return resource  # equal only to itself
     return url._replace(path=url.path.removesuffix("/")).geturl()

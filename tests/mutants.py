@@ -597,8 +597,8 @@ FAULTS = (
     Fault(
         "A COMMIT that got no answer is tried again",
         "oauth_store/database/store.py",
-        "if hung_up(error):  # nobody knows",
-        "if False:  # nobody knows",
+        "if hung_up(error):  # it may have been committed",
+        "if False:  # it may have been committed",
         ("tests/system/test_hangups.py::test_at_the_commit",),
     ),
     Fault(

@@ -1,1 +1,1 @@
-"""Three tables, and how they are reached. Nothing here knows a flow, or HTTP."""
+"""Three tables, and access to them. Nothing here knows a flow or HTTP."""

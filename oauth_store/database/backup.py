@@ -15,7 +15,7 @@ from oauth_store.database.url import database_url, is_memory
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError
 
 PAGES = 2000
-"""Of 4 KiB each, which are copied between two looks at Ctrl-C."""
+"""Pages of 4 KiB that are copied between two checks for Ctrl-C."""
 
 _HINTS = {
     "postgresql": "pg_dump --table='oauth_*' or a backup of the whole server",
@@ -23,12 +23,12 @@ _HINTS = {
 }
 
 Progress = Callable[[str, int, int], None]
-"""Told now and then that some more pages are copied, and how many there are."""
+"""Called now and then with what is done ("copying"), the pages copied since the last call, and their total."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackedUp:
-    """What a backup has done."""
+    """The result of a backup."""
 
     source: str
     file: str
@@ -40,15 +40,15 @@ class BackedUp:
 def backup(database: str | None, file: str | Path, *, on_progress: Progress = lambda *_: None) -> BackedUp:
     """Copy an SQLite file as it is at one moment to `file`, which must not exist, and check the copy. Blocks.
 
-    Its server may run meanwhile. The copy is one file of mode 0600. It is no longer there if anything goes wrong.
+    The server may keep running. The copy is one file of mode 0600; if anything fails, it is deleted.
 
-    Raises `ConfigurationError` for a database that is no file, a source that does not exist and a `file` that does,
-    `SchemaError` for a file of somebody else, `DatabaseUnavailable`, and `OAuthStoreError` if the copy is damaged.
+    Raises `ConfigurationError` for a database that is not a file, a source that does not exist or a `file` that does,
+    `SchemaError` for a file of another program, `DatabaseUnavailable`, and `OAuthStoreError` for a damaged copy.
     """
     url = database_url(database)
     if url.get_backend_name() != "sqlite":
         hint = _HINTS[url.get_backend_name()]
-        raise ConfigurationError(f"backup copies SQLite files; for this database use its own tools: {hint}")
+        raise ConfigurationError(f"backup copies only SQLite files; use this database's own tools: {hint}")
     if is_memory(url):
         raise ConfigurationError("the database is in memory; expected a file's path")
     source, target = str(url.database), Path(file)
@@ -56,7 +56,7 @@ def backup(database: str | None, file: str | Path, *, on_progress: Progress = la
         raise ConfigurationError(f"{source} does not exist")
     revision = _revision(source)
     if revision == schema.EMPTY:
-        raise ConfigurationError(f"{source} holds no tables of ours: there is nothing to back up")
+        raise ConfigurationError(f"{source} has no oauth_store tables, so there is nothing to back up")
     _create(target)
     try:
         _copy(source, target, on_progress)
@@ -82,7 +82,7 @@ def _create(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
-        raise ConfigurationError(f"{path} exists already, and is never overwritten; choose another name") from None
+        raise ConfigurationError(f"{path} already exists, and backup never overwrites; choose another name") from None
     except OSError as error:
         raise DatabaseUnavailable(f"cannot create {path}: {os.strerror(error.errno or 0)}") from error
 
@@ -91,10 +91,10 @@ def _copy(source: str, target: Path, on_progress: Progress) -> None:
     try:
         with closing(_connect(source)) as origin, closing(_connect(str(target))) as copy:
             origin.execute("BEGIN")
-            # One moment, however long it takes: without a transaction, every write of a server would start it anew.
+            # One moment, however long it takes: without a transaction, every write of a server would restart the copy.
             origin.execute("SELECT count(*) FROM sqlite_master").fetchone()
             origin.backup(copy, pages=PAGES, progress=_steps(on_progress))
-            copy.execute("PRAGMA journal_mode = DELETE")  # one file without a -wal; the server will see to it again
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file without a -wal; the server will set it back
             problems = [row[0] for row in copy.execute("PRAGMA integrity_check")]
             if problems != ["ok"]:
                 raise OAuthStoreError(f"the copy of {source} is damaged, and so is the file itself: {problems[0]}")
@@ -115,7 +115,9 @@ def _steps(on_progress: Progress) -> Callable[[int, int, int], None]:
 
 def _check(target: Path, revision: str) -> None:
     if _revision(str(target)) != revision:
-        raise OAuthStoreError(f"{target} is not at schema {revision}: was it being upgraded? Run backup again")
+        raise OAuthStoreError(
+            f"{target} is not at schema {revision}: an upgrade may have been running. Run backup again"
+        )
 
 
 def _connect(path: str) -> sqlite3.Connection:

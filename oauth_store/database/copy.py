@@ -1,4 +1,4 @@
-"""From one database to another: every row of every table, in one transaction, and read back before it is committed."""
+"""Copy a database to another: every row of every table, in one transaction, read back before the commit."""
 
 import asyncio
 import os
@@ -26,42 +26,42 @@ BATCH = 1000
 """Rows that are read, written and compared at a time: a registration may have 32 KiB."""
 
 CACHE_KIB = 64 * 1024
-"""Of SQLite, while it writes: with its own 2 MiB, it would write the indexes of a million tokens many times."""
+"""SQLite's cache while it writes: with its default, 2 MiB, the indexes of a million tokens are written many times."""
 
-# A database's name for itself: two URLs may well spell the same one in two ways.
+# Queries that identify a database: two URLs may name the same one.
 _IDENTITY = {
     "postgresql": "SELECT pg_postmaster_start_time(), current_database(), current_schema()",
     "mysql": "SELECT @@hostname, @@port, @@datadir, database()",
 }
 
 _PRIME = 1_000_003
-"""Times are summed modulo this: the sum of a million of them must fit into 64 bits, whatever they are."""
+"""Times are summed modulo this, so that the sum of a million of them fits into 64 bits."""
 
 Progress = Callable[[str, int, int], None]
-"""Told of each batch: what is done ("copying" or "verifying"), its rows, and how many rows there are in all."""
+"""Called for each batch with what is done ("copying" or "verifying"), its number of rows, and their total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a copy has done."""
+    """The result of a copy."""
 
     source: str
     target: str
     rows: dict[str, int]
     """By table."""
     source_changed: bool
-    """Somebody wrote to the source meanwhile. That is not in the target."""
+    """Another process wrote to the source meanwhile. Those changes are not in the target."""
 
 
 async def copy(source: str, target: str, *, on_progress: Progress = lambda *_: None) -> Copied:
-    """Copy all tables from one database to an empty one, and compare every row before it is committed.
+    """Copy all tables from one database to an empty one, and compare every row before the commit.
 
-    The target gets its schema where it has none. It gets all rows in one transaction: whatever goes wrong or stops this
-    leaves it without any. The source is read as it is at one moment, and may be in use.
+    The target gets its schema if it has none. It gets all rows in one transaction: if the copy fails or is stopped, the
+    target has no rows. The source is read as of one moment, and may be in use.
 
-    Raises `ConfigurationError` if the two are the same, the source is not there or the target is not empty,
-    `SchemaError` if either has another schema, `DatabaseUnavailable`, and `OAuthStoreError` if the target does not take
-    a row, or gives it back changed.
+    Raises `ConfigurationError` if the two are the same, the source does not exist or the target is not empty,
+    `SchemaError` if either has another schema, `DatabaseUnavailable`, and `OAuthStoreError` if the target refuses a row
+    or returns it changed.
     """
     source_url, target_url = _url(source, "source"), _url(target, "target")
     if _is_file(source_url) and not _exists(source_url):
@@ -121,7 +121,7 @@ async def _check_apart(origin: "_Side", target_url: URL) -> None:
 
 
 async def _create(target: str) -> None:
-    """Give the target its schema, unless it has one. Raises `SchemaError` for one that this release does not need."""
+    """Create the target's schema unless it has one. Raises `SchemaError` if it has another one."""
     store = Store(target, schema.prepare)
     try:
         await store.open()
@@ -147,7 +147,7 @@ async def _connected(url: URL, **options: Any) -> AsyncIterator["_Side"]:
 
 @asynccontextmanager
 async def _snapshot(url: URL) -> AsyncIterator["_Side"]:
-    """Yield the source as it is at the first statement. Writers do not wait for it, nor does it wait for them."""
+    """Yield the source as of the first statement. Writers do not wait for it, nor does it wait for them."""
     options: dict[str, Any] = {"wal": False} if _is_file(url) else {"isolation_level": "REPEATABLE READ"}
     async with _connected(url, **options) as side:
         with _reported(side.name):
@@ -180,7 +180,7 @@ def _reported(name: str) -> Iterator[None]:
 
 
 class _RefusedError(Exception):
-    """The target does not take a row. Its text has no values, which PostgreSQL tells from the second line on."""
+    """The target refuses a row. The text has no values, which PostgreSQL prints from the second line on."""
 
     def __init__(self, error: BaseException | None) -> None:
         super().__init__(str(error).partition("\n")[0])
@@ -195,7 +195,7 @@ class _Side:
     connection: AsyncConnection
 
     async def run(self, call: Coroutine[Any, Any, T]) -> T:
-        """Await a call of the database to its end, even if Ctrl-C comes: a cancelled one may hang in asyncpg."""
+        """Await a database call to its end, even after Ctrl-C: a cancelled one may hang in asyncpg."""
         task = asyncio.create_task(call)
         try:
             return await asyncio.shield(task)
@@ -211,7 +211,7 @@ class _Side:
         return (await self.execute(text(_IDENTITY[self.url.get_backend_name()]))).one()
 
     async def totals(self) -> dict[str, dict[str, int]]:
-        """Return, by table, the number of rows and a sum over each of their times: what a write of a server changes."""
+        """Return the number of rows of each table and a sum over each time column: a server's writes change these."""
         totals = {}
         for table in Base.metadata.sorted_tables:
             times = [column for column in table.columns if isinstance(column.type, BigInteger)]
@@ -234,8 +234,8 @@ class _Side:
             if (await self.execute(select(1).select_from(table).limit(1))).first():
                 names = ", ".join(table.name for table in reversed(Base.metadata.sorted_tables))
                 raise ConfigurationError(
-                    f"the target {self.name} is not empty: {table.name} holds rows. Copy into another database, or, if "
-                    f"nobody needs what stands there, delete the rows of {names}, in this order"
+                    f"the target {self.name} is not empty: {table.name} has rows. Copy to another database, or, if "
+                    f"nothing needs these rows, delete those of {names}, in this order"
                 )
 
     async def insert(self, table: Table, rows: Sequence[Row[Any]]) -> None:
@@ -244,9 +244,7 @@ class _Side:
             with _reported(self.name):
                 await self.run(write(table, rows))
         except _RefusedError as refused:
-            raise OAuthStoreError(
-                f"{self.name} does not take a row of {table.name}: {refused}. Nothing was copied"
-            ) from None
+            raise OAuthStoreError(f"{self.name} refused a row of {table.name}: {refused}. Nothing was copied") from None
 
     async def _insert(self, table: Table, rows: Sequence[Row[Any]]) -> None:
         try:
@@ -269,7 +267,7 @@ class _Side:
             raise _RefusedError(error) from error
 
     async def check_same(self, table: Table, rows: Sequence[Row[Any]]) -> None:
-        """Raise `OAuthStoreError` unless these rows are here, and the same to the letter."""
+        """Raise `OAuthStoreError` unless these rows are here and exactly the same."""
         (key,) = table.primary_key.columns
         query = select(table).where(key.in_([row._mapping[key] for row in rows]))
         found = {row._mapping[key]: row for row in await self.execute(query)}
@@ -278,15 +276,15 @@ class _Side:
             if copied != row:
                 changed = [name for name, value in row._mapping.items() if copied and copied._mapping[name] != value]
                 raise OAuthStoreError(
-                    f"a row of {table.name} is not the same in {self.name} as in the source: "
+                    f"a row of {table.name} differs between {self.name} and the source: "
                     f"{', '.join(changed) or 'it is missing'}. Nothing was copied"
                 )
 
     async def check_totals(self, totals: dict[str, dict[str, int]]) -> None:
-        """Raise `OAuthStoreError` if there is anything else here."""
+        """Raise `OAuthStoreError` if the target has anything else."""
         if await self.totals() != totals:
             raise OAuthStoreError(
-                f"another process wrote to {self.name} meanwhile. Nothing was copied; stop it, and copy again"
+                f"another process wrote to {self.name} meanwhile. Nothing was copied; stop it, then copy again"
             )
 
     async def commit(self) -> None:
@@ -294,6 +292,6 @@ class _Side:
             await self.run(self.connection.commit())
 
     async def end(self) -> None:
-        """End the transaction: what is read now is what stands there now."""
+        """End the transaction, so that the next read sees the present state."""
         with _reported(self.name):
             await self.run(self.connection.rollback())

@@ -1,4 +1,4 @@
-"""From a URL to an engine: files, and the settings of each database."""
+"""Engines for URLs: files, and the settings of each database."""
 
 import os
 import socket
@@ -25,14 +25,14 @@ CONNECT_TIMEOUT_SECONDS = 10
 COMMAND_TIMEOUT_SECONDS = 10
 POOL_TIMEOUT_SECONDS = 10
 RECYCLE_SECONDS = 300
-"""A connection's age at most: after that, some networks forget one that was idle."""
+"""The maximum age of a connection: some networks forget one that is idle for longer."""
 UNACKNOWLEDGED_SECONDS = 5
 """How long the other end of a connection may acknowledge nothing that it is sent."""
 IDLE_SECONDS = 15
-"""How long a connection is idle before the system asks the other end whether it is still there."""
+"""How long a connection is idle before the system probes the other end."""
 
-# A server's defaults must not decide what a statement means, nor what it stores. asyncmy escapes with backslashes, and
-# without strict mode the server cuts a value that does not fit. MariaDB and every MySQL know these modes.
+# A server's defaults must not change the meaning of a statement, nor the stored values. asyncmy escapes with
+# backslashes, and without strict mode the server truncates a value. MariaDB and every MySQL know these modes.
 _MYSQL_SESSION = "SET " + ", ".join(
     f"SESSION {variable} = {value}"
     for variable, value in {
@@ -41,7 +41,7 @@ _MYSQL_SESSION = "SET " + ", ".join(
         "character_set_results": "utf8mb4",
         "collation_connection": "utf8mb4_bin",
         "foreign_key_checks": 1,
-        "sql_select_limit": 2**64 - 1,  # none
+        "sql_select_limit": 2**64 - 1,  # no limit
         "innodb_lock_wait_timeout": BUSY_TIMEOUT_SECONDS,  # its own is 50 seconds
     }.items()
 )
@@ -51,18 +51,18 @@ def take_lock(connection: Connection) -> None:
     """Take SQLite's write lock in a transaction that SQLAlchemy has just begun."""
     driver_connection = connection.connection.driver_connection
     if driver_connection is not None and driver_connection.in_transaction:
-        connection.exec_driver_sql("ROLLBACK")  # of a BEGIN that an engine sent by itself, which takes no lock
+        connection.exec_driver_sql("ROLLBACK")  # of a BEGIN that an engine sent itself, which takes no lock
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def create_file(url: URL) -> None:
     """Create the SQLite file of `url` with mode 0600, before SQLite opens it; its -wal and -shm inherit the mode.
 
-    Never opens a file that exists: closing any descriptor of it would drop the locks that SQLite holds on it in this
+    Never opens an existing file: closing any descriptor of it would drop the locks that SQLite holds on it in this
     process. Raises `DatabaseUnavailable` if it cannot be created.
     """
     path = Path(str(url.database))
-    if path.is_symlink():  # also to no file yet, which SQLite would create with any mode
+    if path.is_symlink():  # even to a file that does not exist, which SQLite would create with any mode
         path = Path(os.path.realpath(path))
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -80,20 +80,20 @@ def create_file(url: URL) -> None:
 
 
 def create_engine(url: URL, *, wal: bool = True, pools: int = 1, **options: Any) -> AsyncEngine:
-    """Return an engine for `url` with the settings that we need. Errors never print bound values.
+    """Return an engine for `url` with the settings that oauth_store needs. Errors never print bound values.
 
-    It has its share of the connections if it is one of several `pools`.
-    `wal=False` leaves the journal mode of an SQLite file as it is: for a look at a file that may be none of ours.
+    As one of several `pools`, it gets its share of the connections. `wal=False` leaves the journal mode of an SQLite
+    file as it is, to inspect a file that may belong to another program.
     """
     if url.get_backend_name() == "sqlite":
-        # autocommit as far as the driver goes: what uses this begins its transactions itself
+        # autocommit at the driver: callers begin their own transactions
         file = url.set(database=sqlite_name(url))
         engine = create_async_engine(file, hide_parameters=True, connect_args={"isolation_level": None}, **options)
         configure_sqlite(engine.sync_engine, wal=wal)
         return engine
     pooled = options.get("poolclass") is not NullPool
     if pooled:
-        # no overflow: its connections are closed and opened again with every request
+        # no overflow: such connections are closed and opened again with every request
         options = {
             "pool_size": max(1, connections(url, POOL_SIZE) // pools),
             "max_overflow": 0,
@@ -101,11 +101,11 @@ def create_engine(url: URL, *, wal: bool = True, pools: int = 1, **options: Any)
             "pool_recycle": RECYCLE_SECONDS,
             **options,
         }
-    # At REPEATABLE READ, MySQL's own, a SELECT after the UPDATE may not see what another transaction committed; at
-    # SERIALIZABLE, which a server may have for its default, PostgreSQL refuses most of a crowd.
+    # At REPEATABLE READ, MySQL's default, a SELECT after the UPDATE may not see what another transaction committed; at
+    # SERIALIZABLE, which may be a server's default, PostgreSQL refuses most concurrent steps.
     options = {"isolation_level": "READ COMMITTED", **options}
     if url.get_backend_name() == "postgresql":
-        # asyncpg would wait a minute for a connection, and forever for an answer; so may a migration
+        # asyncpg would wait a minute for a connection, and forever for a response, as only a migration may
         options["connect_args"] = {
             "timeout": CONNECT_TIMEOUT_SECONDS,
             "command_timeout": COMMAND_TIMEOUT_SECONDS if pooled else None,
@@ -128,7 +128,7 @@ def create_engine(url: URL, *, wal: bool = True, pools: int = 1, **options: Any)
 
 
 def _watch(connection: DBAPIConnection, _record: object) -> None:
-    """Let the system find out, in seconds, that the network has forgotten a connection, also one that is idle.
+    """Make the system detect within seconds that the network has dropped a connection, even an idle one.
 
     No driver has a setting for it; both keep their transport under this name.
     """
@@ -136,7 +136,7 @@ def _watch(connection: DBAPIConnection, _record: object) -> None:
     connected = None if transport is None else transport.get_extra_info("socket")
     if connected is None or connected.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    with suppress(OSError):  # it may be closed by now: its first command finds out
+    with suppress(OSError):  # it may be closed by now, which its first command detects
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (  # those that this system has
             ("TCP_KEEPIDLE", IDLE_SECONDS),
@@ -149,11 +149,11 @@ def _watch(connection: DBAPIConnection, _record: object) -> None:
 
 
 class _Pooler:
-    """Whether something stands before PostgreSQL that answers for it, such as PgBouncer: asked at the first connection.
+    """Whether a pooler such as PgBouncer answers in place of PostgreSQL: checked at the first connection.
 
-    asyncpg names its statements by numbers. Where each transaction may have another connection, a name may lead to a
-    statement of another process, which answers another question: a revoked token could pass for a live one. So they
-    get no names where the process that the driver was told of is not the one that answers.
+    asyncpg numbers its statements. If each transaction may have another connection, a name may lead to a statement of
+    another process, which answers another question: a revoked token could pass for a live one. So statements get no
+    names if the process that responds is not the one that the driver was given.
     """
 
     def __init__(self) -> None:
@@ -177,9 +177,9 @@ class _Pooler:
 
 
 class _Forgotten:
-    """Connections of asyncpg that the network may have forgotten: one had no answer in time, and so had none older.
+    """Connections of asyncpg that the network may have dropped: after a timeout on one, all that are older.
 
-    asyncpg gives up the command and keeps the connection; asyncmy gives up the connection, and its pool the others.
+    asyncpg drops the command and keeps the connection; asyncmy drops the connection, and its pool drops the others.
     """
 
     def __init__(self) -> None:
@@ -208,12 +208,12 @@ class _Forgotten:
 
 
 def _terminate(connection: Any) -> None:
-    """Close a connection of asyncpg without a word to the other end, which would be waited for."""
+    """Close a connection of asyncpg without notifying the other end, which would be waited for."""
     connection.terminate()
 
 
 def configure_sqlite(engine: Engine, *, wal: bool) -> None:
-    """Give each connection of an SQLite engine the settings that we need."""
+    """Apply our settings to each connection of an SQLite engine."""
     event.listen(engine, "connect", _configure_sqlite)
     if wal:
         event.listen(engine, "connect", _configure_wal)
@@ -226,7 +226,7 @@ def _configure_sqlite(connection: DBAPIConnection, _record: object) -> None:
         "synchronous = FULL",  # a revoked token must not come back after a power cut
         "foreign_keys = ON",
         "secure_delete = ON",  # nothing of a deleted row stays in the file
-        "journal_size_limit = 8388608",  # a -wal that grew under a long read shrinks; SQLite itself aims at 4 MiB
+        "journal_size_limit = 8388608",  # a -wal that grew during a long read shrinks; SQLite itself aims at 4 MiB
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

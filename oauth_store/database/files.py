@@ -10,7 +10,7 @@ from pathlib import Path
 logger = logging.getLogger("oauth_store")
 
 MOUNTS = Path("/proc/self/mountinfo")
-"""The mounts that this process sees. Linux alone has it."""
+"""The list of mounts that this process sees. Only Linux has it."""
 
 
 def file_kind(mode: int) -> str:
@@ -34,7 +34,7 @@ class Mount:
 
 
 def mount_of(path: Path) -> Mount | None:
-    """Return the mount that a path is on, or None where the system does not list its mounts. Raises `OSError`."""
+    """Return the mount that a path is on, or None if the system does not list its mounts. Raises `OSError`."""
     try:
         mountinfo = os.fsdecode(MOUNTS.read_bytes())
     except FileNotFoundError:
@@ -50,26 +50,26 @@ def find_mount(path: Path, mountinfo: str) -> Mount | None:
         if not separator:
             continue
         point = Path(re.sub(r"\\(\d{3})", lambda escaped: chr(int(escaped[1], 8)), mounted.split()[4]))
-        # of two on one point, the later one is seen
+        # of two mounts on one point, the later one is visible
         if path.is_relative_to(point) and (found is None or len(point.parts) >= len(found.point.parts)):
             found = Mount(point, file_system.split()[0])
     return found
 
 
 def is_mounted_alone(path: Path) -> bool:
-    """Tell whether a file is a mount by itself, as `docker run -v /srv/oauth.db:/data/oauth.db` makes it.
+    """Return whether a file is a mount of its own, as `docker run -v /srv/oauth.db:/data/oauth.db` makes it.
 
-    SQLite creates the -wal beside it, in the container: a new container has the file without its latest grants.
+    SQLite creates the -wal next to it, in the container: a new container has the file without its latest grants.
     """
     mount = mount_of(path)
     return mount is not None and mount.point == Path(os.path.realpath(path))
 
 
 def warn_of_mounted_file(path: str) -> None:
-    """Log a warning for a file that is a mount by itself. Blocks, for the time of reading /proc/self/mountinfo."""
+    """Log a warning if a file is a mount of its own. Blocks while it reads /proc/self/mountinfo."""
     try:
         alone = is_mounted_alone(Path(path))
-    except OSError:  # the file can be used, wherever it stands
+    except OSError:  # the file can be used, wherever it is
         return
     if alone:
         logger.warning(

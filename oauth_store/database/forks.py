@@ -1,4 +1,4 @@
-"""What a process inherits by a fork from the one that used the database before: connections that are not its own."""
+"""Forks: a child inherits the connections of its parent, and must not use them."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ class Holder(ABC):
 
     @abstractmethod
     def forget(self) -> None:
-        """Begin anew in the child, without connections. Waits for nothing: it runs before anything else does."""
+        """Start over in the child, without connections. Never waits: it runs before anything else does."""
 
 
 _holders: WeakSet[Holder] = WeakSet()
@@ -47,10 +47,10 @@ os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_forg
 
 
 def keep_forever(*inherited: object) -> None:
-    """Never let Python free these, not even when it ends: freed, an SQLite connection of the parent would be closed.
+    """Never let Python free these, not even at exit: that would close an SQLite connection of the parent.
 
-    SQLite says that a connection must not be used across a fork, and to close it is to use it: where the parent was in
-    the middle of a transaction, the child would roll it back, in the memory that all processes on the file share.
+    SQLite forbids the use of a connection across a fork, and closing it is a use: if the parent was in the middle of a
+    transaction, the child would roll it back, in the memory that all processes on the file share.
     """
     for kept in inherited:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))

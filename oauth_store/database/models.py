@@ -18,16 +18,16 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 _OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
 ACCESS, REFRESH, SESSION, SCOPES = "access_token", "refresh_token", "session", "scopes"
-"""The kinds of rows in `oauth_tokens`: the two tokens by RFC 7009's names, a browser's session on the page of connected
+"""The kinds of rows in `oauth_tokens`: the two tokens, by the hints of RFC 7009, the session on the page of connected
 apps, and the record of a change of a grant's scopes."""
 
 CLIENT_ID_LENGTH = 512
-"""Characters of the longest client_id that is accepted; a client ID metadata document's is a URL."""
+"""The longest client_id that is accepted, in characters; that of a client ID metadata document is a URL."""
 
 NEVER = 0
-"""The `last_used_at` of a client that was added by hand: nobody approved a grant yet, and it is never purged."""
+"""The `last_used_at` of a client that was added by hand: no grant is approved yet, and it is never purged."""
 
-# MariaDB compares text without regard to case, and cannot index a blob, unless it is told otherwise.
+# By default, MariaDB ignores the case of text in comparisons, and cannot index a blob.
 _ClientId = String(CLIENT_ID_LENGTH).with_variant(String(CLIENT_ID_LENGTH, collation="utf8mb4_bin"), "mysql", "mariadb")
 _Hash = LargeBinary(32).with_variant(VARBINARY(32), "mysql", "mariadb")
 _GrantId = LargeBinary(16).with_variant(VARBINARY(16), "mysql", "mariadb")
@@ -51,11 +51,11 @@ class Client(Base):
 
     client_id: Mapped[str] = mapped_column(_ClientId, primary_key=True)
     client_metadata: Mapped[str] = mapped_column(Text)
-    """The registration as JSON, less its secret."""
+    """The registration as JSON, without its secret."""
     client_secret_hash: Mapped[bytes | None] = mapped_column(_Hash)
     created_at: Mapped[int] = mapped_column(BigInteger)
     last_used_at: Mapped[int | None] = mapped_column(BigInteger)
-    """Null until the owner has approved a grant: only such a registration may ever be purged. Or `NEVER`."""
+    """Null until the owner has approved a grant: only such a registration may be purged. Or `NEVER`."""
 
     __table_args__ = (Index(None, "last_used_at", "created_at"), _OPTIONS)
 
@@ -63,9 +63,9 @@ class Client(Base):
 class Code(Base):
     """An authorization request, from /authorize to the exchange of its code (RFC 6749, section 4.1).
 
-    The browser carries the handle and the client gets the code: two secrets, since whoever started the flow knows the
-    handle. A code is looked up among approved rows only. A consumed one stays until it expires, so that its replay is
-    seen.
+    The browser carries the handle and the client gets the code: two secrets, since anyone who starts a flow knows the
+    handle. Only approved rows are searched for a code. A consumed one stays until it expires, so that its replay is
+    detected.
     """
 
     __tablename__ = "oauth_codes"
@@ -88,17 +88,17 @@ class Code(Base):
     state: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[int] = mapped_column(BigInteger)
     expires_at: Mapped[int] = mapped_column(BigInteger, index=True)
-    """First of the request; once it is approved, of the code."""
+    """The expiry of the request; after its approval, the expiry of the code."""
     approved_at: Mapped[int | None] = mapped_column(BigInteger)
     consumed_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class Token(Base):
-    """An access or a refresh token, a session, or a change of a grant's scopes.
+    """An access token, a refresh token, a session, or the record of a change of a grant's scopes.
 
     A pair's two name each other; all of a grant share its `grant_id`. A token is live while it is neither expired,
     consumed nor revoked. Rotation consumes both of a pair; a consumed refresh token stays until it expires, so that its
-    replay is answered and its reuse is seen.
+    replay gets a response and its reuse is detected.
     """
 
     __tablename__ = "oauth_tokens"
@@ -112,11 +112,11 @@ class Token(Base):
     client_id: Mapped[str | None] = mapped_column(
         _ClientId, ForeignKey("oauth_clients.client_id", ondelete="CASCADE"), index=True
     )
-    """Null on a session alone."""
+    """Null only for a session."""
     subject: Mapped[str | None] = mapped_column(Text)
     scopes: Mapped[str] = mapped_column(Text)
     resource: Mapped[str | None] = mapped_column(Text)
-    """The server that the token is good for (RFC 8707). Null, in rows that came from VS-2, means this one."""
+    """The server that the token is for (RFC 8707). Null, in rows that came from VS-2, means this one."""
     created_at: Mapped[int] = mapped_column(BigInteger)
     expires_at: Mapped[int] = mapped_column(BigInteger, index=True)
     first_used_at: Mapped[int | None] = mapped_column(BigInteger)
@@ -127,10 +127,10 @@ class Token(Base):
     replay: Mapped[bytes | None] = mapped_column(LargeBinary)
     """On a consumed refresh token: the pair that followed, sealed under the token itself."""
     granted_at: Mapped[int | None] = mapped_column(BigInteger)
-    """When the grant was made. Null on its first pair, which is as old: that spares 8 bytes a pair."""
+    """When the grant was made. Null on its first pair, which is as old: that saves 8 bytes a pair."""
 
 
-# The hot paths' statements name these: on the mapped classes, the ORM would look at each statement and at each row, a
+# The hot paths' statements name these tables: with the mapped classes, the ORM would process each statement and row, a
 # fifth of a lookup and a third of a refresh.
 clients = Base.metadata.tables[Client.__tablename__]
 codes = Base.metadata.tables[Code.__tablename__]
@@ -138,24 +138,24 @@ tokens = Base.metadata.tables[Token.__tablename__]
 
 
 UNUSED_CLIENT_SECONDS = 30 * 24 * 3600
-"""How long a registration that never led to an approved grant is kept. One that did is never deleted by itself."""
+"""How long a registration without an approved grant is kept. One with a grant is never deleted automatically."""
 
 KEEP_EXPIRED_SECONDS = 7 * 24 * 3600
-"""How long a refresh token that its client still holds is kept after its expiry: a clock may be ahead by this much."""
+"""How long an unused refresh token is kept after its expiry: a clock may be ahead by this much."""
 
 Now = int | BindParameter[int]
 
 
 def is_live(now: Now) -> ColumnElement[bool]:
-    """Whether a token's row is neither expired, consumed nor revoked."""
+    """Match tokens that are neither expired, consumed nor revoked."""
     return (Token.expires_at > now) & Token.consumed_at.is_(None) & Token.revoked_at.is_(None)
 
 
 def is_expired(model: type["Token"] | type["Code"], now: Now) -> ColumnElement[bool]:
-    """Whether nothing needs a row any more: the purge deletes it.
+    """Match rows that nothing needs any more: the purge deletes them.
 
-    A refresh token that was neither used nor revoked signs a client in: it stays for `KEEP_EXPIRED_SECONDS` more, and
-    lives again if the clock that expired it was ahead.
+    A refresh token that was neither used nor revoked can sign a client in: it stays for `KEEP_EXPIRED_SECONDS` more,
+    and is live again if the clock that expired it was ahead.
     """
     if model is Code:
         return model.expires_at <= now
@@ -164,5 +164,5 @@ def is_expired(model: type["Token"] | type["Code"], now: Now) -> ColumnElement[b
 
 
 def is_unused(now: Now) -> ColumnElement[bool]:
-    """Whether a client's row is that of a registration which nobody approved in time."""
+    """Match clients whose registration was not approved in time."""
     return Client.last_used_at.is_(None) & (Client.created_at <= now - UNUSED_CLIENT_SECONDS)

@@ -5,13 +5,13 @@ from typing import Any
 from oauth_store.database.models import Base
 
 VERSION_TABLE = "oauth_store_version"
-"""Holds the revision of our schema."""
+"""The table that holds the revision of our schema."""
 
 _OURS = {VERSION_TABLE, *(table.name for table in Base.metadata.tables.values())}
 
 
 def include_name(name: str | None, type_: str, _parent_names: Any = None, /) -> bool:
-    """Keep an application's Alembic off the tables of this package: the `include_name` of its `context.configure`.
+    """Hide the tables of this package from an application's Alembic: the `include_name` of its `context.configure`.
 
     Returns False for these tables, in any schema of the database, and True for every other name.
     """

@@ -1,4 +1,4 @@
-"""What the options of a server's URL are to its driver. docs/database-urls.md has the table."""
+"""Translate the options of a server's URL for its driver. docs/database-urls.md has the table."""
 
 import os
 import re
@@ -18,13 +18,13 @@ PLACES = {
     "database": "database",
     "db": "database",
 }
-"""Options that say what has a place of its own in a URL."""
+"""Options that repeat a part of the URL."""
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-"""libpq's, from the weakest on."""
+"""libpq's modes, weakest first."""
 _SYSTEM = "system"
-"""The authorities that the system trusts."""
+"""The certificate authorities that the system trusts."""
 
-# Options that we leave out without harm, and the values for which that is true: None is all of them.
+# Options that can be ignored without harm, and the values for which that is true: None means any value.
 _LEFT_OUT: Mapping[str, Mapping[str, tuple[str, ...] | None]] = {
     "postgresql": {
         **dict.fromkeys(("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count")),
@@ -51,13 +51,13 @@ UNNAMED: Mapping[str, Any] = {
     "prepared_statement_cache_size": 0,
     "prepared_statement_name_func": lambda: "",
 }
-"""A statement without a name is gone after its use: a pooler may give the next one another connection."""
+"""A statement without a name is gone after its use: a pooler may run the next one on another connection."""
 
 
 def with_driver_arguments(url: URL, ours: Mapping[str, Any]) -> tuple[URL, dict[str, Any]]:
-    """Return `url` without its options, and the driver's arguments: `ours`, and above them what the options say.
+    """Return `url` without its options, and the driver's arguments: `ours`, overridden by the options.
 
-    Raises `ConfigurationError` for an option that is unknown, or asks for what the driver cannot do.
+    Raises `ConfigurationError` for an option that is unknown, or that asks for something the driver cannot do.
     """
     hosts = {name: url.query[name] for name in ("host", "port") if name in url.query}  # SQLAlchemy reads these itself
     return url.set(query=hosts), {**ours, **_driver_arguments(url)}
@@ -79,12 +79,12 @@ def _driver_arguments(url: URL) -> dict[str, Any]:
 
 
 def connections(url: URL, ours: int) -> int:
-    """Return how many connections there may be at most: `ours`, or fewer where the URL limits them."""
+    """Return the maximum number of connections: `ours`, or fewer if the URL limits them."""
     return min(ours, int(str(url.query.get("connection_limit", ours))))
 
 
 def named(option: str, url: URL) -> str:
-    """Return an option as an error may name it: what stands behind an & may be the end of a password."""
+    """Return an option as an error may name it: the text after an & may be the end of a password."""
     hidden = any(word in name.lower() for name in url.query for word in ("pass", "pwd", "user", "uid"))
     shown = re.fullmatch(r"[A-Za-z][\w.-]*", option) and not hidden
     return f"the option {option}" if shown else "an option"
@@ -97,9 +97,9 @@ def _asyncpg(options: dict[str, str]) -> dict[str, Any]:
     security = _postgresql_security(options)
     if security is not None:
         arguments["ssl"] = security
-    if timeout := _number(options, "connect_timeout"):  # 0 is none: ours counts
+    if timeout := _number(options, "connect_timeout"):  # 0 means none: ours applies
         arguments["timeout"] = timeout
-    # the server has to take writes: the others are those of a standby
+    # the server has to accept writes: the other values are for a standby
     if (attributes := _choice(options, "target_session_attrs", ("any", "primary", "read-write"))) is not None:
         arguments["target_session_attrs"] = attributes
     settings: dict[str, str] = {name: options.pop(name) for name in ("application_name", "options") if name in options}
@@ -120,7 +120,7 @@ _POSTGRESQL_SECURITY: Mapping[str, Mapping[str, str]] = {
     "ssl": {"true": "verify-full", "1": "verify-full", "false": "disable", "0": "disable"},
     "sslaccept": {"strict": "verify-full", "accept_invalid_certs": "require"},
 }
-"""What other drivers call a mode, beside libpq's own words."""
+"""Names of other drivers for a mode, besides libpq's own."""
 
 
 def _postgresql_security(options: dict[str, str]) -> ssl.SSLContext | str | None:
@@ -133,14 +133,14 @@ def _postgresql_security(options: dict[str, str]) -> ssl.SSLContext | str | None
             modes.append(aliases.get(value, value))
     mode = max(modes, key=_MODES.index, default=None)
     files = _taken(options, "ssl", ("rootcert", "cert", "key", "crl", "password"))
-    # asyncpg has no channel binding. What it proves, a certificate proves too: that this is the server.
+    # asyncpg has no channel binding. A verified certificate proves the same: that this is the server.
     if _choice(options, "channel_binding", ("disable", "prefer", "require")) == "require":
         if mode == "disable":
             _refuse("channel_binding", "contradicts sslmode=disable", "keep one")
         mode = "verify-full"
     if files.get("rootcert") == _SYSTEM:
         if mode not in (None, "verify-full"):
-            _refuse("sslrootcert", "is system, which is safe with sslmode=verify-full alone", "set that")
+            _refuse("sslrootcert", "is system, which is safe only with sslmode=verify-full", "set that")
         mode = "verify-full"
     if mode not in ("require", "verify-ca", "verify-full"):
         if files:
@@ -151,16 +151,16 @@ def _postgresql_security(options: dict[str, str]) -> ssl.SSLContext | str | None
     root = os.environ.get("PGSSLROOTCERT") or os.path.expanduser("~/.postgresql/root.crt")
     if os.path.exists(root):
         if not files:
-            return mode  # asyncpg reads what the environment and the home directory say
+            return mode  # asyncpg reads the files that the environment and the home directory name
         files = {"rootcert": root, **files}
     return _context(mode, "ssl", files, root="rootcert")
 
 
-_WEAKER = "or verify-ca, which takes any host's name, or require, which takes any certificate"
+_WEAKER = "or verify-ca, which accepts any host name, or require, which accepts any certificate"
 
 
 def _asyncmy(options: dict[str, str]) -> dict[str, Any]:
-    # whatever the URL names: a client's name may hold any character
+    # overrides the URL: a client's name may hold any character
     arguments: dict[str, Any] = {"charset": "utf8mb4", **_mysql_security(options)}
     if timeout := _number(options, "connect_timeout"):
         arguments["connect_timeout"] = timeout
@@ -170,7 +170,7 @@ def _asyncmy(options: dict[str, str]) -> dict[str, Any]:
 _MYSQL_SECURITY: Mapping[str, Mapping[str, str]] = {
     **dict.fromkeys(
         ("ssl-mode", "ssl_mode", "sslmode", "sslMode"),
-        # none that takes TLS only where the server offers it: asyncmy cannot
+        # without the modes that use TLS only if the server offers it: asyncmy cannot
         {"disabled": "disable", "required": "require", "verify-ca": "verify-ca", "verify-identity": "verify-full"}
         | {mode: mode for mode in ("disable", "require", "verify-full")},
     ),
@@ -180,7 +180,7 @@ _MYSQL_SECURITY: Mapping[str, Mapping[str, str]] = {
     "useSSL": {"true": "require", "false": "disable"},
     "ssl_disabled": {"true": "disable", "1": "disable", "false": "require", "0": "require"},
 }
-"""What hosters and other drivers call a mode, and its values."""
+"""Names of hosting providers and other drivers for a mode, and its values."""
 
 
 def _mysql_security(options: dict[str, str]) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _mysql_security(options: dict[str, str]) -> dict[str, Any]:
         if name in options:
             value = options.pop(name).lower().replace("_", "-").replace(" ", "")
             if value not in modes:
-                _refuse(name, "has a value that we do not know", f"expected one of {', '.join(modes)}")
+                _refuse(name, "has an unknown value", f"expected one of {', '.join(modes)}")
             given.append(modes[value])
     names = ("ca", "cert", "key", "capath", "cipher")
     files = _taken(options, "ssl-", names) | _taken(options, "ssl_", names)
@@ -211,9 +211,9 @@ def _mysql_security(options: dict[str, str]) -> dict[str, Any]:
 
 
 def _context(mode: str, prefix: str, files: Mapping[str, str], *, root: str) -> ssl.SSLContext:
-    """Return a context that verifies what `mode` promises. With a root, "require" is "verify-ca", as for libpq.
+    """Return a context that verifies what `mode` promises. With a root, "require" is "verify-ca", as in libpq.
 
-    `root` is the name, behind the `prefix`, of the option whose file has the authorities.
+    `root` is the name, after the `prefix`, of the option whose file has the authorities.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = mode == "verify-full"
@@ -223,13 +223,13 @@ def _context(mode: str, prefix: str, files: Mapping[str, str], *, root: str) -> 
     elif authorities or directory:
         _read(f"{prefix}{root}", lambda: context.load_verify_locations(authorities, directory))
     elif mode == "verify-ca":
-        _refuse(f"{prefix}{root}", "is missing, and verify-ca needs it", "add it, or verify the host's name too")
+        _refuse(f"{prefix}{root}", "is missing, and verify-ca needs it", "add it, or verify the host name too")
     else:
         context.verify_mode = ssl.CERT_NONE
     if "crl" in files:
         _read(f"{prefix}crl", lambda: context.load_verify_locations(files["crl"]))
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
-    if "cert" in files:  # without a password, OpenSSL would ask a terminal for it
+    if "cert" in files:  # without a password, OpenSSL would prompt for it
         key, password = files.get("key"), files.get("password", "")
         _read(f"{prefix}cert", lambda: context.load_cert_chain(files["cert"], key, lambda: password))
     if "cipher" in files:
@@ -242,7 +242,7 @@ def _read(option: str, read: Callable[[], object]) -> None:
     try:
         read()
     except ssl.SSLError:
-        reason = "holds nothing that OpenSSL can read"
+        reason = "cannot be read by OpenSSL"
     except OSError as error:
         reason = f"names a file that cannot be read: {os.strerror(error.errno or 0)}"
     if reason:
@@ -250,10 +250,10 @@ def _read(option: str, read: Callable[[], object]) -> None:
 
 
 def _choice(options: dict[str, str], name: str, expected: tuple[str, ...] | None) -> str | None:
-    """Take an option, one of whose `expected` values it has to have."""
+    """Take an option, whose value must be one of `expected`."""
     value = options.pop(name, None)
     if value is not None and expected is not None and (value := value.lower()) not in expected:
-        _refuse(name, "asks for what we cannot do", f"expected {' or '.join(expected)}")
+        _refuse(name, "has an unsupported value", f"expected {' or '.join(expected)}")
     return value
 
 
@@ -267,12 +267,12 @@ def _number(options: dict[str, str], name: str, *, least: int = 0) -> int | None
     if value is None:
         return None
     if not re.fullmatch(r"[0-9]{1,6}", value) or int(value) < least:
-        _refuse(name, "is no number that we can use", f"expected a whole number from {least} on")
+        _refuse(name, "is not a valid number", f"expected a whole number, {least} or more")
     return int(value)
 
 
 def _taken(options: dict[str, str], prefix: str, names: Iterable[str]) -> dict[str, str]:
-    """Take the options of these names behind a prefix."""
+    """Take the options that have these names after a prefix."""
     return {name: options.pop(prefix + name) for name in names if prefix + name in options}
 
 

@@ -1,4 +1,4 @@
-"""What an error of a database means: that others were at it, that it hung up, or that it cannot be used now."""
+"""Classify an error of a database: a conflict with others, a closed connection, or an outage."""
 
 from sqlalchemy import exc
 
@@ -7,7 +7,7 @@ from oauth_store.errors import DatabaseUnavailable
 
 
 def is_broken(error: BaseException | None) -> bool:
-    """Tell whether a file's connection is better opened anew."""
+    """Return whether the connection to a file should be opened anew."""
     name = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
     return name.startswith(("SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
@@ -17,7 +17,7 @@ _CONFLICT_STATES = {"40001", "40P01"}
 
 
 _CONFLICT_NUMBERS = {1213, 1205, 1020}
-"""MySQL's numbers for a deadlock, a lock that was waited for too long, and a row that changed since it was read."""
+"""MySQL's numbers for a deadlock, a timeout while waiting for a lock, and a row that changed since it was read."""
 
 
 def is_conflict(error: Exception) -> bool:
@@ -29,44 +29,44 @@ def is_conflict(error: Exception) -> bool:
 
 
 def hung_up(error: BaseException) -> bool:
-    """Tell whether the server closed the connection, maybe long ago: the pool has dropped all of its age by now.
+    """Return whether the server closed the connection, maybe long ago: the pool has dropped all of its age by now.
 
-    Asking each connection before it is used (`pool_pre_ping`) takes 3 round trips of a lookup's 4 on PostgreSQL, and
+    Testing each connection before it is used (`pool_pre_ping`) takes 3 of a lookup's 4 round trips on PostgreSQL, and
     misses what happens right after.
     """
     return isinstance(error, exc.DBAPIError) and error.connection_invalidated
 
 
 def outage(error: Exception, where: str) -> DatabaseUnavailable | None:
-    """Return `error` as an operator should read it if it means that the database cannot be used now, else None."""
+    """Return `error` as an operator should read it if the database cannot be used right now, else None."""
     if isinstance(error, RuntimeError) and "attached to a different loop" in str(error):  # as asyncio puts it
         return DatabaseUnavailable(
-            f"{where} cannot be used: a connection of the engine that was passed in belongs to another event loop; "
+            f"{where} cannot be used: a connection of the engine that you passed in belongs to another event loop; "
             "await engine.dispose() at the end of each event loop, or pass the URL instead of the engine"
         )
     if isinstance(error, exc.DBAPIError):
-        # Unique keys, foreign keys and values are the step's own business; whatever else a driver reports is not.
+        # Unique keys, foreign keys and values concern the step; everything else that a driver reports does not.
         if isinstance(error, exc.IntegrityError | exc.DataError):
             return None
     elif not isinstance(error, exc.TimeoutError | OSError | TimeoutError) and (
-        # SQLAlchemy 2.0 lets pass as it is what asyncpg says when it cannot connect
+        # SQLAlchemy 2.0 does not wrap asyncpg's errors when it cannot connect
         type(error).__module__.partition(".")[0] not in DRIVER_MODULES
     ):
         return None
     cause = cause_of(error)
     if isinstance(error, exc.TimeoutError):  # of the pool, which would quote its settings
         cause = "all connections were in use for too long"
-    elif "prepared statement" in cause:  # another connection of the pooler has it
+    elif "prepared statement" in cause:  # it is on another connection of the pooler
         cause = f"{cause}; behind PgBouncer or another pooler, add pgbouncer=true to the options of the URL"
     return DatabaseUnavailable(f"{where} cannot be used: {cause}")
 
 
 def cause_of(error: Exception) -> str:
-    """Return what a driver says of an error, in one line, without statements and values."""
+    """Return a driver's message in one line, without statements and values."""
     driver_error = getattr(error, "orig", None) or error
     cause = " ".join(str(driver_error).split()) or type(driver_error).__name__
     if cause == "TimeoutError":  # asyncpg's has no text
-        return "it did not answer in time"
-    if hasattr(driver_error, "sqlite_errorname"):  # "disk I/O error" has thirty of these
+        return "it did not respond in time"
+    if hasattr(driver_error, "sqlite_errorname"):  # there are thirty kinds of "disk I/O error"
         return f"{cause} ({driver_error.sqlite_errorname})"
     return cause

@@ -1,4 +1,4 @@
-"""An engine that was passed in: what it has to be, and how a step that writes begins on it."""
+"""An engine that was passed in: its requirements, and how a step that writes begins on it."""
 
 import secrets
 from typing import Any
@@ -23,12 +23,12 @@ def check_engine(engine: AsyncEngine) -> None:
     in_memory, pool = is_memory(engine.url), engine.pool
     if isinstance(pool, StaticPool) and not in_memory:
         raise ConfigurationError(
-            "the engine has a StaticPool: steps at the same time would share one transaction; leave out poolclass=, or "
+            "the engine has a StaticPool, so concurrent steps would share one transaction; leave out poolclass=, or "
             "pass the URL"
         )
     if isinstance(pool, NullPool) and in_memory:
         raise ConfigurationError(
-            "the engine has a NullPool: each connection to ':memory:' is another database; use "
+            "the engine has a NullPool, so each connection to ':memory:' would be another database; use "
             "poolclass=StaticPool, or pass ':memory:'"
         )
 
@@ -36,7 +36,7 @@ def check_engine(engine: AsyncEngine) -> None:
 def begin(session: Session) -> None:
     """Begin a step that writes, whatever the engine's own isolation level is.
 
-    That may commit each statement, or refuse most of a crowd.
+    That level may commit each statement, or refuse most concurrent steps.
     """
     if session.get_bind().dialect.name != "sqlite":
         session.connection(execution_options={"isolation_level": "READ COMMITTED"})
@@ -45,7 +45,7 @@ def begin(session: Session) -> None:
 
 
 def check_session(session: Session) -> None:
-    """Raise `ConfigurationError` if statements mean something else in the sessions of this engine, in a transaction."""
+    """Raise `ConfigurationError` if statements mean something else in this engine's sessions. Needs a transaction."""
     kind = session.get_bind().dialect.name
     if kind in ("mysql", "mariadb"):
         _check_mysql(session)
@@ -76,17 +76,17 @@ def _check_mysql(session: Session) -> None:
         amiss.append(f"sql_select_limit = {found['sql_select_limit']}")
     if "NO_BACKSLASH_ESCAPES" in modes:  # asyncmy escapes with backslashes
         amiss.append("NO_BACKSLASH_ESCAPES in sql_mode")
-    if not modes & {"STRICT_TRANS_TABLES", "STRICT_ALL_TABLES"}:  # the server would cut a hash that does not fit
+    if not modes & {"STRICT_TRANS_TABLES", "STRICT_ALL_TABLES"}:  # the server would truncate a hash
         amiss.append("no STRICT_TRANS_TABLES in sql_mode")
     if amiss:
         raise ConfigurationError(
-            f"the sessions of the engine that was passed in have {', '.join(amiss)}, so it would store or find "
-            "wrong tokens; correct its connect_args or listeners, or pass the URL instead of the engine"
+            f"the sessions of the engine that you passed in have {', '.join(amiss)}, so it would store or find wrong "
+            "tokens; fix its connect_args or listeners, or pass the URL instead of the engine"
         )
 
 
 def _check_pooler(session: Session) -> None:
-    """Raise `ConfigurationError` where a name of a statement may lead to another process's, which asks otherwise."""
+    """Raise `ConfigurationError` if a statement's name may lead to one of another process, with another meaning."""
     connection: Any = session.connection().connection.driver_connection
     asyncpg = session.get_bind().dialect.driver == "asyncpg"
     promised = connection.get_server_pid() if asyncpg else connection.info.backend_pid
@@ -96,9 +96,9 @@ def _check_pooler(session: Session) -> None:
     if process != promised and (named if asyncpg else connection.prepare_threshold is not None):
         unnamed = _UNNAMED_ASYNCPG if asyncpg else "'prepare_threshold': None"
         raise ConfigurationError(
-            "the engine that was passed in reaches PostgreSQL through a pooler, and gives its prepared statements "
-            "names, which may lead to statements of another process there; pass the URL instead of the engine, or give "
-            f"it connect_args={{{unnamed}}}"
+            "the engine that you passed in reaches PostgreSQL through a pooler and names its prepared statements, so a "
+            "name may lead to another process's statement; pass the URL instead of the engine, or give it "
+            f"connect_args={{{unnamed}}}"
         )
 
 

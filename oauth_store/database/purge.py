@@ -1,4 +1,4 @@
-"""What expires: small batches are deleted now and then, after an answer was given, without anyone running anything."""
+"""Delete expired rows in small batches, now and then, after a response, without any command or job."""
 
 import asyncio
 import time
@@ -12,13 +12,13 @@ from oauth_store.events import emit_after_commit
 
 INTERVAL_SECONDS = 60
 BATCH = 100
-"""Rows of each table that one purge deletes at most."""
+"""The most rows of each table that one purge deletes."""
 BELIEVED_AFTER_SECONDS = 3600
-"""How old the rows have to be that bear witness to a clock: one that is ahead for a moment writes younger ones."""
+"""How old rows have to be to vouch for a clock: one that is ahead for a moment writes younger ones."""
 _expired_token, _expired_code = is_expired(Token, bindparam("b_now")), is_expired(Code, bindparam("b_now"))
 _unused_client = is_unused(bindparam("b_now"))
 
-# Selected first and deleted by key, since DELETE ... LIMIT is not portable. Rows that a step holds are passed over.
+# Selected first and deleted by key, since DELETE ... LIMIT is not portable. Rows that a step has locked are skipped.
 _expired_tokens, _expired_codes, _unused_clients = (
     select(*columns).where(expired).order_by(oldest).limit(bindparam("b_batch")).with_for_update(skip_locked=True)
     for columns, expired, oldest in (
@@ -27,7 +27,7 @@ _expired_tokens, _expired_codes, _unused_clients = (
         ((Client.client_id,), _unused_client, Client.created_at),
     )
 )
-# No index has `created_at` of tokens and codes; what is created after a time expires after it, too, which one has.
+# No index has `created_at` of tokens and codes. Rows created after a time also expire after it, which has an index.
 _from: BindParameter[int] = bindparam("b_from")
 _to: BindParameter[int] = bindparam("b_to")
 _witnesses = select(
@@ -47,16 +47,16 @@ _wipe_replays = (
 
 
 class Purger:
-    """Deletes what has expired, off the path of the request that triggers it."""
+    """Deletes expired rows, off the path of the request that triggers it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._last: float | None = None
 
     def nudge(self) -> None:
-        """Start a purge if the last one is a minute ago, or left something. Costs nothing otherwise."""
+        """Start a purge if the last one was a minute ago, or left something. Costs nothing otherwise."""
         now = time.time()
-        if self._last is None:  # the first step has better things to do
+        if self._last is None:  # the first step should not wait for a purge
             self._last = now
         if self._last <= now < self._last + INTERVAL_SECONDS:
             return
@@ -79,18 +79,18 @@ def _purge(session: Session, now: int) -> dict[str, int]:
 
 
 def is_believed(session: Session, now: int) -> bool:
-    """Tell whether a clock is that of this database: whether a row is between an hour and a week old by it.
+    """Return whether a clock fits this database: whether a row is between an hour and a week old by it.
 
     A clock that jumps ahead by less than a week deletes no refresh token that works: `is_expired` keeps it for a week.
-    By one that jumps further all rows are older, but for what is written meanwhile: that is younger. After a long time
-    without use the purge waits for an hour of use.
+    If it jumps further, all rows are older by it, except those written meanwhile, which are younger. After a long time
+    without use, the purge waits for an hour of use.
     """
     between = {"b_from": now - KEEP_EXPIRED_SECONDS, "b_to": now - BELIEVED_AFTER_SECONDS}
     return bool(session.execute(_witnesses, between).scalar_one())
 
 
 def purgeable(session: Session, now: int) -> dict[str, int]:
-    """Return how many rows of each table have expired."""
+    """Return the number of expired rows of each table."""
     counts = {}
     for name, expired in (("tokens", _expired_token), ("codes", _expired_code), ("clients", _unused_client)):
         counts[name] = session.execute(select(func.count()).where(expired), {"b_now": now}).scalar_one()
@@ -98,13 +98,13 @@ def purgeable(session: Session, now: int) -> dict[str, int]:
 
 
 def purge(session: Session, now: int, batch: int = BATCH) -> dict[str, int]:
-    """Delete one batch of what has expired, and return how many rows of each table that were."""
+    """Delete one batch of expired rows, and return how many of each table it had."""
     which = {"b_now": now, "b_batch": batch}
     tokens = session.execute(_expired_tokens, which).all()
     if tokens:
         session.execute(delete(Token).where(Token.token_hash.in_([token.token_hash for token in tokens])))
-        # A token of a grant that has expired says that the refresh tokens that were consumed before its creation have
-        # successors that were used: neither row of the state machine can need their sealed pairs any more.
+        # An expired token of a grant shows that the refresh tokens consumed before its creation have successors that
+        # were used: no replay can need their sealed pairs any more.
         created = {token.grant_id: token.created_at for token in sorted(tokens, key=lambda token: token.created_at)}
         connection = session.connection()
         connection.execute(

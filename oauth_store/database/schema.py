@@ -33,9 +33,9 @@ HEAD = "0003"
 """The revision that this release needs."""
 POSTGRESQL_LOCK = 0x0A07_5702E
 MYSQL_LOCK = "oauth_store"
-"""Name the lock that a change of the schema holds, among a server's advisory locks."""
+"""Name the lock that a schema change holds, among a server's advisory locks."""
 LOCK_TIMEOUT_SECONDS = 20
-"""How long a look at the schema waits for a migration under way."""
+"""How long a check of the schema waits for a migration in progress."""
 VS2 = "VS-2 tables without a version"
 EMPTY = "empty"
 
@@ -55,20 +55,20 @@ _VS2_COLUMNS = {
     },
     "oauth_tokens": {"token", "client_id", "scopes", "expires_at", "token_type", "refresh_token", "resource"},
 }
-"""To the letter: an application's own tables of these names must never be taken for VS-2's, which are dropped."""
+"""Compared exactly: an application's own tables of these names must not be mistaken for VS-2's, which are dropped."""
 
 # Alembic's context is global: of two upgrades in one process, one ran its statements on the other's database.
 _alembic = threading.Lock()
 
 
 def found(connection: Connection) -> str:
-    """Return what stands in a database: `EMPTY`, `VS2`, or the revision of its schema.
+    """Return the state of a database: `EMPTY`, `VS2`, or the revision of its schema.
 
-    Raises `SchemaError` for tables of our names that are none of ours.
+    Raises `SchemaError` for tables with our names that do not belong to oauth_store.
     """
     if connection.dialect.name not in ("mysql", "mariadb"):
         return _found(connection)
-    # Each statement of a migration is a commit there, and what stands in between is no schema. Wait for its end.
+    # Each statement of a migration is a commit there, and the state in between is no schema. Wait for its end.
     connection.execute(text(f"SELECT GET_LOCK('{MYSQL_LOCK}', {LOCK_TIMEOUT_SECONDS})"))
     try:
         return _found(connection)
@@ -90,8 +90,9 @@ def _found(connection: Connection) -> str:
     if not foreign:
         return VS2
     raise SchemaError(
-        f"found tables named {', '.join(foreign)} that are neither of VS-2 nor, without a revision in "
-        f"{VERSION_TABLE}, of schema {HEAD}, which this release needs; use another database, or another schema of it"
+        f"found tables named {', '.join(foreign)} that do not belong to oauth_store: they are not VS-2's, and "
+        f"{VERSION_TABLE} has no revision (this release needs schema {HEAD}); use another database, or another "
+        "schema of it"
     )
 
 
@@ -101,31 +102,31 @@ def check(revision: str, where: str) -> None:
         return
     if revision == VS2:
         raise SchemaError(
-            f"{where} is a VS-2 database, this release needs schema {HEAD}; "
+            f"{where} is a VS-2 database, but this release needs schema {HEAD}; "
             f"stop the server that uses it, then {_UPGRADE}"
         )
     if re.fullmatch(r"\d{4}", revision) and revision < HEAD:
-        raise SchemaError(f"{where} is at schema {revision}, this release needs {HEAD}; {_UPGRADE}")
+        raise SchemaError(f"{where} is at schema {revision}, but this release needs {HEAD}; {_UPGRADE}")
     raise SchemaError(
         f"{where} is at schema {revision}, which this release does not know (it needs {HEAD}); "
-        "install the newer release of fastmcp-oauth-store that the database was upgraded with"
+        "install the newer release of fastmcp-oauth-store that upgraded the database"
     )
 
 
 async def prepare(store: Store) -> None:
-    """Look at the schema before the first step: create it in an empty database, never change one that has data.
+    """Check the schema before the first step: create it in an empty database, never change one that has data.
 
     Raises `SchemaError` if the schema is behind, ahead, or not ours, and `DatabaseUnavailable` if the file cannot be
     created.
     """
-    if store.in_memory and store.owned:  # nobody else can have left anything in it
+    if store.in_memory and store.owned:  # no other process can have written to it
         return await store.transact(_create_tables, True)
     if store.sqlite and store.owned:
         await asyncio.to_thread(create_file, store.url)
         await asyncio.to_thread(warn_of_mounted_file, str(store.url.database))
     revision = await state(store)
     if revision == EMPTY:
-        # to its end, also if this start is cancelled: it would cost an engine that was passed in a connection
+        # finish even if this start is cancelled, which would cost an engine that was passed in a connection
         await asyncio.shield(store.keep(asyncio.create_task(_create(store))))
         revision = await state(store)
     return check(revision, store.display_name)
@@ -136,7 +137,7 @@ def _create_tables(session: Session) -> None:
 
 
 async def state(store: Store) -> str:
-    """Return what `found` returns, without changing the database."""
+    """Return the result of `found`, without changing the database."""
     try:
         return await store.transact(_state, False)
     except (DBAPIError, OSError) as error:
@@ -148,16 +149,16 @@ def _state(session: Session) -> str:
 
 
 def explained(error: Exception, where: str) -> Exception:
-    """Return `error` as an operator should read it, or as it is if it tells of a mistake of ours."""
+    """Return `error` as an operator should read it, or unchanged if it shows a bug of ours."""
     if "file is not a database" in str(error):
         return SchemaError(f"{where} is not an SQLite database; set MCP_OAUTH_DB to another path")
     return outage(error, where) or error
 
 
 async def _create(store: Store) -> None:
-    """Create the schema in an empty database, in one transaction: tables and the row of their revision.
+    """Create the schema in an empty database, in one transaction: the tables and the row of their revision.
 
-    Without Alembic, whose context is global to the process: an application may be migrating its own database with it.
+    Not with Alembic, whose context is global to the process: an application may be migrating its own database with it.
     """
     passed_in = store.writer if isinstance(store.writer, AsyncEngine) and not store.owned else None
     engine = passed_in or create_engine(store.url, poolclass=NullPool)
@@ -179,13 +180,13 @@ async def _create(store: Store) -> None:
 
 def _create_unless_created(connection: Connection) -> None:
     lock(connection)
-    if _found(connection) == EMPTY:  # nobody was faster
+    if _found(connection) == EMPTY:  # no other process was faster
         Base.metadata.create_all(connection)
         version = Table(
             VERSION_TABLE,
             MetaData(),
             Column("version_num", String(32), nullable=False),
-            PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),  # what Alembic makes
+            PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),  # as Alembic names it
         )
         version.create(connection, checkfirst=True)  # a downgrade to the base leaves it, empty
         connection.execute(version.insert().values(version_num=HEAD))
@@ -195,9 +196,9 @@ def _create_unless_created(connection: Connection) -> None:
 
 
 def lock(connection: Connection) -> None:
-    """Begin a transaction that no other change of the schema can come between, of any process."""
+    """Begin a transaction that excludes every other change of the schema, by any process."""
     if connection.dialect.name == "postgresql":
-        # after waiting for the lock it has to see what others committed, at whatever level the engine reads
+        # after waiting for the lock, it has to see what others committed, whatever the engine's isolation level
         connection.execution_options(isolation_level="READ COMMITTED")
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": POSTGRESQL_LOCK})
     elif connection.dialect.name == "sqlite":
@@ -207,16 +208,16 @@ def lock(connection: Connection) -> None:
 
 
 def begin_immediate(connection: Connection) -> None:
-    """Take SQLite's write lock before anything is read."""
+    """Take SQLite's write lock before the first read."""
     connection.rollback()
     connection.begin()
     take_lock(connection)
 
 
 def upgrade(database: str | Path | URL | None = None, revision: str = "head", *, sql: bool = False) -> str:
-    """Migrate a database to `revision`, or return the SQL that would. Blocks; not for an event loop.
+    """Migrate a database to `revision`, or return the SQL that would. Blocks: do not call it in an event loop.
 
-    Raises `OAuthStoreError` with what to do about it, and has then changed nothing.
+    Raises `OAuthStoreError`, whose message says what to do, and has then changed nothing.
     """
     return _migrate("upgrade", database, revision, sql=sql)
 
@@ -249,7 +250,7 @@ def _command(name: str, revision: str, *, url: URL, sql: bool) -> str:
 
 
 def alembic_ini() -> Path:
-    """Return the path of our `alembic.ini`: beside the package in a checkout, inside it in an installed wheel."""
+    """Return the path of our `alembic.ini`: next to the package in a checkout, inside it in an installed wheel."""
     package = Path(__file__).parent.parent
     inside = package / "alembic.ini"
     return inside if inside.exists() else package.parent / "alembic.ini"

@@ -1,4 +1,4 @@
-"""An SQLite file's connection, and the thread that it lives in."""
+"""The connection to an SQLite file, and its thread."""
 
 import asyncio
 import random
@@ -30,14 +30,14 @@ LONGEST_NAP_SECONDS = 0.005
 
 
 class Lane(forks.Holder):
-    """One connection to an SQLite database, and its thread: one step after the other goes through it, each in one hop.
+    """A connection to an SQLite database, and its thread. Steps run through it one after another, each in one hop.
 
-    A hop to a thread and back takes longer than most statements do. SQLite has one writer at a time, and its busy
-    handler sleeps rather than queues: one connection beats several.
+    A hop to a thread and back takes longer than most statements. SQLite has one writer at a time, and its busy handler
+    sleeps rather than queues: one connection beats several.
     """
 
     def __init__(self, url: URL, *, read_only: bool = False) -> None:
-        """`read_only` steps are in autocommit: each statement sees the latest commit, and none waits for a writer."""
+        """With `read_only`, steps run in autocommit: each statement sees the latest commit and waits for no writer."""
         connect = partial(sqlite3.connect, sqlite_name(url), isolation_level=None, check_same_thread=False)
         self.engine = create_engine(
             "sqlite://", creator=connect, poolclass=QueuePool, pool_size=1, max_overflow=0, hide_parameters=True
@@ -56,7 +56,7 @@ class Lane(forks.Holder):
         return LaneSession(self)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run in the thread. Raises SQLAlchemy's `TimeoutError` for what has not begun after ten seconds."""
+        """Run work in the thread. Raises SQLAlchemy's `TimeoutError` if it has not started after ten seconds."""
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="oauth_store-sqlite")
         future = self._thread.submit(copy_context().run, self._work, work)
@@ -76,14 +76,14 @@ class Lane(forks.Holder):
             return work()
 
     async def close(self) -> None:
-        """Close the connection, after the steps that are under way, and end the thread. Both begin anew if needed."""
+        """Close the connection, after the steps in progress, and end the thread. Both start again when needed."""
         await self.run(self.engine.dispose)
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.shutdown(wait=False)
 
     def before_fork(self) -> None:
-        """Close the connection to a file between two steps: a child would take its locks for its own."""
+        """Close the connection to a file between two steps: a child would mistake its locks for its own."""
         # no longer than a step waits for its turn: a fork must never hang
         self._working.acquire(timeout=2 * BUSY_TIMEOUT_SECONDS)
         if not self._in_memory:
@@ -91,25 +91,25 @@ class Lane(forks.Holder):
 
     def after_fork(self) -> None:
         """Continue with the steps."""
-        with suppress(RuntimeError):  # the step under way took too long, and the fork did not wait for it
+        with suppress(RuntimeError):  # the step in progress took too long, and the fork did not wait for it
             self._working.release()
 
     def forget(self) -> None:
-        """Begin anew in a process that was forked, which has neither the thread nor a right to the connection."""
+        """Start over in a forked process, which has no thread, and must not use the connection."""
         forks.keep_forever(self.engine.pool, self._thread)
         self.engine.dispose(close=False)
         self._thread, self._working = None, threading.RLock()
 
 
 class LaneSession(AsyncSession):
-    """An async session whose work is done where the connection is."""
+    """An async session whose work runs where the connection is."""
 
     def __init__(self, lane: Lane) -> None:
         super().__init__(expire_on_commit=False)
         self.sync_session.bind = lane.engine
         self._lane = lane
 
-    async def run_sync(  # type: ignore[override]  # theirs names its parameters otherwise
+    async def run_sync(  # type: ignore[override]  # SQLAlchemy's names its parameters differently
         self, work: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Do all of `work` in the thread, in one hop."""
@@ -119,7 +119,7 @@ class LaneSession(AsyncSession):
 def _begin_before_a_write(
     connection: Connection, cursor: Any, statement: str, _parameters: object, _context: object, _many: object
 ) -> None:
-    """Take SQLite's lock when it is needed. A step looks without one: what it decides, its UPDATEs make sure of.
+    """Take SQLite's lock when it is needed. A step reads without it, and its UPDATEs verify what it decided.
 
     A deferred transaction that reads and then writes would fail at once with "database is locked".
     """
@@ -129,7 +129,7 @@ def _begin_before_a_write(
 
 
 def _end_transaction(connection: DBAPIConnection | None, _record: object) -> None:
-    """Roll back what is still open: SQLAlchemy takes a transaction whose COMMIT failed for ended."""
+    """Roll back an open transaction: to SQLAlchemy, one whose COMMIT failed has ended."""
     if isinstance(connection, sqlite3.Connection) and connection.in_transaction:
         connection.rollback()
 
@@ -137,7 +137,7 @@ def _end_transaction(connection: DBAPIConnection | None, _record: object) -> Non
 def _take_lock(cursor: sqlite3.Cursor) -> None:
     """Begin a transaction that may write, once no other process is in one.
 
-    SQLite would sleep for 1 millisecond, 2, 5, 10 and so on, while others come and go in a third of one.
+    SQLite itself would sleep for 1 millisecond, 2, 5, 10 and so on, while other writers take a third of one.
     """
     deadline, nap = time.monotonic() + BUSY_TIMEOUT_SECONDS, 0.0003
     cursor.execute("PRAGMA busy_timeout = 0")

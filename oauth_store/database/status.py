@@ -1,4 +1,4 @@
-"""What stands in a database: its size, its rows, and how old its grants are."""
+"""The contents of a database: its size, its rows, and the age of its grants."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -20,15 +20,15 @@ _TABLE_SIZE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The rows of one table. Each is one of the three."""
+    """The rows of one table. Each is live, expired or idle."""
 
     rows: int
     live: int
     """Clients with a live grant; requests and codes that wait; tokens that are accepted."""
     expired: int
-    """The purge deletes them."""
+    """Rows that the purge deletes."""
     idle: int
-    """Kept for a reason: clients that may come back, codes and tokens whose replay or reuse would be seen."""
+    """Kept for a reason: clients that may come back, codes and tokens whose replay or reuse has to be detected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Inventory:
 
 
 def take_inventory(session: Session, store: Store, now: int) -> Inventory:
-    """Count everything. One pass over each table, and one more over the live tokens."""
+    """Count everything, in one pass over each table, and one more over the live tokens."""
     live = is_live(now) & Token.kind.in_((ACCESS, REFRESH))
     granted_at = func.coalesce(Token.granted_at, Token.created_at)
     grants = (
@@ -92,7 +92,7 @@ def _size(session: Session, store: Store) -> int:
         size = int(pages * session.execute(text("PRAGMA page_size")).scalar_one())
         try:
             return size + os.stat(f"{store.url.database}-wal").st_size
-        except OSError:  # none is there
+        except OSError:  # there is none
             return size
     statement = text(_TABLE_SIZE[store.url.get_backend_name()])
     sizes = [session.execute(statement, {"name": name}).scalar_one() for name in Base.metadata.tables]
@@ -100,7 +100,7 @@ def _size(session: Session, store: Store) -> int:
 
 
 def as_json(inventory: Inventory) -> dict[str, Any]:
-    """Return an inventory as `oauth-store status --json` tells it."""
+    """Return an inventory as `oauth-store status --json` prints it."""
     return {
         "size_bytes": inventory.size_bytes,
         "tables": {name: asdict(rows) for name, rows in inventory.tables.items()},

@@ -30,19 +30,19 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 ATTEMPTS = 6
-"""How often a step is tried while others change its rows, or the database reports a deadlock or a conflict."""
+"""How often a step is tried while other writers change its rows, or the database reports a deadlock or a conflict."""
 PATIENCE_SECONDS = COMMAND_TIMEOUT_SECONDS + 5
-"""How long after its beginning a step is still taken again when the server has hung up: once, if it does not answer."""
+"""How long after its start a step is retried when the server hangs up: once, if the server does not respond."""
 
 
 class Store(forks.Holder):
     """One database. `read()` and `write()` run a step on it, and nothing else reaches it.
 
     A step is a function of a `Session`, whose statements are not awaited, and of values. It runs in one go: on a server
-    in one greenlet of the event loop, on an SQLite file in the thread of its connection. A file has two of these, a
-    writer and a reader in autocommit, which never waits for it. Servers are read in autocommit too: that spares a BEGIN
-    and a ROLLBACK, and makes a lookup 1.7 times faster on PostgreSQL. There one pool does for both; MariaDB would have
-    to be told of it each time, and a connection that was killed meanwhile would never be given back.
+    in one greenlet of the event loop, on an SQLite file in the thread of its connection. A file has two connections, a
+    writer and a reader in autocommit, which never waits for it. Servers are read in autocommit too: that saves a BEGIN
+    and a ROLLBACK, and makes a lookup 1.7 times faster on PostgreSQL, where one pool serves both. MariaDB would need a
+    command each time to switch, and a connection that was killed meanwhile would never be returned to the pool.
     """
 
     def __init__(self, database: str | Path | AsyncEngine | None, check: Callable[["Store"], Awaitable[None]]) -> None:
@@ -54,7 +54,7 @@ class Store(forks.Holder):
         self._steps: set[asyncio.Task[Any]] = set()
         self._inode: int | None = None
         self.remembered: Remembered | None = None
-        """Tokens that need not be looked up again: where a commit of any process can be noticed, and while open."""
+        """Tokens that need no new lookup, while the store is open and if commits of any process can be noticed."""
         self.owned = not isinstance(database, AsyncEngine)
         self.url = database.url if isinstance(database, AsyncEngine) else database_url(database)
         self.sqlite = self.url.get_backend_name() == "sqlite"
@@ -76,32 +76,32 @@ class Store(forks.Holder):
             self.writer = create_engine(self.url, **half)
             self.reader = create_engine(self.url, isolation_level="AUTOCOMMIT", **half)
         self._turn: asyncio.Lock | None = None
-        """Of an engine for SQLite that was passed in, which has one writer, or in memory one connection."""
+        """For an SQLite engine that was passed in, which has one writer, or in memory one connection."""
         forks.register(self)
 
     @property
     def display_name(self) -> str:
-        """The database for an operator's eyes."""
+        """The database as an operator should see it."""
         return display_name(self.url)
 
     async def read(self, step: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a step each of whose statements sees the latest commit, and return its answer: see `write`."""
+        """Run a step in which each statement sees the latest commit, and return its result: see `write`."""
         return await asyncio.shield(self._start(step, False, *args, **kwargs))
 
     async def write(self, step: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a step in one transaction, committed at its end and rolled back on any error, and return its answer.
+        """Run a step in one transaction, committed at its end and rolled back on any error, and return its result.
 
         The step is a task of its own: a client that hangs up cancels its request, and a cancelled database call would
-        cost the pooled connection. Where somebody else was faster, or the database reports a deadlock or a
-        serialization failure, or hung up before the COMMIT, the whole step is tried again. Its span has the name of the
-        function. Raises `SchemaError` and `DatabaseUnavailable`, for an outage.
+        cost the pooled connection. If another writer was faster, or the database reports a deadlock or a serialization
+        failure, or hangs up before the COMMIT, the whole step is retried. Its span has the name of the function. Raises
+        `SchemaError`, and `DatabaseUnavailable` for an outage.
         """
         return await asyncio.shield(self._start(step, True, *args, **kwargs))
 
     def start_write(
         self, step: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> asyncio.Task[T]:
-        """Start what `write` runs."""
+        """Start a step as `write` runs it."""
         return self._start(step, True, *args, **kwargs)
 
     def _start(
@@ -118,7 +118,7 @@ class Store(forks.Holder):
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._steps.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody may be left to ask for it
+            task.exception()  # no caller may be left to retrieve it
 
     async def _traced(
         self, step: Callable[Concatenate[Session, P], T], write: bool, /, *args: P.args, **kwargs: P.kwargs
@@ -127,7 +127,7 @@ class Store(forks.Holder):
             try:
                 await self.open()
             except OAuthStoreError as error:
-                logger.error("%s", error)  # check_schema() leaves it to its caller, who would say it twice
+                logger.error("%s", error)  # not in open(): the caller of check_schema() reports it
                 raise
             return await self._attempt(step, write, *args, **kwargs)
 
@@ -150,24 +150,24 @@ class Store(forks.Holder):
                     raise
                 logger.error("%s", known)
                 raise known from (None if known is error else error)
-        crowded = f"{self.display_name}: others changed the same rows {ATTEMPTS} times in a row"
+        crowded = f"{self.display_name}: other writers changed the same rows {ATTEMPTS} times in a row"
         logger.error("%s", crowded)
         raise DatabaseUnavailable(crowded)
 
     def _known(self, error: Exception) -> OAuthStoreError | None:
-        """Return an error as operators should read it, or None if it is none for them."""
+        """Return an error as operators should read it, or None if it is not for them."""
         return error if isinstance(error, OAuthStoreError) else outage(error, self.display_name)
 
     async def transact(
         self, step: Callable[Concatenate[Session, P], T], write: bool, /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run a step once, as it is, on a database that may not be checked yet."""
+        """Run a step once, as it is, even if the database is not checked yet."""
         place = self.writer if write else self.reader
         session = place.session() if isinstance(place, Lane) else AsyncSession(place, expire_on_commit=False)
         inode = self._inode
         async with self._turn if self._turn and (write or self.in_memory) else nullcontext():
             answer = await session.run_sync(self._whole, step, write, inode, *args, **kwargs)
-        emit_committed(session.sync_session)  # here, on the loop: handlers of logs may need it
+        emit_committed(session.sync_session)  # here, on the loop: log handlers may need it
         return answer
 
     def _whole(
@@ -196,8 +196,8 @@ class Store(forks.Holder):
             broken = (is_broken(error) and not self.in_memory) or hung_up(error)
             raise
         finally:
-            # Nobody else would close a connection whose pool was disposed, and one that was opened while the file
-            # could not be written stays read-only.
+            # Nothing else closes a connection whose pool was disposed, and one that was opened while the file could not
+            # be written stays read-only.
             if broken or pool is not engine.pool:
                 session.invalidate()
             else:
@@ -208,14 +208,14 @@ class Store(forks.Holder):
         try:
             session.commit()
         except exc.DBAPIError as error:
-            if hung_up(error):  # nobody knows whether it was committed: the step must not be tried again
+            if hung_up(error):  # it may have been committed: the step must not run again
                 raise outage(error, self.display_name) or error from error
             raise
 
     def _check_file(self, inode: int | None) -> None:
         """Raise `DatabaseUnavailable` unless the SQLite file that was opened is still the one at its path.
 
-        SQLite would write to a deleted file, to no avail. A stat() costs 2 microseconds, and opens nothing.
+        SQLite would write to a deleted file, and lose the data. A stat() costs 2 microseconds, and opens nothing.
         """
         if inode is None:
             return
@@ -224,10 +224,10 @@ class Store(forks.Holder):
         except OSError as error:
             raise DatabaseUnavailable(
                 f"{self.display_name} is gone: {os.strerror(error.errno or 0)}; put it back, or restart the server to "
-                "begin with an empty one"
+                "start with an empty one"
             ) from error
         if present != inode:
-            # SQLite pairs a file with its -wal by name alone, and would write the pages of the old one into the new one
+            # SQLite pairs a file with its -wal only by name, and would write the pages of the old one into the new one
             raise DatabaseUnavailable(
                 f"{self.display_name} was replaced while it was in use; put it back, or, to use the new one, stop the "
                 f"server, delete {self.display_name}-wal and -shm, and start the server"
@@ -245,9 +245,9 @@ class Store(forks.Holder):
         await asyncio.shield(self._opening)
 
     async def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Belong to an event loop from now on. The one before has to have ended: a server's connections belong to it.
+        """Move to another event loop. The previous one has to have ended: a server's connections belong to it.
 
-        An SQLite file's belong to a thread of their own, and serve all loops. Raises `ConfigurationError`.
+        An SQLite file's connections belong to their own threads, and serve all loops. Raises `ConfigurationError`.
         """
         before = self._loop
         if isinstance(self.writer, Lane):
@@ -272,7 +272,7 @@ class Store(forks.Holder):
                 self._inode, self.remembered = await asyncio.to_thread(self._remember)
         except Exception as error:
             if self.sqlite and not self.in_memory:
-                await self._disconnect(close=True)  # to look anew, at whatever file is there by then
+                await self._disconnect(close=True)  # to start over, with whatever file is there by then
             known = self._known(error)
             if known is None:
                 raise
@@ -284,7 +284,7 @@ class Store(forks.Holder):
         return inode, Remembered(sqlite_name(self.url), inode)
 
     async def _disconnect(self, *, close: bool) -> None:
-        """Close all connections, or just forget them: those of an event loop that may be dead."""
+        """Close all connections, or just forget them if they belong to an event loop that may be dead."""
         remembered, self.remembered = self.remembered, None
         if remembered is not None:
             await asyncio.to_thread(remembered.close)
@@ -294,7 +294,7 @@ class Store(forks.Holder):
             await (place.close() if isinstance(place, Lane) else place.dispose(close=close))
 
     async def close(self) -> None:
-        """Wait for the steps under way, then close all connections. An engine that was passed in stays open."""
+        """Wait for the steps in progress, then close all connections. An engine that was passed in stays open."""
         loop = asyncio.get_running_loop()
         foreign = self._loop not in (None, loop)
         while ours := {step for step in self._steps if step.get_loop() is loop}:
@@ -303,13 +303,13 @@ class Store(forks.Holder):
         self._opened, self._inode, self._loop = False, None, None
 
     def before_fork(self) -> None:
-        """Close the connection that notices commits: SQLite's are not for two processes."""
+        """Close the connection that notices commits: two processes must not share an SQLite connection."""
         if self.remembered is not None:
             self.remembered.close()
             self.remembered, self._opened = None, False
 
     def forget(self) -> None:
-        """Begin anew in a process that was forked: nothing here is its own, and nothing of it is closed."""
+        """Start over in a forked process: nothing here belongs to it, and nothing is closed."""
         forks.keep_forever(self._steps, self.remembered)
         self._loop = self._opening = self.remembered = self._inode = None
         self._steps, self._opened = set(), False

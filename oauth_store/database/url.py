@@ -1,4 +1,4 @@
-"""From a setting to a database's URL: each is understood here, or refused in one line that repeats no part of it."""
+"""Parse a setting into a database URL, or refuse it in one line that repeats nothing that may be secret."""
 
 import importlib.util
 import os
@@ -28,7 +28,7 @@ DRIVER_MODULES = {"sqlite3", *(module for _, module, _ in _DRIVERS.values())}
 
 _NO_SLASHES = re.compile(rf"(file|{'|'.join(_DRIVERS)})(\+\w+)?:")
 _HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[\w.-]+)?")
-"""A name or an address of IPv4, or one of IPv6."""
+"""A host name or an IPv4 address, or an IPv6 address."""
 _PLACE = re.compile(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::([0-9]{0,5}))?")
 """A host and its port, before the path."""
 _ENCODE = "in a user name and a password, write @ as %40, : as %3A, / as %2F, ? as %3F, # as %23 and % as %25"
@@ -37,12 +37,12 @@ _ENCODE = "in a user name and a password, write @ as %40, : as %3A, / as %2F, ? 
 def database_url(database: str | Path | None = None) -> URL:
     """Return the SQLAlchemy URL of a setting: a path, `:memory:`, or a URL. `None` reads `MCP_OAUTH_DB`.
 
-    The only place that reads `MCP_OAUTH_DB`. Raises `ConfigurationError` for what is no database that we support, and
-    for every option of a URL that we can neither pass to the driver nor leave out without harm.
+    The only place that reads `MCP_OAUTH_DB`. Raises `ConfigurationError` for a database that is not supported, and for
+    an option of a URL that can neither be passed to the driver nor be ignored without harm.
     """
     if database is None:
         database = os.environ.get("MCP_OAUTH_DB") or DEFAULT_DATABASE
-    if not isinstance(database, str | Path):  # as of a caller without types
+    if not isinstance(database, str | Path):  # from a caller without type checks
         kind = f"{type(database).__module__}.{type(database).__qualname__}"
         raise ConfigurationError(f"the database is a {kind}; expected a path, a URL as text, or an AsyncEngine")
     setting = str(database)
@@ -66,7 +66,7 @@ def database_url(database: str | Path | None = None) -> URL:
     if extra and importlib.util.find_spec(module) is None:
         raise ConfigurationError(f"{module} is not installed; run: pip install 'fastmcp-oauth-store[{extra}]'")
     url = (_file if scheme == "sqlite" else _server)(drivername, rest)
-    name = unquote(url.database or "")  # SQLAlchemy 2.0 leaves its codes as they are
+    name = unquote(url.database or "")  # SQLAlchemy 2.0 does not decode it
     for part in (url.username, url.host, name, *url.query, *map(str, url.query.values())):
         _check_characters(part or "")
     if "\0" in (url.password or ""):
@@ -95,15 +95,15 @@ def _path(name: str) -> URL:
         path = os.path.expanduser(name)
         if path.startswith("~"):
             raise ConfigurationError(
-                f"this machine knows no home directory of {name.partition('/')[0]}; write the path in full, or begin "
-                "it with ./ if the file's name begins with ~"
+                f"{name.partition('/')[0]} has no home directory on this machine; write the full path, or start it "
+                "with ./ if the name of the file starts with ~"
             )
         name = path
     return URL.create("sqlite+aiosqlite", database=name)  # make_url() would percent-decode it
 
 
 _NO_PATH = re.compile(r"\b(host|server|user|uid|password|pwd|dbname|database)\s*=|^[^/]*:[^/]*@|//[^/]*:[^/]*@", re.I)
-"""A URL without its scheme's colon, or another way to write a connection: it may hold a password."""
+"""A URL without the colon of its scheme, or another kind of connection string: it may hold a password."""
 
 
 def _check_path(name: str) -> None:
@@ -111,7 +111,7 @@ def _check_path(name: str) -> None:
         raise ConfigurationError(_UNREADABLE)
     if found := _NO_SLASHES.match(name):
         raise ConfigurationError(
-            f"the database setting begins with {found[0]} as a URL does, without two slashes; expected a file's path "
+            f"the database setting begins with {found[0]} like a URL, but lacks two slashes; expected a file's path "
             f"alone (or ./{found[0]}...), or a URL such as sqlite:////srv/oauth.db or postgresql://host/name"
         )
     if name.endswith(("/", os.sep)):
@@ -140,26 +140,26 @@ def _server(drivername: str, rest: str) -> URL:
         raise ConfigurationError("the database URL holds a space; write it as %20, or remove it")
     without, hosts = _without_hosts(rest)
     url = _parsed(f"{drivername}://{without}") if rest.count("@") < 2 else None
-    # an @ behind the host, or with all that belongs there before it, has shifted what is a password, a host and a name
+    # an @ after the host, or with the host already before it, has shifted the password, the host and the name
     if url is None or (at and (url.username is None or re.search(r"/[^?]*\?[^=]*=", login))):
         raise ConfigurationError(
-            "the database URL holds an @ that does not end its user name and password; encode it as %40, also behind "
+            "the database URL holds an @ that does not end its user name and password; encode it as %40, also after "
             f"the host; {_ENCODE}"
         )
     postgresql = url.get_backend_name() == "postgresql"
     if len(hosts) > 1 and not postgresql:
-        raise ConfigurationError("the database URL names several hosts, which only PostgreSQL's may; name one")
+        raise ConfigurationError("the database URL names several hosts, which only PostgreSQL supports; name one")
     for host in hosts or [url.host or "localhost"]:
         if not _HOST.fullmatch(host) and not (postgresql and host.startswith("/")):
             socket = "?host=/directory" if postgresql else "?unix_socket=/file"
             raise ConfigurationError(
-                f"the host of the database URL holds characters that no host's name has; {_ENCODE}, and the path of a "
+                f"the host of the database URL holds characters that no host name has; {_ENCODE}, and the path of a "
                 f"Unix socket as an option: {url.drivername.partition('+')[0]}://user:password@/name{socket}"
             )
     _check_values(rest.rpartition("@")[2].partition("?")[2], url)
     if hosts:
         if url.query.keys() & {"host", "port"}:
-            raise ConfigurationError("the database URL names its hosts twice; keep those before or those behind the ?")
+            raise ConfigurationError("the database URL names its hosts twice; keep those before or those after the ?")
         url = url.update_query_dict({"host": ",".join(hosts), "port": ",".join(hosts.values())})
     if url.port is not None and not 0 < url.port < 65536:
         raise ConfigurationError(_UNREADABLE)
@@ -170,7 +170,7 @@ def _server(drivername: str, rest: str) -> URL:
 
 
 def _without_hosts(rest: str) -> tuple[str, dict[str, str]]:
-    """Return `rest` without the hosts that SQLAlchemy cannot read there, several or a socket, and their ports."""
+    """Return `rest` without the hosts that SQLAlchemy cannot parse there, several or a socket, and their ports."""
     login, at, behind = rest.rpartition("@")
     places = re.split("[/?]", behind)[0]
     behind = behind.removeprefix(places)
@@ -187,7 +187,7 @@ def _without_hosts(rest: str) -> tuple[str, dict[str, str]]:
 
 def _parsed(setting: str) -> URL:
     url = None
-    with suppress(exc.ArgumentError, ValueError):  # both may quote a part of a password: none is a cause of ours
+    with suppress(exc.ArgumentError, ValueError):  # both may quote a part of a password: neither may be a cause
         url = make_url(setting)
     if url is None:
         raise ConfigurationError(_UNREADABLE)
@@ -195,12 +195,12 @@ def _parsed(setting: str) -> URL:
 
 
 def _check_values(query: str, url: URL) -> None:
-    """Raise `ConfigurationError` for an option without a value, which SQLAlchemy would leave out, or with two."""
+    """Raise `ConfigurationError` for an option without a value, which SQLAlchemy would ignore, or with two."""
     for name, value in parse_qsl(query, keep_blank_values=True):
         if not value:
             raise ConfigurationError(f"{named(name, url)} of the database URL has no value; give it one, or remove it")
         if not isinstance(url.query[name], str) and (name != "host" or url.get_backend_name() != "postgresql"):
-            raise ConfigurationError(f"{named(name, url)} stands twice in the database URL; keep one")
+            raise ConfigurationError(f"{named(name, url)} is given twice in the database URL; keep one")
 
 
 def _check_hosts(url: URL) -> None:
@@ -209,22 +209,22 @@ def _check_hosts(url: URL) -> None:
         arguments = url.get_dialect()().create_connect_args(url)
     if arguments is None:
         raise ConfigurationError(
-            "the options host and port of the database URL do not fit each other; expected host=one:5432&host=two:5432"
+            "the options host and port of the database URL do not match; expected host=one:5432&host=two:5432"
         )
 
 
 def display_name(url: URL) -> str:
-    """Return the path of a file, or a URL without its password, nor what drivers take for one behind the `?`."""
+    """Return the path of a file, or a URL without its password, and without options that may hold one."""
     if url.get_backend_name() == "sqlite":
         return str(url.database or ":memory:")
-    if "@" in f"{url.host}{url.database}":  # of an engine that was passed in: a password, misread
+    if "@" in f"{url.host}{url.database}":  # from an engine that was passed in: a misread password
         url = url.set(host="hidden", database="hidden")
     hidden = {name: "***" for name in url.query if "pass" in name.lower()}
     return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def is_memory(url: URL) -> bool:
-    """Tell whether `url` is an SQLite database that lives in this process alone."""
+    """Return whether `url` is an SQLite database that exists only in this process."""
     if url.get_backend_name() != "sqlite":
         return False
     if url.database in (None, "", ":memory:"):
@@ -235,5 +235,5 @@ def is_memory(url: URL) -> bool:
 
 
 def sqlite_name(url: URL) -> str:
-    """Return what SQLite opens."""
+    """Return the name that SQLite opens."""
     return ":memory:" if is_memory(url) else os.path.abspath(str(url.database))

@@ -1,1 +1,1 @@
-"""What the server does: one flow, one file. Nothing here knows HTTP."""
+"""The flows of the server, one per file. Nothing here knows HTTP."""

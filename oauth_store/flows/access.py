@@ -1,4 +1,4 @@
-"""An access token is verified with every call; its first use is noted (RFC 6750)."""
+"""Verify an access token on every call, and record its first use (RFC 6750)."""
 
 import time
 from typing import Any
@@ -29,11 +29,11 @@ _first_use = (
 
 
 _VerificationError: Any = getattr(fastmcp_auth, "TokenVerificationError", RuntimeError)
-"""What `MultiAuth` does not swallow. FastMCP has it from 4.2 on."""
+"""An error that `MultiAuth` does not swallow. FastMCP has it from 4.2 on."""
 
 
 class _Unverifiable(DatabaseUnavailable, _VerificationError):  # type: ignore[misc]  # a class of Any
-    """An outage, inside `MultiAuth` too: a token of which nothing is known is not refused."""
+    """An outage, inside `MultiAuth` too: a token that cannot be looked up is not refused."""
 
 
 async def load(issuer: Issuer, token: str) -> AccessToken | None:
@@ -45,7 +45,7 @@ async def load(issuer: Issuer, token: str) -> AccessToken | None:
 async def verify(issuer: Issuer, token: str) -> AccessToken | None:
     """Return a live access token that was issued for this server (RFC 8707), or None.
 
-    Raises `DatabaseUnavailable` for an outage.
+    Raises `DatabaseUnavailable` during an outage.
     """
     token_hash = hash_secret(token)
     remembered = issuer.store.remembered
@@ -78,14 +78,14 @@ def _live_access_token(session: Session, token_hash: bytes, now: int) -> Row[Any
 
 
 def _stamp_first_use(session: Session, row: Row[Any], now: int) -> None:
-    """Note on both of a pair that its access token was presented: its predecessor is no longer answered again."""
+    """Record on both tokens of a pair that the access token was used: its predecessor no longer gets the pair again."""
     for token_hash in (row.paired_hash, row.token_hash):  # the refresh token first, see revoke_grants()
         if token_hash is not None:
             session.execute(_first_use, {"b_hash": token_hash, "b_now": now})
 
 
 def _fields(row: Row[Any]) -> dict[str, Any]:
-    """Return what an `AccessToken` says beside the token itself."""
+    """Return the fields of an `AccessToken`, except the token itself."""
     return {
         "client_id": row.client_id,
         "scopes": row.scopes.split(),

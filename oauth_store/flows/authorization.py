@@ -1,4 +1,4 @@
-"""An authorization request: stored, looked up, answered (RFC 6749, section 4.1)."""
+"""Authorization requests: stored, looked up, approved or denied (RFC 6749, section 4.1)."""
 
 import re
 import time
@@ -22,7 +22,7 @@ from oauth_store.flows.tokens import lookup, update_one
 from oauth_store.urls import same_resource
 
 REQUEST_EXPIRY_SECONDS = 600
-"""How long the owner may take to approve a request."""
+"""How long the owner has to approve a request."""
 STATE_LENGTH = 8 * 1024
 CODE_CHALLENGE = r"[A-Za-z0-9_-]{43}"
 """RFC 7636, section 4.2."""
@@ -57,7 +57,7 @@ _stamp_client = (
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Started:
-    """A request that was stored, and the secrets that name it and the browser that it came from."""
+    """A stored request, with the secrets that name it and the browser that started it."""
 
     handle: str
     browser: str
@@ -71,11 +71,11 @@ async def start(issuer: Issuer, client: StoredClient, params: AuthorizationParam
     """Store a request. Raises `AuthorizeError`."""
     own = issuer.resource
     if params.resource is not None and own is not None and not same_resource(params.resource, own):
-        raise AuthorizeError("invalid_target", "resource is not this server")
+        raise AuthorizeError("invalid_target", "resource does not name this server")
     if len(params.state or "") > STATE_LENGTH or "\0" in (params.state or ""):
-        raise AuthorizeError("invalid_request", f"state has more than {STATE_LENGTH} characters, or a NUL")
+        raise AuthorizeError("invalid_request", f"state is longer than {STATE_LENGTH} characters, or contains a NUL")
     if not re.fullmatch(CODE_CHALLENGE, params.code_challenge):
-        raise AuthorizeError("invalid_request", "code_challenge is not one of S256: 43 characters of base64url")
+        raise AuthorizeError("invalid_request", "code_challenge must be for S256: 43 characters of base64url")
     try:
         scopes = " ".join(client.validate_scope(" ".join(params.scopes or ())) or ())
     except InvalidScopeError as error:
@@ -115,9 +115,9 @@ def _store_request(session: Session, started: Started, client_id: str, params: A
 
 
 async def pending(issuer: Issuer, handle: str, browser: str | None) -> Row[Any] | None:
-    """Return the row of a request to this server that may still be answered, or None.
+    """Return the row of a request to this server that can still be approved or denied, or None.
 
-    None too where `browser` is not the secret of the browser that started it.
+    Also None if `browser` is not the secret of the browser that started it.
     """
     row = await issuer.store.read(_pending, issuer, handle, int(time.time()))
     if row is None or row.browser_hash is None or browser is None or not matches(browser, row.browser_hash):
@@ -126,7 +126,7 @@ async def pending(issuer: Issuer, handle: str, browser: str | None) -> Row[Any] 
 
 
 def _pending(session: Session, issuer: Issuer, handle: str, now: int) -> Row[Any] | None:
-    """Return the row of such a request, whatever its browser. Its `registered_id` is null if its client is gone."""
+    """Return the row of such a request, whatever its browser. `registered_id` is null if its client is gone."""
     row = lookup(session, _request_by_handle, b_hash=hash_secret(handle), b_now=now)
     return row if row is not None and issuer.is_ours(row.resource) else None
 
@@ -134,7 +134,7 @@ def _pending(session: Session, issuer: Issuer, handle: str, now: int) -> Row[Any
 async def approve(issuer: Issuer, handle: str, subject: str | None, scopes: Collection[str] | None) -> str:
     """Give a request its code, for these scopes, and return the URL that takes it to the client.
 
-    Its client is one that was used, from now on. Raises `AuthorizeError`.
+    From now on, its client counts as used. Raises `AuthorizeError`.
     """
     code = mint("code")
     row = await issuer.store.write(_approve, issuer, handle, code, subject, scopes, int(time.time()))
@@ -156,7 +156,7 @@ def _approve(
     values = {"b_subject": subject, "b_expires_at": now + issuer.code_expiry_seconds, "b_code_hash": hash_secret(code)}
     values["b_scopes"] = row.scopes if scopes is None else " ".join(_granted(issuer, row, scopes))
     update_one(session, _give_code, b_hash=row.handle_hash, b_now=now, **values)
-    if row.last_used_at == NEVER:  # one that the owner added before registrations said so
+    if row.last_used_at == NEVER:  # added by the owner before registrations recorded that
         replace_metadata(session, row.client_id, owners(row.client_metadata))
     update_one(session, _stamp_client, b_client_id=row.client_id, b_now=now)
     emit_after_commit(session, "approval_granted", grant_id=row.grant_id, client_id=row.client_id, subject=subject)
@@ -164,9 +164,9 @@ def _approve(
 
 
 async def deny(issuer: Issuer, handle: str) -> str:
-    """End a request, and return the URL that tells its client so. Raises `AuthorizeError`."""
+    """End a request, and return the URL that reports this to its client. Raises `AuthorizeError`."""
     row = await issuer.store.write(_deny, issuer, handle, int(time.time()))
-    return _redirect(issuer, row, error="access_denied", error_description="the owner of this server said no")
+    return _redirect(issuer, row, error="access_denied", error_description="the owner denied the request")
 
 
 def _granted(issuer: Issuer, row: Row[Any], scopes: Collection[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A registered client, as the handlers see it: what it may ask for, and where its codes may be sent."""
+"""A registered client as the handlers see it: the scopes that it may have, and where its codes may be sent."""
 
 import json
 import re
@@ -22,21 +22,21 @@ from oauth_store.flows.issuer import Issuer, ServerScopes
 from oauth_store.flows.scopes import is_scope
 
 OFFLINE_ACCESS = "offline_access"
-"""The scope by which clients ask for a refresh token. Accepted, whatever the server's scopes are."""
+"""The scope with which clients request a refresh token. Accepted, whatever the server's scopes are."""
 REDIRECT_URIS = 50
 SCOPES = 100
-"""What a registration may have at most."""
+"""The most that a registration may have."""
 
 _BROWSERS = """
 about blob brave chrome chrome-distiller chrome-extension chrome-search chrome-untrusted data ddgquicklink devtools edge
 extension file filesystem firefox firefox-focus googlechrome googlechrome-x-callback googlechromes hcp help its jar
 javascript livescript mhtml mk mocha moz-extension moz-icon opera page-icon puffin res resource safari-extension
 safari-web-extension ucbrowser vbscript view-source vivaldi wyciwyg yandexbrowser yandexbrowser-open-url
-"""  # their own pages, and what runs or shows the rest of the URI
+"""  # their own pages, and schemes that run or show the rest of the URI
 _WEB = """
 apt cabal dat did doi dweb ext feed flatpak git gs http https hyper ipfs ipns itpc jnlp jnlps pcast podcast s3 snap ssb
 svn vlc web webcal webcals ws wss
-"""  # what is fetched as the web is: a calendar, a feed, a package
+"""  # fetched as the web is: a calendar, a feed, a package
 _PROTOCOLS = """
 acap afp afpovertcp afs amqp amqps cifs cifs2 coap coaps cvs dav davs dict dns ed2k eppc finger fish ftp ftpes ftps
 gemini gopher gophers iax icap imap imaps ipp ipps irc irc6 ircs jdbc jms ldap ldapi ldaps mms mmsh mmst mongodb mqtt
@@ -52,36 +52,37 @@ search search-ms service shell shortcuts sip sips skype sms smsto steam tel telp
 vnd.youtube whatsapp windowsdefender wtai x-apple.systempreferences x-man-page xmpp
 """  # a message, a call, a payment, a search, a setting
 FOREIGN_SCHEMES = frozenset(f"{_BROWSERS} {_WEB} {_PROTOCOLS} {_SYSTEMS}".split())
-"""Schemes that are no application's own (RFC 8252, section 7.1): a code that is sent there goes to another machine, or
-to what the browser or the system makes of it.
+"""Schemes that no app owns (RFC 8252, section 7.1): a code sent there goes to another machine, or to whatever the
+browser or the system does with it.
 
-No such list is complete, and no rule can take its place: IANA has registered `vscode` beside `smb`. So it has what
-browsers and systems know by themselves. Of all other links the consent page shows how they begin, with any authority.
+No such list is complete, and no rule can replace it: IANA has registered `vscode` as well as `smb`. So it lists the
+schemes that browsers and systems handle themselves. Of all other links, the consent page shows the start, with any
+authority.
 """
 
 
 DESCRIPTION_LENGTH = 200
-"""Of an error that repeats what was asked for."""
+"""The longest error that repeats requested values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a server knows of a client beside its registration."""
+    """What a server knows about a client besides its registration."""
 
     secret_hash: bytes | None = None
     scopes: ServerScopes = field(default_factory=ServerScopes)
     limited: bool = False
-    """Whether the scopes that it registered are all that it may have, as of a client that the owner added by hand."""
+    """Whether the client may have only its registered scopes, like a client that the owner added by hand."""
 
 
 class OwnersClient(OAuthClientInformationFull):
-    """A client that the owner of the server has added by hand: its scopes are all that it may have."""
+    """A client that the owner of the server added by hand: it may have only its registered scopes."""
 
     added_by_owner: Literal[True] = True
 
 
 def is_owners(metadata: str) -> bool:
-    """Tell whether a stored registration is that of an `OwnersClient`."""
+    """Return whether a stored registration is that of an `OwnersClient`."""
     return "added_by_owner" in metadata and json.loads(metadata).get("added_by_owner") is True
 
 
@@ -91,7 +92,7 @@ def owners(metadata: str) -> str:
 
 
 class StoredClient(OAuthClientInformationFull):
-    """A row of `oauth_clients`. Its secret is known as a hash alone, and never leaves the process."""
+    """A row of `oauth_clients`. Only the hash of its secret is known, and it never leaves the process."""
 
     _standing: Standing = PrivateAttr(default_factory=Standing)  # a default would be copied each time
 
@@ -124,18 +125,18 @@ class StoredClient(OAuthClientInformationFull):
         return {**dict.fromkeys(self._standing.scopes.required), **self._listed}
 
     def validate_scope(self, requested_scope: str | None) -> list[str] | None:
-        """Return the scopes to grant (RFC 6749, section 3.3): what was asked for, less what this client cannot have.
+        """Return the scopes to grant (RFC 6749, section 3.3): the requested ones that this client can have.
 
-        It can have what the server has: the valid scopes, or, where the server does not list them, its usual ones and
-        those that the client registered; of these, a client that the owner added by hand can have those that the owner
-        named. A request that names none, or `offline_access` alone, gets what the client registered, else the usual
-        ones. The required ones are always among them: a token without them is refused by every request. Raises
-        `InvalidScopeError` where scopes were asked for or named by the owner, and none of them can be granted.
+        It can have the server's scopes: the valid ones or, if the server does not list them, its default ones and those
+        that the client registered. Of these, a client that the owner added by hand can have only those that the owner
+        named. A request that names no scope, or only `offline_access`, gets the scopes that the client registered, or
+        else the default ones. The required ones are always included: every request refuses a token without them. Raises
+        `InvalidScopeError` if scopes were requested or named by the owner, and none of them can be granted.
         """
         own = dict.fromkeys((self.scope or "").split())
         required, usual = self._standing.scopes.required, self._standing.scopes.usual
         if self._standing.limited and own and not self._listed:
-            raise InvalidScopeError("this server has none of the scopes that its owner named for this client")
+            raise InvalidScopeError("this server has none of the scopes that its owner set for this client")
         offer = self.offered
         asked = dict.fromkeys((requested_scope or "").split())
         wanted = [scope for scope in asked if scope != OFFLINE_ACCESS]
@@ -147,9 +148,9 @@ class StoredClient(OAuthClientInformationFull):
         return [*granted, OFFLINE_ACCESS] if OFFLINE_ACCESS in asked else granted
 
     def validate_redirect_uri(self, redirect_uri: AnyUrl | None) -> AnyUrl:
-        """Return the redirect URI to use. On loopback any port will do (RFC 8252, section 7.3).
+        """Return the redirect URI to use. On loopback, any port matches (RFC 8252, section 7.3).
 
-        Raises `InvalidRedirectUriError` for one that the client did not register.
+        Raises `InvalidRedirectUriError` if the client did not register it.
         """
         registered = self.redirect_uris or []
         if redirect_uri is None:
@@ -182,12 +183,12 @@ def _get_client(session: Session, scopes: ServerScopes, client_id: str) -> Store
 
 
 def is_client_id(text: str) -> bool:
-    """Tell whether a text can be a client_id: PostgreSQL has no text with a NUL."""
+    """Return whether a text can be a client_id. PostgreSQL cannot store a NUL."""
     return len(text) <= CLIENT_ID_LENGTH and "\0" not in text
 
 
 def authenticate(client: StoredClient | None, secret: str | None) -> StoredClient:
-    """Return the client if the secret is its own, by the hash of it; the SDK's authenticator would need it in clear.
+    """Return the client if the secret matches its hash. The SDK's authenticator would need the secret in plain text.
 
     Raises `AuthenticationError`.
     """
@@ -205,7 +206,7 @@ def authenticate(client: StoredClient | None, secret: str | None) -> StoredClien
 
 
 def admit(client: StoredClient | None, secret: str | None, grant_type: str) -> None:
-    """Raise `AuthenticationError`, or `TokenError`, unless a client may come in with this grant type."""
+    """Raise `AuthenticationError` or `TokenError` unless a client authenticates and may use this grant type."""
     if grant_type not in authenticate(client, secret).grant_types:
         raise TokenError("unauthorized_client", f"the client did not register for {grant_type}")
 
@@ -213,9 +214,9 @@ def admit(client: StoredClient | None, secret: str | None, grant_type: str) -> N
 def check_redirect_uris(client: OAuthClientInformationFull) -> None:
     """Raise `RegistrationError` unless codes may be sent to every redirect URI of a registration.
 
-    https, http on loopback, or a scheme of an application's own, whatever its `application_type`: anyone may claim
-    either, and Cursor, a native one, says "web" (RFC 7591, section 5; RFC 8252, sections 7 and 8.3). There are at most
-    `REDIRECT_URIS`, and `SCOPES` scopes: every request of the client reads them all.
+    Allowed are https, http on loopback, and an app's own scheme, whatever the `application_type`: any client may claim
+    either type, and Cursor, a native app, claims "web" (RFC 7591, section 5; RFC 8252, sections 7 and 8.3). At most
+    `REDIRECT_URIS`, and at most `SCOPES` scopes: every request of the client reads them all.
     """
     if not client.redirect_uris:
         raise RegistrationError("invalid_redirect_uri", "redirect_uris is missing")
@@ -225,7 +226,7 @@ def check_redirect_uris(client: OAuthClientInformationFull) -> None:
     if len(scopes) > SCOPES:
         raise RegistrationError("invalid_client_metadata", f"there are more than {SCOPES} scopes")
     if not all(map(is_scope, scopes)):
-        raise RegistrationError("invalid_client_metadata", "scope has a character that no scope may have")
+        raise RegistrationError("invalid_client_metadata", "scope contains an invalid character")
     for uri in client.redirect_uris:
         parts = urlsplit(str(uri))
         if parts.fragment or str(uri).endswith("#"):
@@ -233,33 +234,33 @@ def check_redirect_uris(client: OAuthClientInformationFull) -> None:
         if "@" in parts.netloc:
             raise RegistrationError("invalid_redirect_uri", "a redirect URI has a user")
         if parts.scheme == "http" and not is_loopback_host(parts.hostname):
-            raise RegistrationError("invalid_redirect_uri", f"plain http leads to another machine; {_USE}")
+            raise RegistrationError("invalid_redirect_uri", f"a redirect URI uses http to another machine; {_USE}")
         refused = None if parts.scheme in ("http", "https") else foreign(parts)
         if refused:
             raise RegistrationError("invalid_redirect_uri", f"{refused}; {_USE}")
 
 
 def foreign(uri: SplitResult) -> str | None:
-    """Return why a redirect URI that is not of the web's is no link of an application's own, or None if it is one.
+    """Return why a redirect URI that is neither http nor https is not an app's own link, or None if it is one.
 
-    An application's links carry no port, no user and no second authority: they name no machine. One in its path would
-    be hidden from the consent page. Browsers and helpers open the web by a scheme that names it, `opera-https` say, or
-    by a link with a URL in it.
+    An app's own link names no machine: it has no port, no user and no second authority. One in its path would be hidden
+    from the consent page. Browsers and helpers open the web through a scheme that names it, such as `opera-https`, or
+    through a link that contains a URL.
     """
     scheme = uri.scheme
     web = {"http", "https"}.intersection(re.split(r"[+-]", scheme))
     if web or FOREIGN_SCHEMES.intersection((scheme, *scheme.split("+"))) or scheme.startswith("ms-"):
-        return f"{scheme[:40]}: is not a scheme of an app's own"
+        return f"{scheme[:40]}: is not an app's own scheme"
     if "@" in uri.netloc or ":" in uri.netloc.rpartition("]")[2]:
-        return "a link of an app's own has a user or a port"
+        return "an app's own link must not have a user or a port"
     if uri.path.startswith("//") or "\\" in uri.path:
-        return "a link of an app's own has a second host in its path"
+        return "an app's own link must not have a second host in its path"
     if re.search(r"[/\\]{2}", unquote(f"{uri.path}?{uri.query}")):
-        return "a link of an app's own has a URL in it"
+        return "an app's own link must not contain a URL"
     return None
 
 
-_USE = "use https, http on loopback, or a scheme that no other app has, such as com.example.app:/callback"
+_USE = "use https, http on loopback, or a scheme that no other app uses, such as com.example.app:/callback"
 
 
 def _same(presented: SplitResult, registered: SplitResult) -> bool:

@@ -1,4 +1,4 @@
-"""A code is exchanged for a pair, once (RFC 6749, section 4.1.3; RFC 7636): a second time it ends its grant."""
+"""Exchange a code for a pair, once (RFC 6749, section 4.1.3; RFC 7636). A second exchange ends its grant."""
 
 import base64
 import hashlib
@@ -38,7 +38,7 @@ _consume = update(codes).where(*_is_known, codes.c.consumed_at.is_(None)).values
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PresentedCode:
-    """What a client sends to exchange a code."""
+    """A client's request to exchange a code."""
 
     client_id: str
     code: str
@@ -47,13 +47,13 @@ class PresentedCode:
     redirect_uri: str = ""
     resource: str | None = None
     checked: bool = False
-    """The SDK's handler has seen to the client, its redirect URI and its verifier."""
+    """Whether the SDK's handler has checked the client, its redirect URI and its verifier."""
 
 
 async def load(issuer: Issuer, client_id: str, code: str) -> AuthorizationCode | None:
-    """Return an approved code of a client until it expires, or None.
+    """Return an approved code of a client until it expires, even if consumed, or None.
 
-    A consumed one too: the SDK's handler checks the client and PKCE, and only then the exchange sees the replay.
+    The SDK's handler checks the client and PKCE before the exchange detects the replay of a consumed code.
     """
     row = await issuer.store.read(_load_authorization_code, code, int(time.time()))
     if row is None or row.client_id != client_id:
@@ -77,24 +77,24 @@ def _load_authorization_code(session: Session, code: str, now: int) -> Row[Any] 
 
 
 async def exchange(issuer: Issuer, code: PresentedCode) -> OAuthToken:
-    """Exchange a code in one step. Raises `TokenError`, or `AuthenticationError` for a client that is not let in."""
+    """Exchange a code in one step. Raises `TokenError`, or `AuthenticationError` if the client cannot authenticate."""
     try:
         issued = await issuer.store.write(_exchange_authorization_code, issuer, code, int(time.time()))
     except IntegrityError as error:
-        raise TokenError("invalid_client", "the client is not registered any more") from error
+        raise TokenError("invalid_client", "the client is no longer registered") from error
     if issued is None:
-        raise TokenError("invalid_grant", "the authorization code was used already")
+        raise TokenError("invalid_grant", "the authorization code was already used")
     issuer.after_commit()
     return issued
 
 
 def _exchange_authorization_code(session: Session, issuer: Issuer, code: PresentedCode, now: int) -> OAuthToken | None:
-    """Exchange a code, or end its grant where it was consumed: None."""
+    """Exchange a code, or end its grant and return None if it was consumed."""
     client, row = presented(session, _client_and_code, issuer, code.client_id, code.code, now)
     if not code.checked:
         admit(client, code.secret, "authorization_code")
-    if client is None:  # or the database would say so
-        raise TokenError("invalid_client", "the client is not registered any more")
+    if client is None:  # otherwise the database would refuse the tokens
+        raise TokenError("invalid_client", "the client is no longer registered")
     if row is None:
         raise TokenError("invalid_grant", "the authorization code is unknown or expired")
     if not code.checked:
@@ -113,20 +113,20 @@ def _exchange_authorization_code(session: Session, issuer: Issuer, code: Present
 
 
 def _check(issuer: Issuer, code: PresentedCode, row: Row[Any]) -> None:
-    """Raise `TokenError` unless who presents a code is who asked for it."""
+    """Raise `TokenError` unless the client that presents a code is the one that requested it."""
     if row.redirect_uri_provided_explicitly and not _is_uri(code.redirect_uri, row.redirect_uri):
-        raise TokenError("invalid_grant", "redirect_uri is not the one of the authorization request")
+        raise TokenError("invalid_grant", "redirect_uri differs from the one in the authorization request")
     if not re.fullmatch(CODE_VERIFIER, code.code_verifier):
-        raise TokenError("invalid_grant", "code_verifier is not 43 to 128 letters, digits and -._~")
+        raise TokenError("invalid_grant", "code_verifier must be 43 to 128 letters, digits and -._~")
     digest = hashlib.sha256(code.code_verifier.encode()).digest()
     challenge = base64.urlsafe_b64encode(digest).rstrip(b"=")  # RFC 7636, section 4.6
     if not hmac.compare_digest(challenge, row.code_challenge.encode()):
-        raise TokenError("invalid_grant", "code_verifier is not the one of the authorization request")
+        raise TokenError("invalid_grant", "code_verifier does not match the authorization request")
     check_resource(issuer, code.resource, row.resource)
 
 
 def _is_uri(presented_uri: str, stored: str) -> bool:
-    """Compare as URLs: what was stored is normalized, and clients repeat their own spelling."""
+    """Compare as URLs: the stored one is normalized, and clients repeat their own spelling."""
     try:
         return AnyUrl(presented_uri) == AnyUrl(stored)
     except ValidationError:

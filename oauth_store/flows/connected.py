@@ -1,4 +1,4 @@
-"""Who is connected: the live grants, as their owner sees them, and how to end some of them."""
+"""Live grants as the owner sees them, and how to end them."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from oauth_store.display import link_start
 from oauth_store.events import emit_after_commit
 
 BATCH = 1000
-"""Values that one statement names at most: no database takes any number of them."""
+"""The most values in one statement: every database has a limit."""
 
 
 _close_codes = (
@@ -37,24 +37,24 @@ _revoke_tokens = (
 
 @dataclass(frozen=True, slots=True)
 class LiveGrant:
-    """One live grant: one device or application that the owner has let in, and that can still come in."""
+    """A live grant: a device or application that the owner let in, and that still has access."""
 
     grant_id: bytes
     client_id: str
     client_name: str | None
-    """What the client calls itself. Anyone may register under any name."""
+    """The name that the client gives itself. Anyone may register under any name."""
     hosts: tuple[str, ...]
-    """Where its codes are sent: the hosts of its redirect URIs, or how the links of an application's own begin."""
+    """Where its codes are sent: the hosts of its redirect URIs, or the start of an app's own links."""
     scopes: tuple[str, ...]
     subject: str | None
     resource: str | None
     granted_at: int
     last_used_at: int
-    """The latest of what is stored: a refresh, and the first use of a pair. Later uses of a token leave no trace."""
+    """The latest use on record: a refresh, or the first use of a pair. Later uses of a token are not recorded."""
     expires_at: int
-    """When the grant ends unless it is refreshed before."""
+    """When the grant ends unless it is refreshed first."""
     ceiling: tuple[str, ...] | None
-    """The scopes that its owner named for a client that was added by hand: it can have no others."""
+    """The scopes that the owner set for a client that was added by hand: it can have no others."""
 
 
 def live_grants(
@@ -67,16 +67,16 @@ def live_grants(
     limit: int | None = None,
     now: int | None = None,
 ) -> tuple[list[LiveGrant], int]:
-    """Return the live grants, those that were used last first, and how many there are beyond the limit too.
+    """Return the live grants, most recently used first, and how many there are in all, beyond the limit too.
 
-    They are all, or those of a subject, of a client, of the server with this resource, or just one.
+    Filter them by subject, client, the resource of a server, or grant; without a filter, all are returned.
     """
     live = (
         is_live(int(time.time()) if now is None else now)
         & Token.kind.in_((ACCESS, REFRESH))
         & _of(Token, subject, client_id, grant_id, resource)
     )
-    # The few that are wanted first, then their details: that takes half as long as all details of all.
+    # First select the wanted grants, then their details: that takes half as long as the details of all grants.
     newest = (
         select(Token.grant_id, func.count().over().label("total"))
         .where(live)
@@ -99,7 +99,7 @@ def _of(
     grant_id: bytes | None,
     resource: str | None,
 ) -> ColumnElement[bool]:
-    """Whether a row is of a subject, a client, a grant, a server. To the letter: for MariaDB, 'abc ' equals 'abc'."""
+    """Match rows of a subject, client, grant and server, to the letter: for MariaDB, 'abc ' equals 'abc'."""
     matches = true() if grant_id is None else model.grant_id == grant_id
     if resource is not None:
         matches &= model.resource.is_(None) | model.resource.in_(_spellings(resource))
@@ -119,8 +119,8 @@ _last_used_at = case((Token.first_used_at > Token.created_at, Token.first_used_a
 
 
 def _details(live: ColumnElement[bool]) -> Select[Any]:
-    # All tokens of a grant are of one client and one subject; the refresh tokens have the scopes that were granted,
-    # while an access token may have less of them.
+    # All tokens of a grant have the same client and subject. Its refresh tokens have the granted scopes, of which an
+    # access token may have fewer.
     rows = (
         select(
             Token.grant_id,
@@ -166,7 +166,7 @@ def _ceiling(client_metadata: str) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class GrantName:
-    """A grant, as an event names it."""
+    """A grant as events name it."""
 
     grant_id: bytes
     client_id: str
@@ -181,9 +181,9 @@ def grants_to_end(
     grant_id: bytes | None = None,
     resource: str | None = None,
 ) -> list[GrantName]:
-    """Return the grants that can still be used: those whose code waits for its client, and those with a live token.
+    """Return the grants that can still be used: those with a code waiting for its client, and those with a live token.
 
-    Codes first: one that is exchanged in between is a token then, and a grant that is asked for twice counts once.
+    Codes come first, since a code that is exchanged in between becomes a token. A grant found twice counts once.
     """
     chosen_tokens = Token.kind.in_((ACCESS, REFRESH)) & is_live(now)
     chosen_codes = Code.approved_at.is_not(None) & Code.consumed_at.is_(None) & (Code.expires_at > now)
@@ -198,7 +198,7 @@ def grants_to_end(
 
 
 def grants_named(session: Session, prefix: str) -> list[bytes]:
-    """Return the ids of grants, live or not, that begin with some hex digits: a few of them, if they are many."""
+    """Return the ids of grants, live or not, that begin with these hex digits: four of them at most."""
     first, last = bytes.fromhex(prefix.ljust(32, "0")), bytes.fromhex(prefix.ljust(32, "f"))
     tokens_of = select(Token.grant_id).where(Token.kind.in_((ACCESS, REFRESH)), Token.grant_id.between(first, last))
     codes_of = select(Code.grant_id).where(Code.approved_at.is_not(None), Code.grant_id.between(first, last))
@@ -206,7 +206,7 @@ def grants_named(session: Session, prefix: str) -> list[bytes]:
 
 
 def end_all(session: Session, subject: str | None, resource: str | None, *, by: str, now: int) -> list[GrantName]:
-    """End all grants of a server, or of one subject of it, and return them. `by` is who did, for the log."""
+    """End all grants of a server, or of one subject of it, and return them. `by` names the actor in the log."""
     chosen = grants_to_end(session, now, subject=subject, resource=resource)
     _end(session, chosen, by, now)
     return chosen
@@ -215,7 +215,7 @@ def end_all(session: Session, subject: str | None, resource: str | None, *, by: 
 def end_one(
     session: Session, grant_id: bytes, subject: str | None, resource: str | None, *, by: str, now: int
 ) -> LiveGrant | None:
-    """End one live grant of a server and a subject, and return it as it was; None if there is none such."""
+    """End one live grant of a server and a subject, and return it as it was, or None if it does not exist."""
     listed, _ = live_grants(session, subject=subject, grant_id=grant_id, resource=resource, now=now)
     _end(session, [GrantName(grant.grant_id, grant.client_id) for grant in listed], by, now)
     return listed[0] if listed else None
@@ -226,29 +226,29 @@ def _end(session: Session, chosen: list[GrantName], by: str, now: int) -> None:
 
 
 def end_grants(session: Session, chosen: Collection[GrantName], reason: str, by: str, now: int) -> None:
-    """End exactly these grants. `reason` stands in their rows, and `by` in the log."""
+    """End exactly these grants. `reason` is stored in their rows, and `by` is logged."""
     for grant in chosen:
         emit_after_commit(session, "revoked", grant_id=grant.grant_id, client_id=grant.client_id, by=by)
     revoke_grants(session, [grant.grant_id for grant in chosen], reason[:64], now)
 
 
 def revoke_grants(session: Session, grant_ids: Collection[bytes], reason: str, now: int) -> None:
-    """End some grants: their codes, and every token of them, also those that a refresh inserts at this moment.
+    """End grants: their codes and all their tokens, including those that a refresh inserts at this moment.
 
-    `reason` says by whom, in at most 64 characters: `explain` repeats it. A thousand grants at once are fine; more
+    `reason` names the cause in at most 64 characters; `explain` repeats it. A thousand grants at once are fine; more
     would keep other writers waiting for long.
     """
     connection, ids = session.connection(), list(grant_ids)
     takes_turns = connection.dialect.name == "sqlite"
-    for start in range(0, len(ids), BATCH):  # no database takes any number of values in one statement
+    for start in range(0, len(ids), BATCH):  # every database limits the values in one statement
         values = {"b_grant_ids": ids[start : start + BATCH], "b_now": now}
         connection.execute(_close_codes, values)
-        # Refresh tokens before access tokens, as every step takes the rows of a grant: otherwise it and a refresh wait
-        # for each other, and PostgreSQL needs a second to see that.
+        # Refresh tokens before access tokens, the order in which every step takes the rows of a grant: otherwise this
+        # step and a refresh wait for each other, and PostgreSQL needs a second to notice.
         for kind in (REFRESH, ACCESS):
-            # At READ COMMITTED the UPDATE waits for a refresh under way and then misses the rows that it inserted.
-            # Whatever is still to come needs one of the rows seen here, so that a round that finds nothing is the last.
-            # SQLite has one writer at a time: no refresh is under way.
+            # At READ COMMITTED, the UPDATE waits for a refresh in progress and then misses the rows that it inserted.
+            # Any later row needs one of the rows seen here, so a round that finds nothing is the last. SQLite has one
+            # writer at a time, so no refresh is in progress.
             revoke = {**values, "b_kind": kind, "b_reason": reason}
             while connection.execute(_revoke_tokens, revoke).rowcount and not takes_turns:
                 pass
@@ -263,8 +263,8 @@ def described(client_metadata: str) -> tuple[str | None, tuple[str, ...]]:
 def _host(redirect_uri: str) -> str:
     try:
         url = urlsplit(redirect_uri)
-    except ValueError:  # what registration lets in is for pydantic to say, which reads URLs in a way of its own
+    except ValueError:  # registration leaves this decision to pydantic, which parses URLs in its own way
         return redirect_uri
     if url.scheme == "https":
         return url.netloc.rpartition("@")[2]
-    return url.hostname or "" if url.scheme == "http" else link_start(url)  # on loopback, any port will do
+    return url.hostname or "" if url.scheme == "http" else link_start(url)  # on loopback, any port matches

@@ -1,4 +1,4 @@
-"""A client that is described by a metadata document: what is taken of it, and what is refused."""
+"""Clients described by a metadata document: the fields that are used, and the reasons to refuse one."""
 
 import json
 import logging
@@ -29,28 +29,28 @@ _FIELDS = (
     "grant_types",
     "response_types",
 )
-"""What is taken from a document beside its redirect URIs. Keys and secrets are not: its client is a public one."""
+"""The fields taken from a document, besides its redirect URIs. Keys and secrets are not: the client is public."""
 
 
 logger = logging.getLogger("oauth_store")
 
 
 class Documents(Protocol):
-    """Where documents come from: `MetadataDocuments`."""
+    """The source of documents: `MetadataDocuments`."""
 
     async def fetch(self, client_id: str, address: str) -> OAuthClientInformationFull: ...
 
 
 class DocumentError(Exception):
-    """A client_id is the URL of a document, and no client can be made of it."""
+    """A client_id is the URL of a document, and no client can be made from it."""
 
 
 class InvalidDocumentError(DocumentError):
-    """A document was retrieved, and describes no client that can be let in. The message says what is wrong with it."""
+    """A document was retrieved, but describes no acceptable client. The message says what is wrong with it."""
 
 
 class DocumentUnavailableError(DocumentError):
-    """A document cannot be had now: nothing is known of the client."""
+    """A document cannot be retrieved right now, so nothing is known about the client."""
 
     def __init__(self, reason: str, retry_after: int) -> None:
         """`retry_after` is in seconds."""
@@ -59,23 +59,23 @@ class DocumentUnavailableError(DocumentError):
 
 
 def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
-    """Return the client that the document at `client_id` describes. Bad redirect URIs are left out of it.
+    """Return the client that the document at `client_id` describes, without its unsafe redirect URIs.
 
-    A client that may do without authentication is a public one, whatever it would rather be. Empty fields count as
-    absent. Raises `InvalidDocumentError`.
+    A client that can do without authentication is public, whatever method it prefers. Empty fields count as absent.
+    Raises `InvalidDocumentError`.
     """
     try:
         document = json.loads(content)
-        json.dumps(document, ensure_ascii=False).encode()  # or it could not be stored: JSON has halves of characters
+        json.dumps(document, ensure_ascii=False).encode()  # fails for half a character, which JSON can hold but no row
     except (ValueError, RecursionError) as error:
         raise InvalidDocumentError("it is not JSON") from error
     if not isinstance(document, dict):
         raise InvalidDocumentError("it is not a JSON object")
     if document.get("client_id") != client_id:
-        raise InvalidDocumentError("its client_id is not the URL that it is at")
+        raise InvalidDocumentError("its client_id is not its own URL")
     if "none" not in _methods(document):
         raise InvalidDocumentError(
-            "it does not offer the token_endpoint_auth_method none, and no other is served for documents"
+            "it does not offer token_endpoint_auth_method none, the only one that is supported for documents"
         )
     metadata = {name: document[name] for name in _FIELDS if document.get(name) not in (None, "", [], {})}
     defaults = {
@@ -88,14 +88,14 @@ def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
         client = OAuthClientInformationFull.model_validate(defaults | metadata)
         check_redirect_uris(client)
     except ValidationError as error:
-        raise InvalidDocumentError(f"its {error.errors()[0]['loc'][0]} cannot be read") from error
+        raise InvalidDocumentError(f"its {error.errors()[0]['loc'][0]} is not valid") from error
     except RegistrationError as error:
         raise InvalidDocumentError(str(error.error_description)) from error
     return client
 
 
 def _methods(document: Mapping[str, Any]) -> list[Any]:
-    """Return how a client may authenticate: by what it prefers, or by any that it lists."""
+    """Return how a client may authenticate: the methods that it lists, and the one that it prefers."""
     preferred = document.get("token_endpoint_auth_method") or None
     listed = document.get("token_endpoint_auth_methods_supported")
     methods = [*(listed if isinstance(listed, list) else []), *([] if preferred is None else [preferred])]
@@ -103,7 +103,7 @@ def _methods(document: Mapping[str, Any]) -> list[Any]:
 
 
 def _redirect_uris(given: object) -> list[str]:
-    """Return those redirect URIs to which a code may be sent, each once. Raises `InvalidDocumentError` if none is."""
+    """Return the redirect URIs to which a code may be sent, each once. Raises `InvalidDocumentError` without any."""
     if not isinstance(given, list) or not given:
         raise InvalidDocumentError("it has no redirect_uris")
     good: dict[str, None] = {}
@@ -115,15 +115,15 @@ def _redirect_uris(given: object) -> list[str]:
             good[uri] = None
         except RegistrationError as error:
             reason = f": {error.error_description}"
-        except (ValueError, TypeError, AttributeError):  # no text, or none that is a URL
-            reason = ": a redirect URI is no URL"
+        except (ValueError, TypeError, AttributeError):  # not text, or not a URL
+            reason = ": a redirect URI is not a URL"
     if not good:
         raise InvalidDocumentError(f"none of its redirect_uris can be used{reason}")
     return list(good)
 
 
 def _any_port(uri: str) -> str:
-    """Return a redirect URI without a port of `*`. On loopback none stands for any (RFC 8252, section 7.3)."""
+    """Return a redirect URI without the port `*`. On loopback, no port means any port (RFC 8252, section 7.3)."""
     parts = urlsplit(uri)
     if parts.scheme == "http" and parts.netloc.endswith(":*") and is_loopback_host(parts.hostname):
         return parts._replace(netloc=parts.netloc.removesuffix(":*")).geturl()
@@ -138,21 +138,21 @@ async def find(
     address: str,
     count_new: Callable[[], None],
 ) -> OAuthClientInformationFull | None:
-    """Return the client of an authorization request, whose client_id is the URL of its metadata document.
+    """Return the client of an authorization request whose client_id is the URL of its metadata document.
 
-    It is looked up there, and stored: /token and /revoke ask the database alone, so that nobody can make this server
-    fetch there, and a refresh works while the document's host is away. `address` asks for it; `count_new` is called
-    for a client that is new, and raises where there are too many.
+    The client is read from the document, and stored: /token and /revoke read only the database, so that they cannot be
+    used to make this server fetch URLs, and a refresh works while the document's host is down. `address` is the
+    requester's; `count_new` is called for a new client, and raises if there are too many.
 
-    Raises `InvalidDocumentError`, and `DocumentUnavailableError` where there is no stored client to go on with.
+    Raises `InvalidDocumentError`, or `DocumentUnavailableError` if there is no stored client to fall back on.
     """
     stored = await provider.get_client(client_id)
     try:
         described = await documents.fetch(client_id, address)
     except InvalidDocumentError as error:
-        logger.warning("client metadata document %s is not usable: %s", client_id, error)
+        logger.warning("client metadata document %s cannot be used: %s", client_id, error)
         if stored is not None and stored.redirect_uris:
-            await withdraw(issuer, stored)  # or an outage of its host would bring back what the document took away
+            await withdraw(issuer, stored)  # otherwise an outage of its host would bring back what the document removed
         raise
     except DocumentUnavailableError as error:
         logger.warning("client metadata document %s cannot be retrieved: %s", client_id, error)

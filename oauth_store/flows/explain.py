@@ -1,4 +1,4 @@
-"""Why a token works, or does not: what the database knows of a secret that somebody presents."""
+"""Explain why a token works or does not, from what the database knows about it."""
 
 import json
 import re
@@ -18,24 +18,23 @@ KINDS = {"access": "access token", "refresh": "refresh token", "code": "authoriz
     "request": "authorization request",
     "session": "session",
 }
-"""What our secrets begin with, and what they are."""
+"""The prefixes of our secrets, and their meanings."""
 
-AGAIN = "Its client has to be connected again."
-NOTHING = "Nothing has to be done."
+AGAIN = "Connect its client again."
+NOTHING = "No action is needed."
 
 _ENDED = {
     "reuse detected": (
         "reuse_detected",
-        "a refresh token of it was presented that had been exchanged before, and whose successor was in use already. A "
-        "stolen copy looks like that; so does an app that went back to an old copy of its tokens, from a backup or on "
-        "a second device",
-        "If you know of no such copy, take it for a theft, and find out who could read the client's tokens. "
-        "In either case, the client has to be connected again.",
+        "one of its refresh tokens was presented again after the pair that followed it was in use. A stolen copy looks "
+        "like that; so does an app that restored an old copy of its tokens, from a backup or on a second device",
+        "If you know of no such copy, treat it as a theft, and check who could read the client's tokens. Either way, "
+        "connect its client again.",
     ),
     "code replayed": (
         "code_replayed",
-        "its authorization code was presented a second time, with everything that proves the client. That is a fault "
-        "of the client, or of somebody who can read what it keeps",
+        "its authorization code was presented a second time, with valid proof of the client. Either the client has a "
+        "bug, or an attacker can read its data",
         AGAIN,
     ),
 }
@@ -43,7 +42,7 @@ _ENDED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """What there is to say about a secret. Never the secret."""
+    """Everything that is known about a secret. Never the secret."""
 
     kind: str
     state: str
@@ -68,16 +67,16 @@ class Explanation:
     scope_changes: tuple[ScopeChange, ...] = ()
     """Of its grant."""
     successor: str | None = None
-    """Of a refresh token that was exchanged: `unused`, `used`, `rotated` or `ended`."""
+    """The state of the pair that followed an exchanged refresh token: `unused`, `used`, `rotated` or `ended`."""
 
     @property
     def live(self) -> bool:
-        """Whether the server accepts it now."""
+        """Whether the server accepts the secret now."""
         return self.state in ("live", "waiting")
 
 
 def explain(session: Session, secret: str, now: int) -> Explanation:
-    """Return what a secret is, whose, and why it works or does not. Reads only."""
+    """Return what a secret is, whose it is, and why it works or does not. Only reads."""
     hashed = hash_secret(secret)
     token = _first(session, _with_client(tokens).where(tokens.c.token_hash == hashed))
     if token is not None:
@@ -103,7 +102,7 @@ def _first(session: Session, query: Select[Any]) -> Row[Any] | None:
 
 
 def _about(session: Session, kind: str, row: Row[Any], now: int) -> Explanation:
-    """Return what a row of a grant says of itself, for the rest to be filled in."""
+    """Return the fields that a row of a grant provides, for the rest to be filled in."""
     grant, _ = live_grants(session, grant_id=row.grant_id, now=now)
     name, hosts = described(row.client_metadata) if row.client_metadata is not None else (None, ())
     return Explanation(
@@ -141,50 +140,52 @@ def _token(session: Session, secret: str, row: Row[Any], now: int) -> Explanatio
     if row.consumed_at is not None:
         return _rotated(session, secret, about, row, now)
     if row.expires_at > now:
-        text = f"It is good until {with_age(row.expires_at, now)}."
-        advice = "If the server refuses it all the same, it is not for this server's URL: compare the resource."
+        text = f"It is valid until {with_age(row.expires_at, now)}."
+        advice = "If the server still refuses it, it was issued for another server's URL: compare the resource."
         return replace(about, state="live", text=text, advice=advice)
     about = replace(about, state="expired")
     text = f"It expired at {with_age(row.expires_at, now)}."
     if row.kind == REFRESH:
-        text += " A refresh token expires when its client did not refresh for that long."
+        text += " A refresh token expires if its client does not refresh in time."
         return replace(about, text=text, advice=AGAIN)
     if about.grant_live:
-        return replace(about, text=f"{text} Its grant lives: the client gets a new one with its refresh token.",
+        return replace(about, text=f"{text} Its grant is live: the client gets a new one with its refresh token.",
                        advice=NOTHING)  # fmt: skip
     why = "and its grant is over too" if row.paired_hash else "and came without a refresh token"
     return replace(about, text=f"{text[:-1]}, {why}.", advice=AGAIN)
 
 
 def _client_gone(about: Explanation) -> Explanation:
-    text = f"Its client, {one_line(str(about.client_id))}, is not registered any more: it was removed."
-    return replace(about, state="client_gone", text=text, advice="The client has to register, and be connected, again.")
+    text = f"Its client, {one_line(str(about.client_id))}, is no longer registered: it was removed."
+    return replace(about, state="client_gone", text=text, advice="Have the client register again, then connect it.")
 
 
 def _ended(about: Explanation, at: int, reason: str | None, now: int) -> Explanation:
-    state, why, advice = _ENDED.get(reason or "", ("revoked", one_line(reason or "for no known reason"), AGAIN))
+    state, why, advice = _ENDED.get(reason or "", ("revoked", one_line(reason or "for an unknown reason"), AGAIN))
     text = f"Its grant was ended at {with_age(at, now)}: {why}."
     return replace(about, state=state, text=text, advice=advice, revoked_at=at, revoked_reason=reason)
 
 
 def _rotated(session: Session, secret: str, about: Explanation, row: Row[Any], now: int) -> Explanation:
     at = with_age(row.consumed_at, now)
-    grant = "The grant lives." if about.grant_live else "The grant is over too."
+    grant = "The grant is live." if about.grant_live else "The grant is over too."
     advice = NOTHING if about.grant_live else AGAIN
     about = replace(about, state="rotated")
     if row.kind == ACCESS:
-        text = f"Its client refreshed at {at}, and got a new pair in its place. {grant}"
+        text = f"Its client refreshed at {at}, and got a new pair. {grant}"
         return replace(about, text=text, advice=advice)
     successor = _successor(session, secret, row, now)
     text = f"It was exchanged for a new pair at {at}"
     if successor == "unused":
-        text += ", which nobody has used yet: the answer may have been lost. Presented again, it gets the same pair."
+        text += (
+            ", which has not been used yet: the response may have been lost. Presented again, it gets the same pair."
+        )
     elif successor == "used":
         text += (
-            ", and the new pair is in use. Presented again after the grace (two minutes, unless the server is set "
-            "otherwise), it is taken for a stolen copy, which ends the grant."
+            ", and the new pair is in use. If it is presented again after the grace (two minutes by default), the "
+            "server treats it as a stolen copy and ends the grant."
         )
-        advice = f"{NOTHING} If this is what the client still presents, it lost the new pair: connect it again."
+        advice = f"{NOTHING} If the client still presents this token, it lost the new pair: connect it again."
     elif successor == "rotated":
         text += f", and that pair was exchanged in turn. {grant}"
     elif successor == "ended":
@@ -195,7 +196,7 @@ def _rotated(session: Session, secret: str, about: Explanation, row: Row[Any], n
 
 
 def _successor(session: Session, secret: str, row: Row[Any], now: int) -> str | None:
-    if row.replay is None:  # the server never answers twice, or it was wiped when nobody could need it any more
+    if row.replay is None:  # the server never returns a pair twice, or the pair was wiped because nothing needs it
         return None
     _, refresh_token = unseal(secret, row.replay)
     after = _first(session, select(tokens).where(tokens.c.token_hash == hash_secret(refresh_token)))
@@ -212,7 +213,7 @@ def _session(_session: Session, _secret: str, row: Row[Any], now: int) -> Explan
         kind="session",
         state="live" if live else "expired",
         text=f"It signs {one_line(row.subject or '')} in on the page of connected apps, and "
-        f"{'is good until' if live else 'expired at'} {with_age(row.expires_at, now)}.",
+        f"{'is valid until' if live else 'expired at'} {with_age(row.expires_at, now)}.",
         advice=NOTHING,
         subject=row.subject,
         created_at=row.created_at,
@@ -234,19 +235,21 @@ def _code(session: Session, kind: str, row: Row[Any], now: int) -> Explanation:
         if revoked_at is not None:
             return _ended(about, revoked_at, reason, now)
         if not issued and not about.grant_live:
-            text = f"{approved}, and its grant was ended at {at} before the client fetched its tokens, or all expired."
+            text = (
+                f"{approved}, and its grant was ended at {at} before the client got its tokens, or all of them expired."
+            )
             return replace(about, state="revoked", text=text, advice=AGAIN)
-        lives = "lives" if about.grant_live else "is over"
+        lives = "is live" if about.grant_live else "is over"
         text = f"{approved}, and exchanged for tokens at {at}. The grant {lives}."
-        advice = "A code is good for one exchange." if about.grant_live else AGAIN
+        advice = "A code can be exchanged only once." if about.grant_live else AGAIN
         return replace(about, state="used", text=text, advice=advice)
     if row.client_metadata is None and approved:
         return _client_gone(about)
     if row.expires_at <= now:
-        missed = "its client did not exchange the code in time" if approved else "nobody answered it in time"
+        missed = "its client did not exchange the code in time" if approved else "the owner did not decide in time"
         text = f"It expired at {with_age(row.expires_at, now)}: {missed}."
         return replace(about, state="expired", text=text, advice=AGAIN)
-    waits = f"{approved}, and waits for its client" if approved else "It waits for the owner's answer"
+    waits = f"{approved}, and waits for its client" if approved else "It waits for the owner"
     return replace(about, state="waiting", text=f"{waits} until {with_age(row.expires_at, now)}.", advice=NOTHING)
 
 
@@ -258,7 +261,7 @@ def _client_secret(row: Row[Any], now: int) -> Explanation:
         kind="client secret",
         state="expired" if over else "live",
         text=over or "It is the secret of its client.",
-        advice="The client has to register again." if over else NOTHING,
+        advice="Have the client register again." if over else NOTHING,
         client_id=row.client_id,
         client_name=name,
         hosts=hosts,
@@ -271,17 +274,17 @@ def _unknown(secret: str) -> Explanation:
     prefix, _, rest = secret.partition("_")
     kind = KINDS.get(prefix, "secret") if rest else "secret"
     if secret.count(".") == 2:
-        text = "It is a JWT, and this server issues none: it is of another authorization server."
+        text = "It is a JWT, which this server does not issue: it comes from another authorization server."
     elif kind != "secret" and not re.fullmatch(r"[A-Za-z0-9_-]{43}", rest):
         text = (
-            f"This database does not know it. One of our {kind}s is 43 characters long, after the first _; {len(rest)} "
+            f"This database does not contain it. Our {kind}s have 43 characters after the first _; this one has "
+            f"{len(rest)}."
         )
-        text += "were given."
         return Explanation(kind=kind, state="unknown", text=text, advice="Copy all of it, and try again.")
     else:
         text = (
-            "This database does not know it. It expired so long ago that it was deleted; or its client was removed, "
-            "which takes its tokens along; or it is of another database or server."
+            "This database does not contain it. It expired so long ago that it was deleted, its client was removed "
+            "together with its tokens, or it belongs to another database or server."
         )
-    advice = "See that --database is the one that the server uses. If it is, the client has to be connected again."
+    advice = "Check that --database is the one that the server uses. If it is, connect its client again."
     return Explanation(kind=kind, state="unknown", text=text, advice=advice)

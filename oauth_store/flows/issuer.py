@@ -1,4 +1,4 @@
-"""What each flow is given: the store, and how this server issues."""
+"""The store and the settings with which a server issues codes and tokens."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ class ServerScopes:
     """The scopes of a server."""
 
     usual: Sequence[str] = ()
-    """Of a client that names none."""
+    """For a client that names none."""
     required: Sequence[str] = ()
-    """Of every token."""
+    """In every token."""
     listed: Collection[str] | None = None
-    """Those that a registration may name; None where the server does not list them."""
+    """Those that a registration may name, or None if the server does not list them."""
 
     @classmethod
     def of(cls, options: ClientRegistrationOptions | None, required: Sequence[str]) -> "ServerScopes":
@@ -30,12 +30,12 @@ class ServerScopes:
 
     @property
     def valid(self) -> Mapping[str, None] | None:
-        """All that there are; None where the server does not list them."""
+        """All that exist, or None if the server does not list them."""
         return None if self.listed is None else dict.fromkeys([*self.listed, *self.usual])
 
 
 def check_seconds(**settings: int) -> None:
-    """Raise `ConfigurationError` unless each setting is a number of seconds: a grace may be 0, nothing else."""
+    """Raise `ConfigurationError` unless each setting is a number of seconds: 1 or more, or 0 for a grace."""
     for name, seconds in settings.items():
         least = 0 if "grace" in name else 1
         if isinstance(seconds, bool) or not isinstance(seconds, int) or seconds < least:
@@ -55,13 +55,13 @@ class Issuer:
     refresh_expiry_seconds: int
     grace_seconds: int
     after_commit: Callable[[], None]
-    """Called when a step has left rows that will expire: the purge may have its turn."""
+    """Called when a step has left rows that will expire, so that the purge can run."""
     resource: str | None = field(default=None, init=False)
-    """What tokens are for (RFC 8707): the URL of the MCP endpoint. None until its path is known."""
+    """The resource of tokens (RFC 8707): the URL of the MCP endpoint. None until its path is known."""
 
     def is_ours(self, resource: str | None) -> bool:
-        """Tell whether a row with this resource is of this server: several may share a database.
+        """Return whether a row with this resource belongs to this server: several may share a database.
 
-        A null one came from VS-2, and is of whichever server reads it; without our own, the MCP path is not known yet.
+        A null one came from VS-2, and belongs to any server that reads it. While the MCP path is unknown, all are ours.
         """
         return resource is None or self.resource is None or same_resource(resource, self.resource)

@@ -1,4 +1,4 @@
-"""Client ID metadata documents: a client whose client_id is the https URL of its own description."""
+"""Client ID metadata documents: the client_id is the https URL of the client's own description."""
 
 import asyncio
 import re
@@ -20,23 +20,23 @@ from mcp.shared.auth import OAuthClientInformationFull
 from oauth_store.flows.documented_clients import DocumentUnavailableError, InvalidDocumentError, read_document
 
 DOCUMENT_BYTES = 5 * 1024
-"""The size of the largest document that is read, as the specification recommends."""
+"""The largest document that is read, as the specification recommends."""
 FETCH_SECONDS = 10.0
 """How long a request waits for a document."""
 CONNECT_SECONDS = 4.0
-"""How long one address of a host is waited for, before the next one is tried."""
+"""How long to wait for one address of a host before the next is tried."""
 FETCHES = 4
 """How many documents a provider fetches at the same time."""
 TURN_SECONDS = 10.0
-"""How long a request waits for its turn where as many fetches are under way as there may be."""
+"""How long a request waits for its turn while the maximum number of fetches is in progress."""
 WAITING = 50
-"""How many requests wait for their turn at most."""
+"""How many requests can wait for their turn."""
 BUSY_SECONDS = 5
-"""After which to try again where its turn did not come."""
+"""When to try again if the turn did not come."""
 FAILURE_SECONDS = 60
-"""For how long a document that could not be had is not asked for again."""
+"""How long a document that could not be retrieved is not requested again."""
 DEFAULT_LIFETIME_SECONDS, LONGEST_LIFETIME_SECONDS = 3600, 24 * 3600
-"""How long a document is kept whose host does not say, and how long at most."""
+"""How long a document is kept if its host does not say, and at most."""
 KEPT_DOCUMENTS, KEPT_FAILURES = 100, 1000
 
 _GONE = re.compile(r"HTTP (404|410) ")
@@ -46,7 +46,7 @@ _NO_ADDRESS = "DNS resolution"
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A document in memory, as long as its cache headers say (RFC 9111)."""
+    """A document in memory, kept as long as its cache headers say (RFC 9111)."""
 
     client: OAuthClientInformationFull
     validators: dict[str, str]
@@ -56,7 +56,7 @@ class _Kept:
 
 @dataclass(frozen=True, slots=True)
 class _Fetch:
-    """A fetch that is under way, and the address that asked for it."""
+    """A fetch in progress, and the address that requested it."""
 
     address: str
     client: Future[OAuthClientInformationFull]
@@ -65,24 +65,24 @@ class _Fetch:
 class MetadataDocuments:
     """Fetches documents, a few at a time, and keeps them; FastMCP guards each fetch against SSRF.
 
-    Each fetch has a thread and an event loop of its own. Names are looked up in threads of the loop's executor, which
-    may hang for a minute, and an HTTP client reads the system's certificates: neither is done on the server's loop.
+    Each fetch has its own thread and event loop. Name lookups run in threads of the loop's executor and can hang for a
+    minute, and an HTTP client reads the system's certificates: neither happens on the server's loop.
     """
 
     def __init__(self) -> None:
-        self._fetcher = CIMDFetcher()  # what it says of a URL is what a fetch says of it
+        self._fetcher = CIMDFetcher()  # it judges a URL as a fetch does
         self._kept: dict[str, _Kept] = {}
         self._failures: dict[str, float] = {}
-        """By client_id, or by host where that has no address to ask: until when not to ask again."""
+        """By client_id, or by host if that has no address: the time until which no request is made."""
         self._under_way: dict[str, _Fetch] = {}
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        """For the end of a fetch, any one."""
+        """Requests that wait for any fetch to end."""
 
     def names(self, client_id: str) -> bool:
-        """Tell whether a client_id is the URL of a document: https, with a path, without fragment, user or dots.
+        """Return whether a client_id is a document's URL: https, with a path, without fragment, user or dots.
 
-        In ASCII, as URLs are (RFC 3986, section 2): the consent page shows its host, and letters of other scripts look
-        like ours.
+        Only ASCII, as URLs are (RFC 3986, section 2): the consent page shows its host, and letters of other scripts can
+        look like ours.
         """
         if not self._fetcher.is_cimd_client_id(client_id) or not re.fullmatch(r"[!-~]+", client_id) or "#" in client_id:
             return False
@@ -90,9 +90,9 @@ class MetadataDocuments:
         return "@" not in url.netloc and not {".", ".."} & set(url.path.split("/"))
 
     async def fetch(self, client_id: str, address: str) -> OAuthClientInformationFull:
-        """Return the client that a document describes. `address` is who asks for it: one fetch each at a time.
+        """Return the client that a document describes. `address` is the requester's: each gets one fetch at a time.
 
-        Raises `InvalidDocumentError`, or `DocumentUnavailableError` where the document cannot be had now.
+        Raises `InvalidDocumentError`, or `DocumentUnavailableError` if the document cannot be retrieved right now.
         """
         try:
             source = await asyncio.wait_for(self._client_or_fetch(client_id, address), TURN_SECONDS)
@@ -103,25 +103,25 @@ class MetadataDocuments:
         try:
             client = await asyncio.wait_for(asyncio.wrap_future(source.client), FETCH_SECONDS)
         except TimeoutError:
-            raise self._failed(client_id, f"no answer after {FETCH_SECONDS:g} s") from None
+            raise self._failed(client_id, f"no response after {FETCH_SECONDS:g} s") from None
         return client.model_copy()
 
     def _check_failures(self, client_id: str) -> None:
         for key in (client_id, urlsplit(client_id).netloc):
             seconds = self._failures.get(key, 0) - time.time()
             if seconds > 0:
-                raise DocumentUnavailableError("it could not be had a moment ago", max(1, round(seconds)))
+                raise DocumentUnavailableError("it could not be retrieved a moment ago", max(1, round(seconds)))
 
     def _failed(self, key: str, reason: object) -> DocumentUnavailableError:
         _remember(self._failures, key, time.time() + FAILURE_SECONDS, KEPT_FAILURES)
         return DocumentUnavailableError(str(reason), FAILURE_SECONDS)
 
     async def _client_or_fetch(self, client_id: str, address: str) -> OAuthClientInformationFull | _Fetch:
-        """Return a client that is kept; or the fetch that is under way, or one that is started when there is room."""
+        """Return the client that is kept, the fetch in progress, or a new fetch as soon as there is room."""
         loop = asyncio.get_running_loop()
         while True:
             waiter = loop, loop.create_future()
-            self._waiting.append(waiter)  # before the look: threads end while it is taken
+            self._waiting.append(waiter)  # before the check: a thread may end during it
             try:
                 kept = self._kept.get(client_id)
                 if kept is not None and time.time() < kept.fresh_until:
@@ -141,7 +141,7 @@ class MetadataDocuments:
 
     def _start(self, client_id: str, kept: _Kept | None, address: str) -> _Fetch:
         fetch = _Fetch(address, Future())
-        fetch.client.set_running_or_notify_cancel()  # a request that waits no longer must not end it for the others
+        fetch.client.set_running_or_notify_cancel()  # a request that stops waiting must not end it for the others
         self._under_way[client_id] = fetch
         try:
             threading.Thread(target=self._run, args=(client_id, kept, fetch), daemon=True).start()
@@ -151,10 +151,10 @@ class MetadataDocuments:
         return fetch
 
     def _run(self, client_id: str, kept: _Kept | None, fetch: _Fetch) -> None:
-        """Fetch a document in a thread. The fetch is under way until its last name lookup has come back."""
+        """Fetch a document in a thread. The fetch is in progress until its last name lookup has returned."""
         try:
             client = self._client(client_id, kept)
-        except BaseException as error:  # it is raised where it is waited for
+        except BaseException as error:  # raised where the result is awaited
             self._under_way.pop(client_id)
             fetch.client.set_exception(error)
         else:
@@ -190,18 +190,18 @@ class MetadataDocuments:
                 request_headers=validators,
                 allowed_status_codes={200, 304} if validators else {200},
             )
-        except SSRFError as error:  # nothing was asked; a name without an address has none for any document
+        except SSRFError as error:  # nothing was requested; a name without an address has none for any document
             no_address = str(error).startswith(_NO_ADDRESS)
             raise self._failed(urlsplit(client_id).netloc if no_address else client_id, error) from error
         except SSRFFetchError as error:
             gone = _GONE.match(str(error))
             if gone:
-                raise InvalidDocumentError(f"its host says that there is none (HTTP {gone[1]})") from error
+                raise InvalidDocumentError(f"its host has no such document (HTTP {gone[1]})") from error
             if str(error).startswith(_TOO_LARGE):
                 raise InvalidDocumentError(f"it is larger than {DOCUMENT_BYTES} bytes") from error
             raise self._failed(client_id, error) from error
-        except (ValueError, httpx2.InvalidURL) as error:  # a port or a name that cannot be
-            raise InvalidDocumentError("its URL cannot be read") from error
+        except (ValueError, httpx2.InvalidURL) as error:  # an impossible port or name
+            raise InvalidDocumentError("its URL is not valid") from error
         now = time.time()
         lifetime = _lifetime(response.headers, now)
         if kept is not None and response.status_code == 304:
@@ -213,7 +213,7 @@ class MetadataDocuments:
 
 
 def _lifetime(headers: Mapping[str, str], now: float) -> float:
-    """Return for how many seconds a document may be used without asking again (RFC 9111); below 0, it is not kept."""
+    """Return for how many seconds a document may be used without a new request (RFC 9111). Below 0, it is not kept."""
     named = {name.lower(): value for name, value in headers.items()}
     directives = [part.strip().lower() for part in named.get("cache-control", "").split(",")]
     if "no-store" in directives:
@@ -227,7 +227,7 @@ def _lifetime(headers: Mapping[str, str], now: float) -> float:
             seconds = int(stated.strip('"'))
         elif "expires" in named:
             seconds = parsedate_to_datetime(named["expires"]).timestamp() - now
-    except (ValueError, TypeError, OverflowError):  # RFC 9111, section 4.2.1: what cannot be read is stale
+    except (ValueError, TypeError, OverflowError):  # RFC 9111, section 4.2.1: an invalid lifetime is stale
         return 0
     return min(max(0.0, seconds), LONGEST_LIFETIME_SECONDS)
 

@@ -1,4 +1,4 @@
-"""A refresh token is rotated, or answered again (RFC 6749, section 6; RFC 9700, section 4.14)."""
+"""Rotate a refresh token, or repeat the response to it (RFC 6749, section 6; RFC 9700, section 4.14)."""
 
 import time
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ from oauth_store.flows.tokens import (
 )
 
 SET_BACK_SECONDS = 7 * 24 * 3600
-"""A clock that is set back by less costs no grant. One that was further ahead must not stretch the grace."""
+"""A clock that is set back by less than this ends no grant. One that was further ahead must not stretch the grace."""
 GENERATIONS = 16
-"""How many rotations a token that was used within the grace may be behind."""
+"""How many rotations behind a token may be that is presented within the grace."""
 
 _is_known = (
     tokens.c.token_hash == bindparam("b_hash"),
@@ -62,7 +62,7 @@ _consume_access_token = (
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PresentedRefreshToken:
-    """What a client sends to refresh."""
+    """A client's request to refresh."""
 
     client_id: str
     refresh_token: str
@@ -72,11 +72,11 @@ class PresentedRefreshToken:
     address: str | None = None
     """For the log."""
     checked: bool = False
-    """The SDK's handler has seen to the client, and to its scopes."""
+    """Whether the SDK's handler has checked the client and its scopes."""
 
 
 async def load(issuer: Issuer, client_id: str, refresh_token: str) -> RefreshToken | None:
-    """Return a refresh token of a client, or None. A consumed one too, so that its exchange can decide."""
+    """Return a refresh token of a client, even if consumed, so that its exchange can decide; or None."""
     row = await issuer.store.read(_load_refresh_token, refresh_token, int(time.time()))
     if row is None or row.client_id != client_id:
         return None
@@ -91,25 +91,25 @@ async def load(issuer: Issuer, client_id: str, refresh_token: str) -> RefreshTok
 
 
 def _load_refresh_token(session: Session, refresh_token: str, now: int) -> Row[Any] | None:
-    """Return the row of a refresh token that was neither revoked nor has expired, or None."""
+    """Return the row of a refresh token that is neither revoked nor expired, or None."""
     return lookup(session, _token_by_hash, b_hash=hash_secret(refresh_token), b_now=now)
 
 
 async def refresh(issuer: Issuer, token: PresentedRefreshToken) -> OAuthToken:
-    """Rotate a refresh token in one step, or answer it again.
+    """Rotate a refresh token in one step, or repeat the response to it.
 
-    Raises `AuthenticationError` for a client that is not let in, and `TokenError`: always `invalid_grant` for a dead
+    Raises `AuthenticationError` if the client cannot authenticate, and `TokenError`: always `invalid_grant` for a dead
     refresh token, since any other code strands clients.
     """
     issued = await issuer.store.write(_refresh, issuer, token, int(time.time()))
     if issued is None:
-        raise TokenError("invalid_grant", "the refresh token was used already")
+        raise TokenError("invalid_grant", "the refresh token was already used")
     issuer.after_commit()
     return issued
 
 
 def _refresh(session: Session, issuer: Issuer, token: PresentedRefreshToken, now: int) -> OAuthToken | None:
-    """Rotate a live refresh token. One that was consumed is answered again, or ends its grant: None."""
+    """Rotate a live refresh token. For a consumed one, repeat the response, or end the grant and return None."""
     client, row = presented(session, _client_and_token, issuer, token.client_id, token.refresh_token, now)
     if not token.checked:
         admit(client, token.secret, "refresh_token")
@@ -134,12 +134,12 @@ def _refresh(session: Session, issuer: Issuer, token: PresentedRefreshToken, now
 def _narrowed(granted: list[str], token: PresentedRefreshToken) -> list[str]:
     """Return the scopes to grant (RFC 6749, section 6). Raises `TokenError`.
 
-    White space is any, and offline_access alone asks for nothing less: claude.ai sends " offline_access". Clients
-    repeat what they once asked for, granted or not.
+    Any white space separates them, and offline_access alone does not narrow: claude.ai sends " offline_access". Clients
+    repeat the scopes that they once requested, granted or not.
     """
     asked = dict.fromkeys(token.scope.split())
     if token.checked and not asked.keys() <= set(granted):
-        raise TokenError("invalid_scope", "the scopes exceed those that were granted")
+        raise TokenError("invalid_scope", "the scopes exceed the granted ones")
     if not asked.keys() - {OFFLINE_ACCESS}:
         return granted
     if token.checked:
@@ -153,11 +153,11 @@ def _narrowed(granted: list[str], token: PresentedRefreshToken) -> list[str]:
 def _answer_again(
     session: Session, issuer: Issuer, token: PresentedRefreshToken, row: Row[Any], now: int
 ) -> OAuthToken | None:
-    """Answer a refresh token that was consumed already; end its grant if it is reused. `None` means invalid_grant.
+    """Repeat the response to a consumed refresh token, or end its grant if it is reused. None means invalid_grant.
 
-    Within the grace, or while the successor was never used (then the answer was lost), it is the same pair again; and
-    within the grace, where that pair was rotated meanwhile, the pair that is live now: whoever holds the token could
-    get there step by step. Anything else is reuse, a sign of theft (RFC 9700, section 4.14.2).
+    Within the grace, or while the successor is unused because the response was lost, the response is the same pair.
+    Within the grace, if that pair was rotated meanwhile, it is the pair that is live now: a holder of the token could
+    get it step by step. Anything else is reuse, a sign of theft (RFC 9700, section 4.14.2).
     """
     within_grace = -SET_BACK_SECONDS < now - row.consumed_at < issuer.grace_seconds
     successor = _successor(session, token.refresh_token, row)
@@ -181,7 +181,7 @@ def _answer_again(
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Successor:
-    """The pair that followed a consumed refresh token. An access token that has expired may be purged already."""
+    """The pair that followed a consumed refresh token. An expired access token may already be purged."""
 
     pair: Pair
     access: Row[Any] | None

@@ -1,4 +1,4 @@
-"""The registered clients, as their owner sees them: listed, added by hand, removed with their grants."""
+"""Registered clients as their owner sees them: listed, added by hand, removed with their grants."""
 
 import time
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class RegisteredClient:
 def registered_clients(
     session: Session, limit: int | None, client_id: str | None = None
 ) -> tuple[list[RegisteredClient], int]:
-    """Return the clients that were approved or registered last first, or one; and how many there are in all."""
+    """Return the clients, most recently approved or registered first, or just one; and how many there are in all."""
     newest = func.coalesce(func.nullif(Client.last_used_at, NEVER), Client.created_at)
     query = select(Client.__table__, func.count().over().label("total")).order_by(newest.desc(), Client.client_id)
     if client_id is not None:
@@ -51,7 +51,7 @@ def registered_clients(
 
 
 def _live_grants(session: Session, client_ids: list[str]) -> dict[str, int]:
-    """Return how many live grants some clients have."""
+    """Return the number of live grants of each of these clients."""
     counts: dict[str, int] = {}
     for start in range(0, len(client_ids), BATCH):
         of_these = Token.client_id.in_(client_ids[start : start + BATCH]) & is_live(int(time.time()))
@@ -61,9 +61,9 @@ def _live_grants(session: Session, client_ids: list[str]) -> dict[str, int]:
 
 
 def remove_client(session: Session, client_id: str, by: str, now: int) -> list[GrantName]:
-    """Delete a client, and end its grants, which are returned. `by` is for the log."""
+    """Delete a client, end its grants, and return them. `by` names the actor in the log."""
     ending = grants_to_end(session, now, client_id=client_id)
-    # in the order of the flow steps, refresh tokens first, which the cascade does not know
+    # in the order of the flow steps, refresh tokens first, which the cascade does not keep
     end_grants(session, ending, "its client is removed", by, now)
     session.execute(delete(Code).where(Code.client_id == client_id))
     session.execute(delete(Client).where(Client.client_id == client_id))

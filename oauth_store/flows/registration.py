@@ -1,4 +1,4 @@
-"""Registrations (RFC 7591): what is checked of each, and how it is stored."""
+"""Registrations (RFC 7591): how each is checked and stored."""
 
 import time
 from typing import Any
@@ -17,7 +17,7 @@ from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.scopes import is_scope
 
 METADATA_BYTES = 32 * 1024
-"""The size of the largest registration that is stored: anyone may register."""
+"""The largest registration that is stored, since anyone may register."""
 
 _insert_client = insert(clients)
 _replace_client = (
@@ -33,7 +33,7 @@ _replace_metadata = (
 
 
 async def register(issuer: Issuer, client: OAuthClientInformationFull) -> None:
-    """Store a registration, or replace the one of the same client_id. Raises `RegistrationError`."""
+    """Store a registration, or replace the one with the same client_id. Raises `RegistrationError`."""
     check_registration(client)
     refused = [scope for scope in (client.scope or "").split() if not is_valid_scope(issuer, scope)]
     if refused:
@@ -43,13 +43,13 @@ async def register(issuer: Issuer, client: OAuthClientInformationFull) -> None:
 
 
 def is_valid_scope(issuer: Issuer, scope: str) -> bool:
-    """Tell whether a client may register for a scope: any, where the server does not list them."""
+    """Return whether a client may register for a scope: any scope, if the server does not list them."""
     listed = issuer.scopes.listed
     return is_scope(scope) and (listed is None or scope in listed or scope == OFFLINE_ACCESS)
 
 
 def check_registration(client: OAuthClientInformationFull) -> None:
-    """Raise `RegistrationError` for a client that no server of ours would take, whatever its scopes."""
+    """Raise `RegistrationError` for a client that no server of ours would accept, whatever its scopes."""
     if len(client.client_id) > CLIENT_ID_LENGTH:
         raise RegistrationError("invalid_client_metadata", f"client_id is longer than {CLIENT_ID_LENGTH} characters")
     check_redirect_uris(client)
@@ -67,7 +67,7 @@ async def _store(issuer: Issuer, client: OAuthClientInformationFull) -> None:
 
 
 def client_row(client: OAuthClientInformationFull) -> dict[str, Any]:
-    """Return the row of a registration. Its secret is stored as a hash."""
+    """Return the row of a registration, with a hash of its secret."""
     return {
         "client_id": client.client_id,
         "client_metadata": _metadata(client),
@@ -83,7 +83,7 @@ def add_client(session: Session, client: OAuthClientInformationFull) -> None:
 
 
 async def withdraw(issuer: Issuer, client: OAuthClientInformationFull) -> None:
-    """Keep a client for the grants that it has, without a redirect URI: it gets no more until it has one again."""
+    """Keep a client for its grants, but without a redirect URI: it gets no new grant until it has one again."""
     metadata = _metadata(client.model_copy(update={"redirect_uris": None}))
     await issuer.store.write(_withdraw, client.client_id, metadata)
 
@@ -98,7 +98,7 @@ def _withdraw(session: Session, client_id: str, metadata: str) -> None:
 
 
 def replace_metadata(session: Session, client_id: str, metadata: str) -> None:
-    """Store another registration of a client that has one. Its secret stays."""
+    """Replace the stored registration of a client. Its secret stays."""
     session.execute(_replace_metadata, {"b_client_id": client_id, "b_client_metadata": metadata})
 
 

@@ -1,4 +1,4 @@
-"""A client ends its grant, with any token of it (RFC 7009)."""
+"""Revocation: a client ends its grant with any token of it (RFC 7009)."""
 
 import time
 
@@ -18,7 +18,7 @@ _token_by_hash = select(tokens).where(tokens.c.token_hash == bindparam("b_hash")
 async def revoke(issuer: Issuer, client_id: str, token: str) -> None:
     """End the grant of a token of a client, whether the token is live, consumed or expired.
 
-    An unknown one is revoked already (RFC 7009, section 2.2).
+    An unknown token counts as revoked (RFC 7009, section 2.2).
     """
     await issuer.store.write(_revoke_token, issuer, client_id, token, int(time.time()))
 

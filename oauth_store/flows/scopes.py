@@ -147,5 +147,5 @@ def changes_of(session: Session, grant_ids: Sequence[bytes]) -> dict[bytes, list
 
 
 def is_scope(text: str) -> bool:
-    """Tell whether a word can be a scope (RFC 6749, section 3.3)."""
+    """Return whether a word can be a scope (RFC 6749, section 3.3)."""
     return re.fullmatch(r"[!#-\[\]-~]+", text) is not None

@@ -1,4 +1,4 @@
-"""A browser's session on the page of connected apps: a row of `oauth_tokens`, of a kind of its own."""
+"""A browser's session on the page of connected apps: a row of `oauth_tokens` with its own kind."""
 
 import time
 from typing import Any

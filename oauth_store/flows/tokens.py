@@ -1,4 +1,4 @@
-"""What the flows of codes and tokens share: a client with what it presents, and a pair, stored and answered."""
+"""Steps that codes and tokens share: look up a client and what it presents, store a pair, build the response."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _insert_tokens = insert(tokens)
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Pair:
-    """An access token and, where the client uses them, its refresh token, on the way to the client."""
+    """An access token and, if the client uses them, its refresh token, on the way to the client."""
 
     access_token: str
     refresh_token: str | None
@@ -39,7 +39,7 @@ def lookup(session: Session, /, query: Select[Any], **values: Any) -> Row[Any] |
 def update_one(session: Session, /, statement: Update, **values: Any) -> None:
     """Run an UPDATE that must change a row: of any number of callers, in any number of processes, one wins.
 
-    The others get a `LostRaceError`.
+    For the others it raises `LostRaceError`.
     """
     result = session.execute(statement, values)
     if result.rowcount == 0:  # type: ignore[attr-defined]  # an UPDATE's result is a CursorResult
@@ -47,7 +47,7 @@ def update_one(session: Session, /, statement: Update, **values: Any) -> None:
 
 
 def with_client(table: Table, *is_known: ColumnElement[bool]) -> Select[Any]:
-    """A client, and, if it is known, what it presents: one SELECT for both spares /token a fifth of its time."""
+    """Select a client and, if it is known, what it presents: one SELECT for both saves a fifth of /token's time."""
     return (
         select(*table.c, clients.c.client_id.label("registered_id"), clients.c.client_metadata)
         .add_columns(clients.c.client_secret_hash)
@@ -59,7 +59,7 @@ def with_client(table: Table, *is_known: ColumnElement[bool]) -> Select[Any]:
 def presented(
     session: Session, query: Select[Any], issuer: Issuer, client_id: str, secret: str, now: int
 ) -> tuple[StoredClient | None, Row[Any] | None]:
-    """Return a registered client, or None; and the row of the code or token of it that has this secret, or None."""
+    """Return a registered client, or None, and the row of its code or token with this secret, or None."""
     if not is_client_id(client_id):
         return None, None
     row = lookup(session, query, b_client_id=client_id, b_hash=hash_secret(secret), b_now=now)
@@ -69,7 +69,7 @@ def presented(
 
 
 def check_resource(issuer: Issuer, asked: str | None, granted: str | None) -> None:
-    """Raise `TokenError` where a client asks for another resource than it was granted (RFC 8707, section 2.2)."""
+    """Raise `TokenError` if a client requests a resource other than the granted one (RFC 8707, section 2.2)."""
     own = granted or issuer.resource
     if asked and own and not same_resource(asked, own):
         raise TokenError("invalid_target", "resource is not the one that was granted")
@@ -90,7 +90,7 @@ def issue(
     *,
     granted_at: int | None = None,
 ) -> OAuthToken:
-    """Store a pair of the grant that `grant`, a code's or a token's row, belongs to, and return the answer.
+    """Store a pair for the grant of `grant`, the row of a code or a token, and return the response.
 
     The refresh token keeps the original scopes; only the access token is narrowed to `scopes` (RFC 6749, section 6).
     """
@@ -125,7 +125,7 @@ def issue(
 
 
 def answer(pair: Pair, expires_in: int, scopes: str) -> OAuthToken:
-    """Return a pair as /token answers it. `expires_in` is in seconds."""
+    """Return the /token response for a pair. `expires_in` is in seconds."""
     return OAuthToken(
         access_token=pair.access_token, expires_in=expires_in, scope=scopes or None, refresh_token=pair.refresh_token
     )

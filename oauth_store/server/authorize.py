@@ -1,4 +1,4 @@
-"""/authorize: FastMCP's handler, but that outages are no `server_error`, people get pages, and browsers are known."""
+"""/authorize: FastMCP's handler, but outages get 503, users get pages, and browsers get a cookie."""
 
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -28,12 +28,12 @@ from oauth_store.server.parameters import ParameterError, single
 
 SCOPE_LENGTH = 8 * 1024
 REDIRECT_URI_LENGTH = 8 * 1024
-"""Of what is asked for, in characters."""
+"""The longest parameters of a request, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What the routes are made of."""
+    """Everything that the routes need."""
 
     provider: OAuthProvider
     """For the SDK's handlers, and for its public methods, which an application may have overridden."""
@@ -42,7 +42,7 @@ class Server:
     floods: FloodGuard
     message_page: MessagePage
     cookies: Cookies | None
-    """Of the browsers that come back to an approval's pages; None where it has none."""
+    """For browsers that come back to an approval's pages; None if it has none."""
 
 
 class AuthorizeEndpoint:
@@ -56,12 +56,12 @@ class AuthorizeEndpoint:
             fields = await self._fields(request)
         except ParameterError as error:
             return error_answer(400, "invalid_request", str(error))
-        # The form of a POST is read as the query of a GET is (OpenID Connect Core, section 3.1.2.1).
+        # The form of a POST is treated as the query of a GET (OpenID Connect Core, section 3.1.2.1).
         request = Request({**request.scope, "method": "GET", "query_string": urlencode(fields).encode()})
         client_id = fields.get("client_id", "")
         if len(client_id) > CLIENT_ID_LENGTH or not client_id.isprintable():  # FastMCP would log it, and color it
             return self._unknown(
-                request, f"client_id has more than {CLIENT_ID_LENGTH} characters, or cannot be printed"
+                request, f"client_id is longer than {CLIENT_ID_LENGTH} characters, or cannot be printed"
             )
         attempt = _Attempt(self._server, request)
         handler = AuthorizationHandler(
@@ -70,7 +70,7 @@ class AuthorizeEndpoint:
             issuer_url=self._server.provider.issuer_url,
         )
         if client_id:
-            await attempt.find(client_id)  # before the handler, which would take what it cannot find for unknown
+            await attempt.find(client_id)  # before the handler, to which every client that is not found is unknown
         if attempt.failure is None:
             response = await handler.handle(request)
         if attempt.failure is not None:
@@ -87,12 +87,12 @@ class AuthorizeEndpoint:
         return response
 
     async def _fields(self, request: Request) -> dict[str, str]:
-        """Return the parameters of a request. Raises `ParameterError` where they are more than anyone needs."""
+        """Return the parameters of a request. Raises `ParameterError` if they are too long."""
         parameters = await request.form() if request.method == "POST" else request.query_params
         fields = single(parameters.multi_items(), self._server.issuer.resource)
         scope = fields.get("scope", "")
         if len(scope) > SCOPE_LENGTH or len(scope.split()) > SCOPES:
-            raise ParameterError(f"scope has more than {SCOPES} scopes, or {SCOPE_LENGTH} characters")
+            raise ParameterError(f"scope has more than {SCOPES} scopes or {SCOPE_LENGTH} characters")
         if len(fields.get("redirect_uri", "")) > REDIRECT_URI_LENGTH:
             raise ParameterError(f"redirect_uri has more than {REDIRECT_URI_LENGTH} characters")
         return fields
@@ -102,8 +102,8 @@ class AuthorizeEndpoint:
             return error_answer(400, "invalid_request", description)
         return self._server.message_page(
             "This app is not registered here",
-            "It holds a registration that this server does not know. Remove this server from the app, and add it "
-            "again: the app then registers anew.",
+            "The app uses a registration that this server does not know. Remove this server from the app, then add it "
+            "back: the app registers again.",
             "",
             400,
             {},
@@ -119,20 +119,22 @@ class AuthorizeEndpoint:
         raise failure
 
     def _no_document(self, request: Request, host: str, error: DocumentError) -> Response:
-        """Say what is wrong with a client's metadata document, or that it cannot be had: 400, or 503 (RFC 9110)."""
+        """Report an unusable metadata document of a client as 400, or an unavailable one as 503 (RFC 9110)."""
         if isinstance(error, DocumentUnavailableError):
             status, code, headers = 503, "temporarily_unavailable", {"Retry-After": str(error.retry_after)}
             description = f"the client's metadata document could not be fetched from {host}"
             title = "This app's description could not be fetched"
-            text = f"The app is described at {host}, and this server cannot read it there now. "
-            advice = f"Wait {error.retry_after} seconds, then go back to your app, and connect again."
-            detail = "If that does not help, tell the server's owner: apps can do without (metadata_documents=False)."
+            text = f"The app's description is at {host}, and this server cannot read it there right now. "
+            advice = f"Wait {error.retry_after} seconds, then go back to your app and connect again."
+            detail = (
+                "If that does not help, ask the server's owner to set metadata_documents=False: apps then register."
+            )
         else:
             status, code, headers = 400, "invalid_request", {}
             description = f"the client's metadata document at {host} cannot be used: {error}"
             title = "This app's description cannot be used"
-            text = f"The app is described by a document at {host}, and something is wrong with it. "
-            advice = "Tell the app's maker what it is."
+            text = f"The document at {host} that describes the app has an error. "
+            advice = "Report it to the developer of the app."
             detail = f"The document: {error}."
         if wants_page(request):
             return self._server.message_page(title, text + advice, detail, status, headers)
@@ -140,19 +142,19 @@ class AuthorizeEndpoint:
 
 
 def _leads_away(url: str) -> bool:
-    """Tell whether an error would send the browser off this machine before the owner was asked.
+    """Return whether an error would send the browser off this machine before the owner is asked.
 
-    Anyone may register any address: this server is not to be the link that leads there (RFC 9700, section 4.11.2).
+    Anyone may register any address, and this server must not become the link there (RFC 9700, section 4.11.2).
     """
     target = urlsplit(url)
     return not (target.scheme == "http" and is_loopback_host(target.hostname))
 
 
 class _Attempt:
-    """The provider for one request, as FastMCP's handler sees it.
+    """The provider as FastMCP's handler sees it, for one request.
 
-    The handler logs a traceback for every error that it does not know, and redirects `server_error`: so it learns that
-    the request is refused, and the endpoint looks at the `failure`.
+    The handler logs a traceback for every error that it does not know, and redirects with `server_error`. So it sees a
+    refused request, and the endpoint checks the `failure`.
     """
 
     def __init__(self, server: Server, request: Request) -> None:
@@ -164,7 +166,7 @@ class _Attempt:
         self.failure: OAuthStoreError | DocumentError | OverLimitError | None = None
 
     async def find(self, client_id: str) -> None:
-        """Look the client up, in its metadata document where it has one."""
+        """Look up the client, in its metadata document if it has one."""
         provider, documents = self._server.provider, self._server.documents
         try:
             if documents is None or not documents.names(client_id):

@@ -1,4 +1,4 @@
-"""Who asks at /token and /revoke: the client_id and the secret of a request (RFC 6749, section 2.3.1)."""
+"""Client authentication at /token and /revoke: the client_id and secret of a request (RFC 6749, section 2.3.1)."""
 
 import base64
 from urllib.parse import unquote
@@ -13,16 +13,16 @@ from oauth_store.server.answers import error_answer
 async def credentials(request: Request) -> tuple[str, str | None]:
     """Return the client_id and the secret of a request to /token or /revoke (RFC 6749, section 2.3.1).
 
-    A secret is taken from the Authorization header or from the body, whichever the client uses. Raises
+    The secret comes from the Authorization header or from the body, whichever the client uses. Raises
     `AuthenticationError`.
     """
     form = await request.form()
     id_in_header, secret_in_header = _basic_credentials(request.headers.get("authorization", ""))
     id_in_body, secret_in_body = form.get("client_id"), form.get("client_secret")
     if id_in_header is not None and id_in_body not in (None, id_in_header):
-        raise AuthenticationError("the Authorization header and client_id name two clients")
+        raise AuthenticationError("the Authorization header and client_id name different clients")
     if secret_in_header is not None and secret_in_body:
-        raise AuthenticationError("two ways of authentication at once")
+        raise AuthenticationError("the request uses two authentication methods at once")
     client_id, secret = id_in_header or id_in_body, secret_in_header or secret_in_body
     if not isinstance(client_id, str) or not client_id:
         raise AuthenticationError("client_id is missing")
@@ -30,7 +30,7 @@ async def credentials(request: Request) -> tuple[str, str | None]:
 
 
 def _basic_credentials(header: str) -> tuple[str | None, str | None]:
-    """Return client_id and secret of an Authorization header; the secret is None if it is empty."""
+    """Return the client_id and secret of an Authorization header; an empty secret is None."""
     scheme, _, encoded = header.partition(" ")
     if scheme.lower() != "basic":
         return None, None
@@ -44,6 +44,6 @@ def _basic_credentials(header: str) -> tuple[str | None, str | None]:
 
 
 def invalid_client(request: Request, error: AuthenticationError) -> Response:
-    """Return the answer to a client that is not let in (RFC 6749, section 5.2)."""
+    """Return the response to a client that fails to authenticate (RFC 6749, section 5.2)."""
     challenge = {"WWW-Authenticate": 'Basic realm="token"'} if "authorization" in request.headers else None
     return error_answer(401, "invalid_client", error.message, challenge)

@@ -1,4 +1,4 @@
-"""What stands around the routes: outages are 503, problems are pages, and secrets are kept by nobody."""
+"""Middleware around the routes: outages become 503, errors become pages, and responses with secrets are not cached."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ COOKIE_ESCAPES = 100
 
 
 class NoStoreMiddleware:
-    """Says on every answer that it is for nobody else (RFC 6749, section 5.1; RFC 7591, section 3.2)."""
+    """Marks every response as not to be stored by caches (RFC 6749, section 5.1; RFC 7591, section 3.2)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -36,9 +36,9 @@ class NoStoreMiddleware:
 
 
 class CookieLimitMiddleware:
-    """Refuses cookies with more escapes than anyone sets: Python 3.11 and 3.12 take seconds to read 64 KiB of them.
+    """Refuses cookies with more escapes than any app sets: Python 3.11 and 3.12 take seconds to parse 64 KiB of them.
 
-    Our pages do not read such cookies; those of another approval, and the middleware that it brings, may.
+    Our pages do not parse such cookies; the pages of another approval, and its middleware, may.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -54,18 +54,18 @@ class CookieLimitMiddleware:
 
 
 def too_many(seconds: int) -> Response:
-    """Return the answer to what is over a limit until so many seconds have passed (RFC 6585, section 4)."""
+    """Return the response to a request over a limit: try again in so many seconds (RFC 6585, section 4)."""
     description = f"too many requests; try again in {seconds} s"
     return error_answer(429, "temporarily_unavailable", description, {"Retry-After": str(seconds)})
 
 
 class FloodMiddleware:
-    """Answers 429 to what is over a limit (RFC 6585, section 4)."""
+    """Responds 429 to requests over a limit (RFC 6585, section 4)."""
 
     def __init__(
         self, app: ASGIApp, guard: FloodGuard, path: str, refunds: Callable[[int], bool] = lambda _status: False
     ) -> None:
-        """`refunds` tells by the status of an answer whether its request left nothing behind, and is not to count."""
+        """`refunds` returns, from the status of a response, whether its request left no row and does not count."""
         self.app = app
         self._guard, self._path = guard, path
         self._refunds = refunds
@@ -86,9 +86,9 @@ class FloodMiddleware:
 
 
 class OutageMiddleware:
-    """Answers 503 while the database is away (RFC 9110, section 15.6.4): to try again is right, to sign in is not.
+    """Responds 503 during a database outage (RFC 9110, section 15.6.4): clients should retry, not sign in again.
 
-    A client that hung up before it had sent all of its request gets nothing, and leaves no traceback in the log.
+    A client that hangs up before it has sent its whole request gets nothing, and leaves no traceback in the log.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -113,17 +113,17 @@ class OutageMiddleware:
 
 
 def _unavailable() -> Response:
-    # what exactly is wrong stands in the log, for the operator
-    description = "the authorization server's database is away"
+    # the log has the cause, for the operator
+    description = "the authorization server's database is unavailable"
     headers = {**NO_STORE, "Retry-After": str(RETRY_AFTER_SECONDS)}
     return error_answer(503, "temporarily_unavailable", description, headers)
 
 
 class ChallengeMiddleware:
-    """Lets FastMCP ask for a token whatever the method: its route looks at the method first, and answers 405.
+    """Makes FastMCP ask for a token on every method: its route checks the method first, and responds 405.
 
-    Clients probe with GET or HEAD, and learn from the challenge where to sign in (RFC 9728, section 5.1). Without a
-    token no request gets beyond that route.
+    Clients probe with GET or HEAD, and learn from the challenge where to sign in (RFC 9728, section 5.1). A request
+    without a token gets no further than that route.
     """
 
     def __init__(self, app: ASGIApp, is_protected: Callable[[str], bool]) -> None:
@@ -140,7 +140,7 @@ class ChallengeMiddleware:
 
 
 class ProblemPages:
-    """Says in a page what went wrong where a browser navigates; clients get what they always get."""
+    """Shows an error as a page to a browser that navigates; clients get the usual response."""
 
     def __init__(self, app: ASGIApp, message_page: MessagePage) -> None:
         self.app = app
@@ -176,10 +176,10 @@ class ProblemPages:
             )
         elif status == 429:
             title = "Too many requests"
-            text = f"Wait {headers['retry-after']} seconds, then go back to your app, and connect again."
+            text = f"Wait {headers['retry-after']} seconds, then go back to your app and connect again."
         else:
-            title = "This request cannot be answered"
-            text = "Go back to your app, and connect again. If that does not help, remove the server there, and add it."
+            title = "This request cannot be processed"
+            text = "Go back to your app and connect again. If that fails, remove the server there and add it again."
         return self._message_page(title, text, _description(body) if status == 400 else "", status, kept)
 
 

@@ -6,14 +6,14 @@ from oauth_store.urls import same_resource
 
 
 class ParameterError(Exception):
-    """A request cannot be read; the message says why, and quotes nothing."""
+    """A request cannot be parsed; the message says why, and quotes nothing."""
 
 
 def single(pairs: Iterable[tuple[str, object]], own_resource: str | None) -> dict[str, str]:
     """Return the value of each parameter.
 
-    A parameter that is repeated with the same value is one. Of several resources (RFC 8707, section 2) this server's
-    own will do, else the first. Raises `ParameterError` for any other that has two values.
+    A parameter repeated with the same value counts once. Of several resources (RFC 8707, section 2), this server's own
+    is used, else the first. Raises `ParameterError` for any other parameter with two values.
     """
     values: dict[str, str] = {}
     for name, value in pairs:
@@ -23,7 +23,7 @@ def single(pairs: Iterable[tuple[str, object]], own_resource: str | None) -> dic
         if earlier == value:
             continue
         if name != "resource":
-            raise ParameterError("a parameter is given twice, with two values")
+            raise ParameterError("a parameter is given twice, with different values")
         if own_resource is not None and same_resource(value, own_resource):
             values[name] = value
     return values

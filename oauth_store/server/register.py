@@ -1,4 +1,4 @@
-"""/register: what may reach the SDK's handler, and what it says of the rest (RFC 7591, section 3)."""
+"""/register: the requests that may reach the SDK's handler, and the response to all others (RFC 7591, section 3)."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -13,9 +13,9 @@ from oauth_store.browser import media_type
 from oauth_store.server.answers import error_answer
 
 LIST_LENGTH = 100
-"""Entries of any list of a registration."""
+"""The most entries in a list of a registration."""
 DESCRIPTION_LENGTH = 300
-"""Of an error, in characters: the SDK's names everything that is wrong."""
+"""The longest error, in characters: the SDK's lists everything that is wrong."""
 
 
 class RegistrationEndpoint:
@@ -27,13 +27,13 @@ class RegistrationEndpoint:
         self._is_valid_scope = is_valid_scope
 
     async def handle(self, request: Request) -> Response:
-        """Register a client. What is null counts as left out, and scopes that this server lacks are not registered."""
+        """Register a client. Null values count as absent, and scopes that this server lacks are dropped."""
         try:
             metadata = json.loads(await request.body())
         except (ValueError, RecursionError):
-            return _refused("the registration is no JSON")
+            return _refused("the registration is not JSON")
         if not isinstance(metadata, dict):
-            return _refused("the registration is no JSON object")
+            return _refused("the registration is not a JSON object")
         if any(isinstance(value, list) and len(value) > LIST_LENGTH for value in metadata.values()):
             return _refused(f"a list has more than {LIST_LENGTH} entries")
         metadata = {name: value for name, value in metadata.items() if value is not None}
@@ -42,7 +42,7 @@ class RegistrationEndpoint:
         return _shortened(response) if response.status_code == 400 else response
 
     def _drop_scopes(self, metadata: dict[str, Any]) -> None:
-        """Keep the scopes that this server has, if it has any of them; if not, the handler says so."""
+        """Keep the scopes that this server has, if it has any of them; otherwise, the handler reports the error."""
         scope = metadata.get("scope")
         if not isinstance(scope, str):
             return
@@ -54,9 +54,9 @@ class RegistrationEndpoint:
 
 
 class JsonMiddleware:
-    """Refuses what a web page can send to any server without asking it: all but JSON, and what is `no-cors`.
+    """Refuses requests that a web page can send to any server without its consent: all but JSON, and `no-cors`.
 
-    A page could use up its visitor's allowance of registrations so.
+    Otherwise, a page could use up its visitor's allowance of registrations.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -67,7 +67,7 @@ class JsonMiddleware:
         if media_type(headers) == "application/json" and headers.get("sec-fetch-mode") != "no-cors":
             await self.app(scope, receive, send)
         else:
-            refused = _refused("a registration is JSON: send it with Content-Type: application/json")
+            refused = _refused("a registration must be JSON: send it with Content-Type: application/json")
             await refused(scope, receive, send)
 
 

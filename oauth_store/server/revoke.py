@@ -1,4 +1,4 @@
-"""/revoke: a token ends its grant (RFC 7009), for public clients and for confidential ones by either method."""
+"""/revoke: a token ends its grant (RFC 7009). Public clients can use it, and confidential ones by either method."""
 
 from fastmcp.server.auth import OAuthProvider
 from mcp.server.auth.middleware.client_auth import AuthenticationError

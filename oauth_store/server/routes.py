@@ -1,4 +1,4 @@
-"""The routes and the middleware of ours, where FastMCP's and the SDK's handlers fall short of the specification."""
+"""Our routes and middleware, where FastMCP's and the SDK's handlers fall short of the specification."""
 
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
@@ -34,12 +34,12 @@ from oauth_store.server.token import TokenEndpoint
 Handler = Callable[[Request], Awaitable[Response]]
 
 BODY_BYTES = 64 * 1024
-"""Of a request to any route of ours. A registration is at most half of it, and clients send a few kilobytes."""
+"""The largest body on any of our routes. A registration is at most half of it, and clients send a few kilobytes."""
 _METADATA_PATH = "/.well-known/oauth-authorization-server"
 
 
 def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> list[Route]:
-    """Return FastMCP's `routes` with our own in the place of those that need to change, and an approval's `pages`."""
+    """Return FastMCP's `routes`, with our own in place of those that need to change, and an approval's `pages`."""
     issuer = server.issuer
     registration = RegistrationEndpoint(
         RegistrationHandler(server.provider, _registration_options(server)).handle,
@@ -56,8 +56,8 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
     replaced = [
         _route(server, route, *replacements[route.path]) if route.path in replacements else route for route in routes
     ]
-    # RFC 8414, section 3.1: an issuer's path stands behind the well-known part. A proxy that takes a prefix away hands
-    # such a request on as it is.
+    # RFC 8414, section 3.1: an issuer's path follows the well-known part. A proxy that strips a prefix passes such a
+    # request on unchanged.
     issuer_path = urlsplit(issuer.url).path.rstrip("/")
     if issuer_path:
         well_known = next(route for route in replaced if route.path == _METADATA_PATH)
@@ -77,12 +77,14 @@ def _route(server: Server, route: Route, handler: Handler, cors: bool) -> Route:
     methods = sorted((route.methods or set()) - {"HEAD"})
 
     async def handle(request: Request) -> Response:
-        if request.method == "OPTIONS":  # a preflight has its answer already
+        if request.method == "OPTIONS":  # a preflight already has its response
             return Response(status_code=204, headers={"Allow": ", ".join(methods)})
         if request.method == "POST" and route.path != "/register":
             if media_type(request.headers) != FORM:
-                return error_answer(400, "invalid_request", f"the body is no form: send it with Content-Type: {FORM}")
-            await request.form()  # what cannot be read is a 400 here; the SDK's handler would fall over it
+                return error_answer(
+                    400, "invalid_request", f"the body is not a form: send it with Content-Type: {FORM}"
+                )
+            await request.form()  # an unreadable form is a 400 here; the SDK's handler would fail with it
         return await handler(request)
 
     app: ASGIApp = OutageMiddleware(request_response(handle))

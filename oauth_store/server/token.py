@@ -1,4 +1,4 @@
-"""/token: what a client sends, for the flow that it names (RFC 6749, section 3.2)."""
+"""/token: parse a client's request, and run the flow that it names (RFC 6749, section 3.2)."""
 
 from mcp.server.auth.json_response import PydanticJSONResponse
 from mcp.server.auth.middleware.client_auth import AuthenticationError
@@ -34,7 +34,7 @@ class TokenEndpoint:
         except ParameterError as error:
             return error_answer(400, "invalid_request", str(error))
         except TokenError as error:
-            # MCP wants 401 for a token that is dead, and FastMCP answers a dead grant so; clients look at the code
+            # MCP wants 401 for a dead token, and FastMCP responds so to a dead grant; clients look at the code
             status = 401 if error.error in ("invalid_grant", "invalid_client") else 400
             return error_answer(status, error.error, error.error_description)
         return PydanticJSONResponse(tokens)

@@ -54,7 +54,7 @@ def test_status_of_an_old_schema(tmp_path: Path) -> None:
     assert run("upgrade", "0001", database=path).returncode == 0
     answer = run("status", database=path)
     assert answer.returncode == 1
-    assert "is at schema 0001, this release needs 0003" in answer.stderr
+    assert "is at schema 0001, but this release needs 0003" in answer.stderr
     assert "oauth-store upgrade" in answer.stderr
 
 
@@ -182,7 +182,7 @@ def test_what_is_no_database_of_ours(command: list[str], tmp_path: Path) -> None
 def test_another_schema(command: list[str], empty_database_url: str) -> None:
     """On an older schema, and on that of a newer release, each command reports it and does nothing."""
     run("upgrade", "0002", database=empty_database_url)
-    refused(command, empty_database_url, "is at schema 0002, this release needs 0003; run")
+    refused(command, empty_database_url, "is at schema 0002, but this release needs 0003; run")
     run("downgrade", "base", "--yes", database=empty_database_url)
 
 

@@ -142,9 +142,9 @@ class TestAdd:
     @pytest.mark.parametrize(
         ("redirect_uri", "complaint"),
         [
-            ("http://app.example.com/callback", "plain http leads to another machine; use https"),
-            ("javascript:alert(1)", "javascript: is not a scheme of an app's own; use https"),
-            ("smb://files.example.com/callback", "smb: is not a scheme of an app's own; use https"),
+            ("http://app.example.com/callback", "a redirect URI uses http to another machine; use https"),
+            ("javascript:alert(1)", "javascript: is not an app's own scheme; use https"),
+            ("smb://files.example.com/callback", "smb: is not an app's own scheme; use https"),
             ("https://app.example.com/#x", "a redirect URI has a fragment"),
             ("https://ada@app.example.com/", "a redirect URI has a user"),
             ("not a URL", "valid URL"),

@@ -121,7 +121,7 @@ def test_nothing_is_ever_overwritten(tmp_path: Path, source: str) -> None:
     dangling.symlink_to(tmp_path / "elsewhere")
     before = dump(source)
     for file in (precious, tmp_path, dangling, Path(source)):
-        refused(source, file, "exists already, and is never overwritten")
+        refused(source, file, "already exists, and backup never overwrites")
     assert precious.read_text() == ""
     assert not (tmp_path / "elsewhere").exists()
     assert dump(source) == before

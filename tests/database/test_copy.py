@@ -145,7 +145,7 @@ def refused(source: str, target: str, complaint: str) -> None:
 def test_a_target_that_holds_a_row_is_refused(database_url: str, source: str) -> None:
     """A single row in the target, of whatever table, refuses the copy, and stays as it is."""
     execute(database_url, insert(Code).values(code_row()))
-    refused(source, database_url, "is not empty: oauth_codes holds rows")
+    refused(source, database_url, "is not empty: oauth_codes has rows")
     assert count(database_url) == {**EMPTY, "oauth_codes": 1}
 
 
@@ -168,7 +168,7 @@ def test_a_copy_is_not_repeated_onto_itself(database_url: str, source: str) -> N
     """The second of two copies finds the rows of the first, and changes nothing."""
     assert run("copy", source, database_url).returncode == 0
     before = count(database_url)
-    refused(source, database_url, "delete the rows of oauth_tokens, oauth_codes, oauth_clients, in this order")
+    refused(source, database_url, "delete those of oauth_tokens, oauth_codes, oauth_clients, in this order")
     assert count(database_url) == before
     execute(database_url, *(f"DELETE FROM {name}" for name in ("oauth_tokens", "oauth_codes", "oauth_clients")))
     assert run("copy", source, database_url).returncode == 0
@@ -193,14 +193,14 @@ def test_a_source_of_another_schema_is_refused(revision: str, tmp_path: Path) ->
     """An older source has to be upgraded first; nothing is made of the target."""
     path = str(tmp_path / "old.db")
     upgrade(path, revision)
-    refused(path, str(tmp_path / "target.db"), f"is at schema {revision}, this release needs")
+    refused(path, str(tmp_path / "target.db"), f"is at schema {revision}, but this release needs")
     assert not (tmp_path / "target.db").exists()
 
 
 def test_a_target_of_another_schema_is_refused(empty_database_url: str, source: str) -> None:
     """An older target has to be upgraded first."""
     upgrade(empty_database_url, "0002")
-    refused(source, empty_database_url, "is at schema 0002, this release needs")
+    refused(source, empty_database_url, "is at schema 0002, but this release needs")
     assert count(empty_database_url) == EMPTY
 
 
@@ -270,7 +270,7 @@ def test_a_row_that_does_not_fit_leaves_the_target_empty(postgres_server: str, t
     execute(source, *statements, update(Token).where(Token.token_hash == b"\xff" * 32).values(revoked_reason="x" * 65))
     target = asyncio.run(create_postgres_database(postgres_server))
     try:
-        refused(source, target, "does not take a row of oauth_tokens")
+        refused(source, target, "refused a row of oauth_tokens")
         assert count(target) == EMPTY
         execute(source, update(Token).where(Token.token_hash == b"\xff" * 32).values(revoked_reason="x" * 64))
         assert run("copy", source, target).returncode == 0
@@ -330,7 +330,9 @@ def test_what_comes_back_changed_is_not_committed(what: str, database_url: str, 
         statements.append("CREATE TRIGGER t BEFORE INSERT ON oauth_codes FOR EACH ROW EXECUTE FUNCTION f()")
     execute(database_url, *statements)
     complaint = "state" if what == "changed" else "it is missing"
-    with pytest.raises(OAuthStoreError, match=rf"a row of oauth_codes is not the same in .*: {complaint}. Nothing"):
+    with pytest.raises(
+        OAuthStoreError, match=rf"a row of oauth_codes differs between .* and the source: {complaint}. Nothing"
+    ):
         asyncio.run(copy(source, database_url))
     assert count(database_url) == EMPTY
 

@@ -41,11 +41,11 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "complaint"),
         [
-            ({"base_url": "wiki.example.com"}, "base_url is 'wiki.example.com', which is no URL"),
-            ({"base_url": ""}, "base_url is '', which is no URL"),
+            ({"base_url": "wiki.example.com"}, "base_url is 'wiki.example.com', which is not a URL"),
+            ({"base_url": ""}, "base_url is '', which is not a URL"),
             ({"base_url": "ftp://wiki.example.com"}, "base_url is 'ftp://wiki.example.com'"),
             ({"base_url": "http://wiki.example.com"}, "expected https://"),
-            ({"base_url": "https://wiki.example.com?x=1"}, "without user, query and fragment"),
+            ({"base_url": "https://wiki.example.com?x=1"}, "without a user, query or fragment"),
             ({"base_url": BASE_URL, "issuer_url": "http://wiki.example.com"}, "issuer_url is"),
             ({"base_url": BASE_URL, "resource_base_url": "nonsense"}, "resource_base_url is"),
             ({"base_url": BASE_URL, "access_token_expiry_seconds": 0}, "access_token_expiry_seconds is 0"),

@@ -130,8 +130,8 @@ def test_an_engine_that_cannot_is_refused(tmp_path: object) -> None:
     """One line says what the engine is, why it cannot be used, and what to pass instead."""
     file = f"sqlite+aiosqlite:///{tmp_path}/oauth.db"
     for engine, reason in (
-        (create_async_engine(file, poolclass=StaticPool), "StaticPool: .* leave out poolclass"),
-        (create_async_engine("sqlite+aiosqlite://", poolclass=NullPool), "NullPool: .* another database"),
+        (create_async_engine(file, poolclass=StaticPool), "StaticPool, .* leave out poolclass"),
+        (create_async_engine("sqlite+aiosqlite://", poolclass=NullPool), "NullPool, .* another database"),
         (sqlalchemy.create_engine("sqlite://"), r"Engine; expected a path, a URL as text, or an AsyncEngine"),
         (as_url(file), r"URL; expected a path, a URL as text, or an AsyncEngine"),
     ):

@@ -121,7 +121,7 @@ async def test_a_database_behind_is_refused(empty_database_url: str) -> None:
     await asyncio.to_thread(upgrade, empty_database_url, "0001")
     before = await dumped(empty_database_url)
     said = await refusal(empty_database_url)
-    assert said == f"{name_of(empty_database_url)} is at schema 0001, this release needs {HEAD}; {COMMANDS}"
+    assert said == f"{name_of(empty_database_url)} is at schema 0001, but this release needs {HEAD}; {COMMANDS}"
     assert await dumped(empty_database_url) == before
 
 
@@ -132,7 +132,7 @@ async def test_a_database_ahead_is_refused(database_url: str) -> None:
     said = await refusal(database_url)
     assert said == (
         f"{name_of(database_url)} is at schema 9999, which this release does not know (it needs {HEAD}); "
-        "install the newer release of fastmcp-oauth-store that the database was upgraded with"
+        "install the newer release of fastmcp-oauth-store that upgraded the database"
     )
     with pytest.raises(SchemaError) as at_upgrade:
         await asyncio.to_thread(upgrade, database_url)
@@ -148,7 +148,7 @@ async def test_a_vs2_database_is_refused(empty_database_url: str) -> None:
     before = await dumped(empty_database_url)
     said = await refusal(empty_database_url)
     assert said == (
-        f"{name_of(empty_database_url)} is a VS-2 database, this release needs schema {HEAD}; "
+        f"{name_of(empty_database_url)} is a VS-2 database, but this release needs schema {HEAD}; "
         f"stop the server that uses it, then {COMMANDS}"
     )
     assert await dumped(empty_database_url) == before
@@ -180,7 +180,7 @@ async def test_tables_of_our_names_that_are_not_ours_are_refused(
     before = await dumped(empty_database_url)
     said = await refusal(empty_database_url)
     name = statements[-1].split()[2]
-    assert said.startswith(f"found tables named {name} that are neither of VS-2 nor")
+    assert said.startswith(f"found tables named {name} that do not belong to oauth_store")
     assert f"schema {HEAD}" in said
     assert said.endswith("use another database, or another schema of it")
     with pytest.raises(SchemaError) as at_upgrade:
@@ -197,7 +197,7 @@ async def test_an_sqlite_file_that_is_not_ours_keeps_its_journal_mode(tmp_path: 
     connection.close()
     before = path.read_bytes()
     await refusal(str(path))
-    with pytest.raises(SchemaError, match="neither of VS-2 nor"):
+    with pytest.raises(SchemaError, match="do not belong to oauth_store"):
         await asyncio.to_thread(upgrade, path)
     assert path.read_bytes() == before
 

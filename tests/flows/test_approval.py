@@ -40,7 +40,7 @@ class TestDefault:
     def test_a_loopback_url_warns(self, host: str, caplog: pytest.LogCaptureFixture) -> None:
         """A server on loopback starts, and its log says who is let in."""
         SQLAlchemyOAuthProvider(":memory:", base_url=f"http://{host}")
-        assert "no approval= is set" in caplog.text
+        assert "no approval is set" in caplog.text
 
     def test_everyone_is_let_in_only_where_that_is_said(self, caplog: pytest.LogCaptureFixture) -> None:
         """An explicit AutoApproval() is taken at its word on a public URL."""

@@ -287,8 +287,10 @@ class TestChanges:
             pytest.param(changed(redirect_uris=REDIRECT_URI), id="no list of redirect URIs"),
             pytest.param(changed(redirect_uris=[1, None, {}, "", "x", "http://["]), id="no URLs"),
             pytest.param(changed(redirect_uris=["javascript://x/%0aalert(1)"]), id="javascript"),
-            pytest.param(changed(redirect_uris=["http://evil.example/callback"]), id="plain http"),
-            pytest.param(changed(redirect_uris=["http://evil.example:*/callback"]), id="plain http, any port"),
+            pytest.param(changed(redirect_uris=["http://evil.example/callback"]), id="http to another machine"),
+            pytest.param(
+                changed(redirect_uris=["http://evil.example:*/callback"]), id="http to another machine, any port"
+            ),
             pytest.param(changed(redirect_uris=["ftp://evil.example/callback"]), id="ftp"),
             pytest.param(changed(redirect_uris=[f"{REDIRECT_URI}#fragment"]), id="fragment"),
             pytest.param(changed(redirect_uris=[f"{REDIRECT_URI}/{i}" for i in range(51)]), id="many redirect URIs"),
@@ -319,19 +321,19 @@ class TestChanges:
             (answered(b"{"), "it is not JSON"),
             (answered(b"[]"), "it is not a JSON object"),
             (changed(client_name="half a character: \ud800"), "it is not JSON"),
-            (answered(b"", 404), "its host says that there is none (HTTP 404)"),
+            (answered(b"", 404), "its host has no such document (HTTP 404)"),
             (changed(client_name="x" * 6000), "it is larger than 5120 bytes"),
-            (changed(client_id="https://client.example/other.json"), "its client_id is not the URL that it is at"),
+            (changed(client_id="https://client.example/other.json"), "its client_id is not its own URL"),
             (
                 changed(token_endpoint_auth_method="private_key_jwt"),
-                "it does not offer the token_endpoint_auth_method none, and no other is served for documents",
+                "it does not offer token_endpoint_auth_method none, the only one that is supported for documents",
             ),
             (changed(redirect_uris=None), "it has no redirect_uris"),
             (
                 changed(redirect_uris=["https://user@client.example/"]),
                 "none of its redirect_uris can be used: a redirect URI has a user",
             ),
-            (changed(client_uri="no URL"), "its client_uri cannot be read"),
+            (changed(client_uri="no URL"), "its client_uri is not valid"),
         ],
     )
     async def test_what_is_wrong_is_said(

@@ -48,7 +48,7 @@ class TestTokens:
                 ("127.0.0.1",),
             )
             assert (told.subject, told.scopes) == ("ada", ("read", "write"))
-            assert "It is good until 20" in told.text
+            assert "It is valid until 20" in told.text
 
     async def test_rotated(self, house: House, clock: Clock) -> None:
         """An exchanged refresh token says what became of its successor; the access token, that it was replaced."""
@@ -56,23 +56,26 @@ class TestTokens:
         second = await present_refresh_token(house.provider, house.client, first.refresh_token)
         told = await explained(house, first.refresh_token)
         assert (told.state, told.live, told.successor, told.grant_live) == ("rotated", False, "unused", True)
-        assert "nobody has used yet: the answer may have been lost. Presented again, it gets the same pair" in told.text
+        assert (
+            "has not been used yet: the response may have been lost. Presented again, it gets the same pair"
+            in told.text
+        )
         assert told.advice == NOTHING
         access = await explained(house, first.access_token)
         assert (access.state, access.successor) == ("rotated", None)
-        assert "got a new pair in its place. The grant lives." in access.text
+        assert "got a new pair. The grant is live." in access.text
 
         await house.provider.verify_token(second.access_token)
         await settle(house.provider)
         told = await explained(house, first.refresh_token)
         assert (told.successor, told.state) == ("used", "rotated")
-        assert "it is taken for a stolen copy, which ends the grant" in told.text
+        assert "the server treats it as a stolen copy and ends the grant" in told.text
         assert told.advice.startswith(NOTHING)
 
         third = await present_refresh_token(house.provider, house.client, second.refresh_token)
         told = await explained(house, first.refresh_token)
         assert told.successor == "rotated"
-        assert "exchanged in turn. The grant lives." in told.text
+        assert "exchanged in turn. The grant is live." in told.text
         clock.shift(30 * DAY - 1)
         assert (await explained(house, third.refresh_token)).live
         clock.shift(1)
@@ -87,7 +90,7 @@ class TestTokens:
         await present_refresh_token(house.provider, house.client, first.refresh_token)
         told = await explained(house, first.refresh_token)
         assert (told.state, told.successor, told.advice) == ("rotated", None, NOTHING)
-        assert told.text.endswith("). The grant lives.")
+        assert told.text.endswith("). The grant is live.")
 
     async def test_expired(self, house: House, clock: Clock) -> None:
         """An expired access token says whether its grant lives; an expired refresh token, that it was not used."""
@@ -101,7 +104,7 @@ class TestTokens:
         clock.shift(30 * DAY - HOUR)
         told = await explained(house, token.refresh_token)
         assert (told.state, told.grant_live, told.advice) == ("expired", False, AGAIN)
-        assert "its client did not refresh for that long" in told.text
+        assert "if its client does not refresh in time" in told.text
         told = await explained(house, token.access_token)
         assert told.advice == AGAIN
         assert "and its grant is over too" in told.text
@@ -150,8 +153,8 @@ class TestTokens:
         for token in (first, second, third):
             told = await explained(house, token.refresh_token)
             assert told.state == "reuse_detected"
-            assert "whose successor was in use already. A stolen copy looks like that" in told.text
-            assert "take it for a theft" in told.advice
+            assert "after the pair that followed it was in use. A stolen copy looks like that" in told.text
+            assert "treat it as a theft" in told.advice
 
     async def test_code_replay(self, house: House) -> None:
         """After its code was replayed, the token and the code say so."""
@@ -171,7 +174,7 @@ class TestTokens:
             await session.run_sync(purge, int(time.time()))
         told = await explained(house, token.refresh_token)
         assert (told.kind, told.state, told.grant_id) == ("refresh token", "unknown", None)
-        assert "It expired so long ago that it was deleted; or its client was removed" in told.text
+        assert "It expired so long ago that it was deleted, its client was removed" in told.text
 
     async def test_of_a_client_that_is_gone(self, house: House, database_url: str) -> None:
         """The row of a token whose client some other tool has deleted says so."""
@@ -199,7 +202,7 @@ class TestCodes:
             handles.append(house.asks.handle)
         told = await explained(house, handles[0])
         assert (told.kind, told.state, told.live) == ("authorization request", "waiting", True)
-        assert "It waits for the owner's answer until" in told.text
+        assert "It waits for the owner until" in told.text
         await house.provider.deny(handles[0])
         assert (await explained(house, handles[0])).state == "denied"
         await house.provider.approve(handles[1], subject="ada")
@@ -207,7 +210,10 @@ class TestCodes:
         assert (told.state, told.subject) == ("waiting", "ada")
         assert "and waits for its client until" in told.text
         clock.shift(600)
-        for handle, missed in ((handles[1], "did not exchange the code in time"), (handles[2], "nobody answered it")):
+        for handle, missed in (
+            (handles[1], "did not exchange the code in time"),
+            (handles[2], "the owner did not decide"),
+        ):
             told = await explained(house, handle)
             assert told.state == "expired"
             assert missed in told.text
@@ -219,8 +225,8 @@ class TestCodes:
         assert (told.kind, told.state) == ("authorization code", "waiting")
         token = await present_code(house.provider, house.client, code)
         told = await explained(house, code)
-        assert (told.state, told.live, told.advice) == ("used", False, "A code is good for one exchange.")
-        assert "The grant lives." in told.text
+        assert (told.state, told.live, told.advice) == ("used", False, "A code can be exchanged only once.")
+        assert "The grant is live." in told.text
         assert await present_for_revocation(house.provider, house.client, str(token.refresh_token))
         assert (await explained(house, code)).state == "revoked"
 
@@ -233,7 +239,7 @@ class TestCodes:
             await session.run_sync(revoke_grants, [waiting.grant_id], "by hand", int(time.time()))
         told = await explained(house, code)
         assert told.state == "revoked"
-        assert "before the client fetched its tokens" in told.text
+        assert "before the client got its tokens" in told.text
 
     async def test_code_of_a_client_that_is_gone(self, house: House) -> None:
         """A code whose client was removed names the client."""
@@ -277,9 +283,9 @@ async def test_session(house: House) -> None:
 @pytest.mark.parametrize(
     ("secret", "kind", "said"),
     [
-        ("access_cut-off", "access token", "is 43 characters long, after the first _; 7 were given."),
+        ("access_cut-off", "access token", "have 43 characters after the first _; this one has 7."),
         ("refresh_" + "x" * 43, "refresh token", "It expired so long ago"),
-        ("header.payload.signature", "secret", "It is a JWT, and this server issues none"),
+        ("header.payload.signature", "secret", "It is a JWT, which this server does not issue"),
         ("what?", "secret", "It expired so long ago"),
     ],
 )

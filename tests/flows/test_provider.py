@@ -584,7 +584,7 @@ class TestStoredClient:
         with pytest.raises(InvalidScopeError, match="no scope admin"):
             some.validate_scope("admin")
         for asked in (None, "admin", "read"):
-            with pytest.raises(InvalidScopeError, match="none of the scopes that its owner named"):
+            with pytest.raises(InvalidScopeError, match="none of the scopes that its owner set"):
                 none.validate_scope(asked)
 
     @pytest.mark.parametrize("scope", ["a\0b", 'a"b', "a\\b", "\N{LATIN SMALL LETTER E WITH ACUTE}"])

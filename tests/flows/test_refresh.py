@@ -694,7 +694,7 @@ class TestReuse:
         grant_id = (await row_of(provider, first.refresh_token)).grant_id
         warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert warnings == [
-            f"refresh token reused, its grant is revoked: grant_id={grant_id.hex()} client_id={client.client_id}"
+            f"refresh token reused, grant revoked: grant_id={grant_id.hex()} client_id={client.client_id}"
         ]
         secrets = [code, first.access_token, first.refresh_token, second.access_token, second.refresh_token]
         assert [secret for secret in secrets if str(secret) in caplog.text] == []

@@ -420,7 +420,7 @@ class TestCodeReplay:
         assert {row.revoked_reason for row in await tokens_of(provider)} == {"code replayed"}
         grant_id = (await tokens_of(provider))[0].grant_id
         assert (
-            f"authorization code replayed, its grant is revoked: grant_id={grant_id.hex()} client_id={client.client_id}"
+            f"authorization code replayed, grant revoked: grant_id={grant_id.hex()} client_id={client.client_id}"
             in caplog.messages
         )
         assert code not in caplog.text

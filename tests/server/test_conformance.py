@@ -117,7 +117,7 @@ class TestRegistration:
         metadata = {"redirect_uris": ["http://wiki.example.com/callback"], "application_type": "web"}
         answer = await server.http.post("/register", json=metadata)
         assert (answer.status_code, answer.json()["error"]) == (400, "invalid_redirect_uri")
-        assert "plain http leads to another machine; use https" in answer.json()["error_description"]
+        assert "a redirect URI uses http to another machine; use https" in answer.json()["error_description"]
 
     async def test_nobody_else_may_keep_the_answer(self, server: Server) -> None:
         """201 and 400 of /register, and all of /token and /revoke, are no-store."""

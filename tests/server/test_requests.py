@@ -166,7 +166,7 @@ class TestAuthorization:
                 assert answer.headers["location"].startswith(f"{uri}?error=")
             else:
                 assert (answer.status_code, "location" in answer.headers) == (400, False)
-                assert "This request cannot be answered" in answer.text
+                assert "This request cannot be processed" in answer.text
             await server.code(client["client_id"], redirect_uri=uri)
 
 

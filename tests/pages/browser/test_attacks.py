@@ -261,5 +261,5 @@ class TestLoopback:
                 redirect_uri = AnyUrl("https://evil.example/callback")
                 await page.goto(await Site(url, provider).authorize_url(redirect_uris=[redirect_uri]))
                 assert page.url.startswith(url)
-                await expect(page.get_by_role("heading", level=1)).to_have_text("This request cannot be answered")
+                await expect(page.get_by_role("heading", level=1)).to_have_text("This request cannot be processed")
                 await expect(page.get_by_text("lets in clients on its own machine only")).to_be_visible()

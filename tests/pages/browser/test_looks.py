@@ -175,7 +175,7 @@ class TestMessages:
             await page.goto(url.replace("client_id=", "client_id=un"))
             await says("This app is not registered here", "message-unknown-client")
             await page.goto(f"{url}&redirect_uri=https%3A%2F%2Fevil.example")
-            await says("This request cannot be answered", "message-bad-request")
+            await says("This request cannot be processed", "message-bad-request")
             await page.goto(url)
             await page.evaluate("document.querySelector('[name=csrf]').value = 'x'")
             await allow(page)
