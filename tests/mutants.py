@@ -221,8 +221,8 @@ FAULTS = (
     Fault(
         "The scopes that the owner set by hand are no limit",
         "oauth_store/flows/clients.py",
-        "if self._standing.limited and own:",
-        "if False:",
+        " if self._standing.limited and own else listed",
+        " if False else listed",
         ("tests/flows/test_provider.py::TestStoredClient::test_the_owners_list_is_one",),
     ),
     Fault(
@@ -376,8 +376,8 @@ FAULTS = (
     Fault(
         "Two refreshes at once give two pairs",
         "oauth_store/flows/refresh.py",
-        ".where(*_is_known, tokens.c.consumed_at.is_(None))",
-        ".where(*_is_known)",
+        ".where(*_is_known, tokens.c.consumed_at.is_(None), tokens.c.scopes",
+        ".where(*_is_known, tokens.c.scopes",
         ("tests/flows/test_refresh.py::TestLive::test_who_was_overtaken_gets_nothing_new",),
     ),
     Fault(
@@ -439,8 +439,8 @@ FAULTS = (
     Fault(
         "A replay is answered whatever scopes it asks for",
         "oauth_store/flows/refresh.py",
-        "if successor is None or not live or not successor.has(scopes):",
-        "if successor is None or not live:",
+        "or not successor.has(_narrowed(successor.refresh.scopes.split(), token)):",
+        "or False:",
         ("tests/flows/test_refresh.py::TestWithinGrace::test_other_scopes_than_the_pair_has",),
     ),
     Fault(
@@ -456,6 +456,59 @@ FAULTS = (
         "            issuer.store.start_write(_stamp_first_use, row, int(time.time()))",
         "            pass",
         ("tests/flows/test_refresh.py::TestReuse::test_the_grant_ends",),
+    ),
+    # What it allows
+    Fault(
+        "A refresh that runs at the same moment gives back a scope that the owner took away",
+        "oauth_store/flows/refresh.py",
+        ', tokens.c.scopes == bindparam("b_granted"))',
+        ")",
+        ("tests/flows/test_scopes.py::TestAtTheSameMoment::test_a_refresh_that_has_read_the_scopes",),
+    ),
+    Fault(
+        "An access token keeps a scope that the owner took away",
+        "oauth_store/flows/scopes.py",
+        "[scope for scope in access.scopes.split() if scope in after]",
+        "access.scopes.split()",
+        ("tests/flows/test_scopes.py::TestChange::test_it_counts_at_the_next_call",),
+    ),
+    Fault(
+        "A repeated refresh has the scopes of before",
+        "oauth_store/flows/refresh.py",
+        "_narrowed(successor.refresh.scopes.split(), token)",
+        "_narrowed(row.scopes.split(), token)",
+        ("tests/flows/test_scopes.py::TestChange::test_a_repeated_refresh_has_the_scopes_of_now",),
+    ),
+    Fault(
+        "A user can change the scopes of another user's app",
+        "oauth_store/flows/scopes.py",
+        "live_grants(session, subject=subject, grant_id=grant_id",
+        "live_grants(session, grant_id=grant_id",
+        ("tests/flows/test_scopes.py::TestChange::test_another_user_or_server_changes_nothing",),
+    ),
+    Fault(
+        "The owner can grant a scope that the server does not have",
+        "oauth_store/flows/authorization.py",
+        "    if unknown:",
+        "    if False:",
+        ("tests/flows/test_scopes.py::TestApproval::test_a_scope_that_the_server_does_not_have",),
+    ),
+    Fault(
+        "A required scope can be unticked",
+        "oauth_store/flows/authorization.py",
+        "chosen = {*scopes, *issuer.scopes.required, OFFLINE_ACCESS}",
+        "chosen = {*scopes, OFFLINE_ACCESS}",
+        ("tests/flows/test_scopes.py::TestApproval::test_a_required_scope_is_always_granted",),
+    ),
+    Fault(
+        "A form can name a scope that the page did not offer",
+        "oauth_store/pages/choices.py",
+        "if not {choice.scope for choice in self}.issuperset(posted):",
+        "if False:",
+        (
+            "tests/pages/test_scopes.py::TestApps::test_what_cannot_be_saved",
+            "tests/pages/test_scopes.py::TestConsent::test_what_cannot_be_granted",
+        ),
     ),
     # Revocation
     Fault(

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from mcp.server.auth.provider import AuthorizeError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 from oauth_store import AuthorizationRequest, SQLAlchemyOAuthProvider
 from oauth_store.database.models import ACCESS, REFRESH, Token, is_live
@@ -18,8 +20,9 @@ from oauth_store.flows.clients import OwnersClient
 from oauth_store.flows.connected import end_one, live_grants
 from oauth_store.flows.refresh import PresentedRefreshToken
 from oauth_store.flows.scopes import ScopeChange, change_scopes, changes_of
+from oauth_store.flows.tokens import Pair
 from tests.clocks import Clock
-from tests.databases import rows_of, tokens_of, value_of
+from tests.databases import rows_of, tokens_of, transaction, value_of
 from tests.steps import (
     Provider,
     authorization_params,
@@ -279,6 +282,33 @@ async def live_scopes(provider: SQLAlchemyOAuthProvider, grant_id: bytes) -> set
 
 class TestAtTheSameMoment:
     """Narrowing wins against a refresh that runs at the same moment, and no grant is lost."""
+
+    async def test_a_refresh_that_has_read_the_scopes(
+        self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A refresh that read them before the change, and writes after it, begins again."""
+        token = await sign_in(provider, client)
+        grant_id = await grant_of(provider, token)
+        may_write, has_read = threading.Event(), threading.Event()
+        mint = Pair.mint
+
+        def mint_late(*, with_refresh_token: bool) -> Pair:
+            if not has_read.is_set():  # the first time
+                has_read.set()
+                if provider._store.sqlite:
+                    may_write.wait(30)
+                else:
+                    await_only(asyncio.to_thread(may_write.wait, 30))
+            return mint(with_refresh_token=with_refresh_token)
+
+        monkeypatch.setattr(Pair, "mint", mint_late)
+        refreshing = asyncio.create_task(refresh(provider, client, token))
+        await asyncio.to_thread(has_read.wait, 30)
+        async with transaction(provider) as session:
+            await session.run_sync(change_scopes, grant_id, remove=["write"], by="x", now=int(time.time()))
+        may_write.set()
+        assert (await refreshing).scope == "read"
+        assert await live_scopes(provider, grant_id) == {"read"}
 
     async def test_eight_processes_refresh(self, provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
         """The scopes of eight grants change 48 times while each of them is refreshed without a pause.
