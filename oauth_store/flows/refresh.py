@@ -173,7 +173,10 @@ def _answer_again(
         revoke_grants(session, [row.grant_id], "reuse detected", now)
         return None
     # the scopes of now, which the owner may have changed since
-    if successor is None or not live or not successor.has(_narrowed(successor.refresh.scopes.split(), token)):
+    if successor is None or not live:
+        return None
+    asked = _narrowed(successor.refresh.scopes.split(), token)
+    if not successor.has(asked, row.scopes.split()):
         return None
     emit_after_commit(session, "used_pair_replayed" if used else "refresh_replayed", **names)
     return successor.answer(now)
@@ -190,8 +193,9 @@ class _Successor:
     def is_live(self, now: int) -> bool:
         return self.refresh.consumed_at is None and self.refresh.revoked_at is None and self.refresh.expires_at > now
 
-    def has(self, scopes: Sequence[str]) -> bool:
-        return self.access is None or set(self.access.scopes.split()) >= set(scopes)
+    def has(self, scopes: Sequence[str], granted: Sequence[str]) -> bool:
+        """Return whether the access token has these scopes, of those that were `granted` when it was issued."""
+        return self.access is None or not ({*self.access.scopes.split()} ^ {*scopes}) & {*granted}
 
     def answer(self, now: int) -> OAuthToken:
         if self.access is None:

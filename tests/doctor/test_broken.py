@@ -107,7 +107,7 @@ INSIDE = ["integrity", "writing", "stored times", "purge backlog"]
         (truncate(lambda size: size // 2), "malformed", FILE),
         (truncate(lambda _size: 4096), "malformed", FILE),
         (truncate(lambda _size: 50), "malformed", FILE),
-        (replace_by_a_directory, "unable to open database file", FILE[:3]),
+        (replace_by_a_directory, "is a directory", []),
         (put_a_directory_in_place_of_the_wal, "problem  database:", FILE),
         (put_a_link_in_a_circle, "Too many levels of symbolic links", []),
     ],
