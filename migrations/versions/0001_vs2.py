@@ -50,6 +50,8 @@ def downgrade() -> None:
             op.get_bind().execute(sa.select(sa.func.count()).select_from(sa.table(table))).scalar_one()
             for table in ("oauth_clients", "oauth_tokens", "oauth_codes")
         ]
-        context.config.print_stdout("Going down to base loses %d registered clients, %d tokens and %d codes.", *lost)
+        context.config.print_stdout(
+            "The downgrade to base deletes %d registered clients, %d tokens and %d codes.", *lost
+        )
     for table in ("oauth_tokens", "oauth_codes", "oauth_clients"):
         op.drop_table(table)

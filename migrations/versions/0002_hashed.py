@@ -70,8 +70,8 @@ def downgrade() -> None:
         ]
         lost = {name: len(rows(name)) for name in ("oauth_tokens", "oauth_codes")}
         context.config.print_stdout(
-            "Going down to 0001 keeps %d registered clients, and loses %d tokens, %d codes and every client secret: "
-            "only their hashes are known. All clients have to be authorized again.",
+            "The downgrade to 0001 keeps %d registered clients, and deletes %d tokens, %d codes and every client "
+            "secret: only their hashes are known. You must authorize all clients again.",
             len(clients),
             lost["oauth_tokens"],
             lost["oauth_codes"],
@@ -167,7 +167,7 @@ def converted_tokens(clients: set[str], now: int) -> list[dict[str, Any]]:
     for token, row in live.items():
         which = f"the token of client {row.client_id} that expires at {row.expires_at}"  # never the token itself
         if row.token_type not in KINDS:
-            raise SchemaError(f"{which} has the unknown type {row.token_type!r}; mend or delete that row; {UNCHANGED}")
+            raise SchemaError(f"{which} has the unknown type {row.token_type!r}; fix or delete that row; {UNCHANGED}")
         kind = KINDS[row.token_type]
         scopes = parsed(row.scopes, list, which)
         if not all(isinstance(scope, str) for scope in scopes):
@@ -191,7 +191,7 @@ def converted_tokens(clients: set[str], now: int) -> list[dict[str, Any]]:
     return converted
 
 
-UNCHANGED = "the database is as it was"
+UNCHANGED = "the database is unchanged"
 
 
 def parsed(value: str, kind: type, which: str) -> Any:
@@ -205,7 +205,7 @@ def parsed(value: str, kind: type, which: str) -> Any:
 
 
 def unreadable(which: str) -> SchemaError:
-    return SchemaError(f"{which} cannot be read: its JSON is broken; mend or delete that row; {UNCHANGED}")
+    return SchemaError(f"{which} cannot be read: its JSON is broken; fix or delete that row; {UNCHANGED}")
 
 
 REFUSAL = "oauth_store_offline_sql_is_for_empty_databases_only"

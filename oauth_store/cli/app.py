@@ -187,9 +187,10 @@ def downgrade(
     json: Json = False,
 ) -> None:
     """Migrate the database down to REVISION.
-    This deletes all tokens: revision 0001 (VS-2) stores them in plain text, and only hashes are left.
+
+    Below 0002 this deletes all tokens: revision 0001 (VS-2) stores them in plain text, and only hashes are left.
     """
-    confirm("All clients will have to be authorized again. Continue?", yes=sql or yes)
+    confirm("Below revision 0002, you must authorize all clients again. Continue?", yes=sql or yes)
     with redirect_stdout(sys.stderr) if json else nullcontext():
         output = schema.downgrade(database, revision, sql=sql)
     _print_migrated(database, revision, output, sql=sql, json=json)

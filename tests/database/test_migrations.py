@@ -268,8 +268,8 @@ def test_a_database_at_0001_is_scrubbed_too(vs2_file: str, vs2: VS2) -> None:
 BROKEN = {
     "client_json is no JSON": (
         "UPDATE oauth_clients SET client_json = '{\"client_id\"' WHERE client_id = :client",
-        r"^client confidential-client cannot be read: its JSON is broken; mend or delete that row; "
-        "the database is as it was$",
+        r"^client confidential-client cannot be read: its JSON is broken; fix or delete that row; "
+        "the database is unchanged$",
     ),
     "client_json is no object": (
         "UPDATE oauth_clients SET client_json = '[]' WHERE client_id = :client",
@@ -285,7 +285,7 @@ BROKEN = {
     ),
     "unknown token_type": (
         "UPDATE oauth_tokens SET token_type = 'bearer' WHERE token = :token",
-        r"^the token of client public-client that expires at \d+ has the unknown type 'bearer'; mend or delete",
+        r"^the token of client public-client that expires at \d+ has the unknown type 'bearer'; fix or delete",
     ),
 }
 
@@ -452,11 +452,11 @@ def test_a_downgrade_says_what_it_loses(migrated_url: str, capsys: pytest.Captur
     """Each step down says on stdout what is lost, in numbers."""
     downgrade(migrated_url, "0001")
     assert capsys.readouterr().out == (
-        "Going down to 0001 keeps 2 registered clients, and loses 10 tokens, 0 codes and every client secret: "
-        "only their hashes are known. All clients have to be authorized again.\n"
+        "The downgrade to 0001 keeps 2 registered clients, and deletes 10 tokens, 0 codes and every client secret: "
+        "only their hashes are known. You must authorize all clients again.\n"
     )
     said = alembic(migrated_url, "downgrade", "base")
-    assert said.stdout == "Going down to base loses 2 registered clients, 0 tokens and 0 codes.\n"
+    assert said.stdout == "The downgrade to base deletes 2 registered clients, 0 tokens and 0 codes.\n"
     assert said.returncode == 0
 
 
