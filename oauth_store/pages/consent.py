@@ -1,6 +1,6 @@
 """The consent page: the client, where its code goes, its scopes, and the owner's answer."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from urllib.parse import urlencode
 
 from mcp.server.auth.provider import AuthorizeError
@@ -13,7 +13,7 @@ from oauth_store.browser import Form, form_of, from_our_page, request_cookie
 from oauth_store.credentials import derive, same
 from oauth_store.display import app_name
 from oauth_store.flows.clients import offered_to
-from oauth_store.pages.choices import Choices, choices_of, tools_by_scope
+from oauth_store.pages.choices import Choices, Tools, choices_of, tools_by_scope
 from oauth_store.pages.html import Pages
 from oauth_store.pages.sign_in import SignIn, SignInError
 from oauth_store.pages.wording import Target, Wording, document_host, in_words, scopes_in_words
@@ -99,7 +99,7 @@ class ConsentPage:
     def _choices(
         self,
         waiting: AuthorizationRequest,
-        tools: Mapping[str, Sequence[str]],
+        tools: Tools,
         ticked: Collection[str] | None = None,
     ) -> Choices:
         server, words = self._approver.issuer.scopes, self._wording.scope_descriptions

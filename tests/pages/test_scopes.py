@@ -7,40 +7,12 @@ from urllib.parse import urlencode
 
 import pytest
 from fastmcp import Client, FastMCP
-from fastmcp.server.auth import require_scopes
 
 from oauth_store.flows.clients import OwnersClient
 from oauth_store.pages import choices
+from tests.scopes import wiki_on
 from tests.sites import USERS, Browser, Site, boxes_of, site
 from tests.steps import authorization_request, new_client, pkce, registration_options
-
-SCOPES = ("read", "write", "admin")
-
-
-def add_tools(mcp: FastMCP[None]) -> None:
-    """Tools that need scopes, one of them of a server that is mounted."""
-
-    @mcp.tool(auth=require_scopes("read"), annotations={"readOnlyHint": True})
-    def read_page() -> str:
-        return "a page"
-
-    @mcp.tool(auth=require_scopes("read", "write"))
-    def edit_page() -> str:
-        return "edited"
-
-    inner: FastMCP[None] = FastMCP("inner")
-
-    @inner.tool(auth=[require_scopes("admin")], annotations={"destructiveHint": True})
-    def drop_all() -> str:
-        return "dropped"
-
-    mcp.mount(inner, namespace="inner")
-
-
-def wiki_on(database: str | Path, **settings: Any) -> Any:
-    """A site with three scopes and the tools that need them."""
-    options = {"client_registration_options": registration_options(*SCOPES), "tools": add_tools, **settings}
-    return site(database, **options)
 
 
 async def granted(wiki: Site, browser: Browser, url: str, **fields: Any) -> str | None:
@@ -59,8 +31,9 @@ class TestConsent:
             page = await browser.open(await wiki.authorize_url(asks="write read"))
             assert boxes_of(page) == {"write": "checked", "read": "checked", "admin": ""}
             assert "Edit your pages" in page.text
-            assert "<bdi>edit_page</bdi>, <bdi>read_page (only reads)</bdi>" in page.text
-            assert "<bdi>inner_drop_all (can delete or overwrite)</bdi>" in page.text
+            assert "Tools: <bdi>edit_page</bdi></span>" in page.text
+            assert "Tools that only read: <bdi>read_page</bdi></span>" in page.text
+            assert "Tools that can delete or overwrite: <bdi>inner_drop_all</bdi></span>" in page.text
             assert "Allow more than it asked for" in page.text
             assert "whoami" not in page.text  # no scope opens it
 
