@@ -205,7 +205,7 @@ class TestLive:
             _, row = await session.run_sync(presented, query, one.issuer, client.client_id, secret, now)
             assert row is not None
             second = await present_refresh_token(other, client, secret)
-            values = {"b_hash": row.token_hash, "b_replay": None, "b_now": now}
+            values = {"b_hash": row.token_hash, "b_granted": row.scopes, "b_replay": None, "b_now": now}
             with pytest.raises(LostRaceError):
                 await session.run_sync(update_one, refresh_flow._consume, **values)
         assert len(await tokens_of(one)) == 4
