@@ -1,5 +1,7 @@
 """A wiki whose tools need scopes, and what its pages and its clients show of them."""
 
+import asyncio
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,6 @@ WORDS = {
     "write": "write pages",
     "admin": "delete pages, for good",
 }
-TOOLS = {"read": {"read_page"}, "write": {"edit_page"}, "admin": {"inner_drop_all"}}
-"""The tools that a token with one scope opens, and no other; `edit_page` needs `read` too."""
 TITLES = {
     "read": ("Read page", "Search", "List pages", "Recent changes", "Show history", "Download file", "Read comments"),
     "write": ("Edit page", "Add page", "Upload file", "Write comment"),
@@ -57,3 +57,17 @@ def wiki_on(database: str | Path, **settings: Any) -> Any:
     """A site with three scopes and the tools that need them."""
     options = {"client_registration_options": registration_options(*SCOPES), "tools": add_tools, **settings}
     return site(database, **options)
+
+
+def serve_wiki(pipe: Connection, database: str, port: int, password_hash: str) -> None:
+    """Serve the wiki in a process of its own until it is killed, and say when it listens.
+
+    Its `password_hash` is the test's: with another one, a session would be over.
+    """
+
+    async def serve() -> None:
+        async with wiki_on(database, port=port, approval={"password_hash": password_hash}):
+            pipe.send("listens")
+            await asyncio.Event().wait()
+
+    asyncio.run(serve())

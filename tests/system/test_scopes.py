@@ -2,24 +2,34 @@
 
 import asyncio
 import json
+import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from fastmcp import Client
 from fastmcp.client.transports import StreamableHttpTransport
 from fastmcp.utilities.tests import HeadlessOAuth
 from key_value.aio.stores.memory import MemoryStore
+from sqlalchemy import select
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from oauth_store.database.models import ACCESS, REFRESH, Token, is_live
+from oauth_store.flows.scopes import changes_of
+from tests.chaos import Child
 from tests.clients.apps import CALL_SECONDS, TypeScriptApp
 from tests.clients.mcp_remote import McpRemote
 from tests.clients.owners import Owner
-from tests.scopes import SCOPES, wiki_on
-from tests.sites import Browser, Site
+from tests.databases import rows_of
+from tests.scopes import SCOPES, serve_wiki, wiki_on
+from tests.serving import free_port
+from tests.sites import HASH, Browser, Site
+from tests.workers import present_refresh_token
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")
 
@@ -241,3 +251,52 @@ async def test_a_refresh_after_more_was_allowed(kind: str, tmp_path: Path) -> No
                 assert await client.tools() == tools_of(["read", "write"])
                 assert await client.scopes() == {"read", "write"}
             assert len(owner.asked) == 1
+
+
+KILLS = 20
+
+
+async def test_a_kill_between_save_and_its_answer(database_url: str) -> None:
+    """After each of 20 kill -9 the grant has one choice or the other, in all its rows, and the client works.
+
+    What was answered is what it has.
+    """
+    port, counts = free_port(), Counter[str]()
+    async with wiki_on(database_url, port=port) as wiki:
+        token = await wiki.connect(asks="read write", client_name="Claude")
+        [client_id] = wiki.verifiers
+    before, page, duration = ["read", "write"], None, 0.1
+    async with Browser() as browser:
+        for kill in range(KILLS):
+            after = ["read"] if "write" in before else ["read", "write"]
+            with Child(serve_wiki, database_url, port, HASH) as server:
+                assert server.receive() == "listens"
+                async with Client(f"{wiki.url}/mcp", auth=token.access_token) as client:
+                    assert {tool.name for tool in await client.list_tools()} == tools_of(before)
+                page = page or await browser.sign_in(f"{wiki.url}/apps")
+                grant = page.text.partition('name="save" value="')[2].partition('"')[0]
+                began = time.monotonic()
+                saving = asyncio.create_task(browser.submit(page, {"save": grant, "scope": after}))
+                if kill == 0:
+                    await saving
+                    duration = time.monotonic() - began
+                else:
+                    await asyncio.sleep(2 * duration * kill / KILLS)  # a little later each time
+                server.kill()
+                [answer] = await asyncio.gather(saving, return_exceptions=True)
+            async with wiki_on(database_url, port=port) as wiki:
+                live = is_live(int(time.time())) & Token.kind.in_((ACCESS, REFRESH))
+                rows = await rows_of(wiki.provider, select(Token.kind, Token.scopes, Token.grant_id).where(live))
+                assert {row.kind for row in rows} == {ACCESS, REFRESH}
+                [now] = {row.scopes.split() == after for row in rows}  # all of them, or none
+                counts["answered" if isinstance(answer, httpx2.Response) else "saved" if now else "not saved"] += 1
+                assert now or not isinstance(answer, httpx2.Response), answer.text
+                before = after if now else before
+                assert {tuple(row.scopes.split()) for row in rows} == {tuple(before)}
+                changes = (await wiki.provider._store.read(changes_of, [rows[0].grant_id]))[rows[0].grant_id]
+                assert len(changes) == counts["answered"] + counts["saved"]
+                registered = await wiki.provider.get_client(client_id)
+                assert registered is not None
+                token = await present_refresh_token(wiki.provider, registered, token.refresh_token)
+                assert (token.scope or "").split() == before
+    assert counts["answered"] < KILLS, "no kill came in time"
