@@ -115,7 +115,10 @@ class OidcApproval:
             return _say(403, "This form was not sent from our page", "Nothing was allowed.")
         try:
             if form.get("answer") == "allow":
-                url = await provider.approve(handle, subject=signed_in["subject"])
+                ticked = [str(scope) for scope in form.getlist("scope")]
+                if _choices(asked) and not ticked:
+                    return _ask(asked, signed_in, "Choose at least one, or deny.")
+                url = await provider.approve(handle, subject=signed_in["subject"], scopes=ticked or None)
             else:
                 url = await provider.deny(handle)
         except AuthorizeError:  # answered or expired in the meantime
@@ -173,18 +176,24 @@ def _page_url(provider: SQLAlchemyOAuthProvider, handle: str) -> str:
     return f"{provider.public_url(PAGE)}?{urlencode({'handle': handle})}"
 
 
-def _ask(asked: AuthorizationRequest, signed_in: dict[str, str]) -> Response:
+def _choices(asked: AuthorizationRequest) -> list[str]:
+    """Return the scopes that have a checkbox. `offline_access` asks for a refresh token, and is no permission."""
+    return [scope for scope in asked.scopes if scope != "offline_access"]
+
+
+def _ask(asked: AuthorizationRequest, signed_in: dict[str, str], error: str | None = None) -> Response:
     target = urlsplit(asked.redirect_uri)
     web = target.scheme in ("http", "https")
     # the host of a private-use scheme proves nothing
     link = f"{target.scheme}:{'//' if target.netloc else ''}{target.netloc}"
     name = "".join(one for one in asked.client.client_name or "" if one.isprintable())[:80]  # the client chose it
     return _html(
-        200,
+        200 if error is None else 400,
         title="Allow this app?",
+        error=error,
         client=name or "nothing",
         target=target.netloc if web else f"an app on this device that opens links that begin with {link}",
-        scopes=" ".join(asked.scopes) or "everything that this server offers to apps",
+        scopes=_choices(asked),
         name=signed_in["name"],
         csrf=signed_in["csrf"],
     )
@@ -194,7 +203,7 @@ def _say(status: int, title: str, text: str, again: str | None = None) -> Respon
     return _html(status, title=title, text=text, again=again)
 
 
-def _html(status: int, **values: str | None) -> Response:
+def _html(status: int, **values: str | list[str] | None) -> Response:
     headers = {
         # no form-action: Chromium would also apply it to the redirect to the client after the form
         "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; "

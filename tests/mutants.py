@@ -475,8 +475,8 @@ FAULTS = (
     Fault(
         "A repeated refresh has the scopes of before",
         "oauth_store/flows/refresh.py",
-        "_narrowed(successor.refresh.scopes.split(), token)",
-        "_narrowed(row.scopes.split(), token)",
+        "_narrowed(session, successor.refresh.scopes.split(), token, row)",
+        "_narrowed(session, row.scopes.split(), token, row)",
         ("tests/flows/test_scopes.py::TestChange::test_a_repeated_refresh_has_the_scopes_of_now",),
     ),
     Fault(

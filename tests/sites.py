@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
 
 from oauth_store import PasswordApproval, SQLAlchemyOAuthProvider
 from tests.serving import free_port, serving
@@ -85,6 +86,7 @@ async def site(
     path: str = "",
     certificate: Path | None = None,
     tools: Callable[[FastMCP[None]], None] = lambda _: None,
+    wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     **settings: Any,
 ) -> AsyncIterator[Site]:
     """Serve a site whose PasswordApproval has these settings, under a path. A `base_url` may name another host."""
@@ -105,7 +107,7 @@ async def site(
         tools(mcp)
         app = mcp.http_app(stateless_http=True)
         outer = Starlette(routes=[Mount(path, app=app)], lifespan=app.lifespan) if path else app
-        async with serving(outer, port, ssl_certfile=certificate) as url:
+        async with serving(wrap(outer), port, ssl_certfile=certificate) as url:
             yield Site(base_url or f"{url}{path}", provider)
 
 

@@ -17,6 +17,7 @@ from oauth_store.events import emit_after_commit
 from oauth_store.flows.clients import OFFLINE_ACCESS, admit
 from oauth_store.flows.connected import revoke_grants
 from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.scopes import changes_of
 from oauth_store.flows.tokens import (
     Pair,
     answer,
@@ -117,7 +118,7 @@ def _refresh(session: Session, issuer: Issuer, token: PresentedRefreshToken, now
         raise TokenError("invalid_grant", "the refresh token is unknown, expired or revoked")
     if not token.checked:
         check_resource(issuer, token.resource, row.resource)
-    scopes = _narrowed(row.scopes.split(), token)
+    scopes = _narrowed(session, row.scopes.split(), token, row)
     if not issuer.is_ours(row.resource):
         raise TokenError("invalid_grant", "the refresh token is for another resource")
     if row.consumed_at is not None:
@@ -131,11 +132,12 @@ def _refresh(session: Session, issuer: Issuer, token: PresentedRefreshToken, now
     return issue(session, issuer, pair, row, scopes, now, granted_at=row.granted_at or row.created_at)
 
 
-def _narrowed(granted: list[str], token: PresentedRefreshToken) -> list[str]:
+def _narrowed(session: Session, granted: list[str], token: PresentedRefreshToken, presented: Row[Any]) -> list[str]:
     """Return the scopes to grant (RFC 6749, section 6). Raises `TokenError`.
 
     Any white space separates them, and offline_access alone does not narrow: claude.ai sends " offline_access". Clients
-    repeat the scopes that they once requested, granted or not.
+    repeat the scopes that they once requested, granted or not. Others, such as mcp-remote, repeat the scopes of their
+    last token response: they cannot leave out a scope that the owner has added since, because they do not know it.
     """
     asked = dict.fromkeys(token.scope.split())
     if token.checked and not asked.keys() <= set(granted):
@@ -145,6 +147,10 @@ def _narrowed(granted: list[str], token: PresentedRefreshToken) -> list[str]:
     if token.checked:
         return list(asked)
     kept = [scope for scope in granted if scope in asked]
+    if len(kept) < len(granted):
+        changes = changes_of(session, [presented.grant_id]).get(presented.grant_id, ())
+        unheard = {scope for change in changes if change.at >= presented.created_at for scope in change.added}
+        kept = [scope for scope in granted if scope in asked or scope in unheard]
     if not set(kept) - {OFFLINE_ACCESS}:
         raise TokenError("invalid_scope", "none of the scopes was granted")
     return kept
@@ -175,7 +181,7 @@ def _answer_again(
     # the scopes of now, which the owner may have changed since
     if successor is None or not live:
         return None
-    asked = _narrowed(successor.refresh.scopes.split(), token)
+    asked = _narrowed(session, successor.refresh.scopes.split(), token, row)
     if not successor.has(asked, row.scopes.split()):
         return None
     emit_after_commit(session, "used_pair_replayed" if used else "refresh_replayed", **names)

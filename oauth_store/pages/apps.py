@@ -1,7 +1,6 @@
 """The connected apps: which apps have access, since when, and the buttons that revoke it."""
 
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +13,7 @@ from oauth_store.display import app_name, short_line, utc
 from oauth_store.flows import sessions
 from oauth_store.flows.connected import LiveGrant, end_all, end_one, live_grants
 from oauth_store.flows.scopes import change_scopes
-from oauth_store.pages.choices import Choices, choices_of, tools_by_scope
+from oauth_store.pages.choices import Choices, Tools, choices_of, tools_by_scope
 from oauth_store.pages.html import Pages
 from oauth_store.pages.sign_in import SignIn, SignInError
 from oauth_store.pages.wording import Wording, scopes_in_words
@@ -124,12 +123,12 @@ class AppsPage:
             more=total - len(connected),
         )
 
-    def _choices(self, grant: LiveGrant, tools: Mapping[str, Sequence[str]]) -> Choices:
+    def _choices(self, grant: LiveGrant, tools: Tools) -> Choices:
         server = self._issuer.scopes
         offered = [scope for scope in server.valid or () if grant.ceiling is None or scope in grant.ceiling]
         return choices_of(grant.scopes, offered, server, self._wording.scope_descriptions, tools)
 
-    def _described(self, grant: LiveGrant, tools: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    def _described(self, grant: LiveGrant, tools: Tools) -> dict[str, Any]:
         since, used = utc(grant.granted_at), utc(grant.last_used_at)
         return {
             "grant_id": grant.grant_id.hex(),

@@ -4,6 +4,8 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from fastmcp import FastMCP
@@ -24,6 +26,11 @@ TOOLS_SECONDS = 2
 """How long a page waits for the names of the tools: some may be on another server."""
 TOOLS_SHOWN = 6
 """Tools that a page names for one scope."""
+KINDS = DESTROY, OTHERS, ONLY_READ = "Tools that can delete or overwrite", "Tools", "Tools that only read"
+"""What a page calls the tools, by their annotations: the kind that it must not leave out is the first."""
+
+Tools = Mapping[str, Sequence[tuple[str, str]]]
+"""The tools that each scope opens: what kind they are of, and their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +39,8 @@ class ScopeChoice:
 
     scope: str
     words: str
-    tools: Sequence[str]
-    """The tools that no token opens without this scope, marked where they only read or may destroy."""
+    tools: Sequence[tuple[str, Sequence[str]]]
+    """The tools that no token opens without this scope, under what they do: the most dangerous first."""
     more_tools: int
     ticked: bool
     fixed: bool
@@ -67,7 +74,7 @@ def choices_of(
     offered: Collection[str],
     server: ServerScopes,
     descriptions: Mapping[str, str],
-    tools: Mapping[str, Sequence[str]],
+    tools: Tools,
     ticked: Collection[str] | None = None,
 ) -> Choices:
     """Return the boxes of a client that asked for or has `scopes`, of all that it can have.
@@ -82,7 +89,7 @@ def choices_of(
         return ScopeChoice(
             scope=scope,
             words=scope_in_words(scope, descriptions),
-            tools=opened[:TOOLS_SHOWN],
+            tools=[(kind, [name for _, name in named]) for kind, named in groupby(opened[:TOOLS_SHOWN], itemgetter(0))],
             more_tools=len(opened[TOOLS_SHOWN:]),
             ticked=required or scope in (scopes if ticked is None else ticked),
             fixed=required,
@@ -93,7 +100,7 @@ def choices_of(
     return Choices([choice(scope) for scope in first], [choice(scope) for scope in rest])
 
 
-async def tools_by_scope(request: Request, scopes: Collection[str]) -> dict[str, list[str]]:
+async def tools_by_scope(request: Request, scopes: Collection[str]) -> Tools:
     """Return the tools of the server that need each of these scopes.
 
     Nothing, where the server cannot list its tools in time: the page works without.
@@ -109,7 +116,7 @@ async def tools_by_scope(request: Request, scopes: Collection[str]) -> dict[str,
         return {}
 
 
-async def _tools_by_scope(server: FastMCP[Any], scopes: Collection[str]) -> dict[str, list[str]]:
+async def _tools_by_scope(server: FastMCP[Any], scopes: Collection[str]) -> Tools:
     everything, nothing = await _listed(server, scopes), await _listed(server, ())
     needs = {name: _required_scopes(tool) for name, tool in everything.items() if name not in nothing}
     # a server that is mounted checks its tools itself: ask it what one scope makes of its list
@@ -118,11 +125,11 @@ async def _tools_by_scope(server: FastMCP[Any], scopes: Collection[str]) -> dict
         without = await _listed(server, [other for other in scopes if other != scope])
         for name in hidden - without.keys():
             needs[name].add(scope)
-    opened: dict[str, list[str]] = {}
-    for name in sorted(needs):
+    opened: dict[str, list[tuple[str, str]]] = {}
+    for name in needs:
         for scope in needs[name]:
             opened.setdefault(scope, []).append(_described(everything[name]))
-    return opened
+    return {scope: sorted(tools, key=lambda tool: (KINDS.index(tool[0]), tool[1])) for scope, tools in opened.items()}
 
 
 async def _listed(server: FastMCP[Any], scopes: Collection[str]) -> dict[str, Tool]:
@@ -145,11 +152,9 @@ def _required_scopes(tool: Tool) -> set[str]:
     }
 
 
-def _described(tool: Tool) -> str:
+def _described(tool: Tool) -> tuple[str, str]:
     annotations = {} if tool.annotations is None else tool.annotations.model_dump(by_alias=True)
     name = short_line(tool.title or annotations.get("title") or tool.name)
     if annotations.get("readOnlyHint"):
-        return f"{name} (only reads)"
-    if annotations.get("destructiveHint"):
-        return f"{name} (can delete or overwrite)"
-    return name
+        return ONLY_READ, name
+    return DESTROY if annotations.get("destructiveHint") else OTHERS, name

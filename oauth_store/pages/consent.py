@@ -1,6 +1,6 @@
 """The consent page: the client, where its code goes, its scopes, and the owner's answer."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from urllib.parse import urlencode
 
 from mcp.server.auth.provider import AuthorizeError
@@ -13,7 +13,7 @@ from oauth_store.browser import Form, form_of, from_our_page, request_cookie
 from oauth_store.credentials import derive, same
 from oauth_store.display import app_name
 from oauth_store.flows.clients import offered_to
-from oauth_store.pages.choices import Choices, choices_of, tools_by_scope
+from oauth_store.pages.choices import Choices, Tools, choices_of, tools_by_scope
 from oauth_store.pages.html import Pages
 from oauth_store.pages.sign_in import SignIn, SignInError
 from oauth_store.pages.wording import Target, Wording, document_host, in_words, scopes_in_words
@@ -72,7 +72,8 @@ class ConsentPage:
             return _to_client(await self._approver.deny(waiting.handle))
         if form.get("answer") != "allow":
             return await self._page(request, waiting, csrf, error="Choose Allow or Deny.", status_code=400)
-        ticked = form.getlist("scope") if "choices" in form else None  # a template of the owner's may have no boxes
+        shown = "choices" in form or "scope" in form  # a template of the owner's may have no boxes
+        ticked = form.getlist("scope") if shown else None
         scopes = None if ticked is None else self._choices(waiting, {}).chosen(ticked)
         if ticked is not None and not scopes:
             error = "Choose at least one permission, or Deny." if scopes == [] else "Choose among these permissions."
@@ -99,7 +100,7 @@ class ConsentPage:
     def _choices(
         self,
         waiting: AuthorizationRequest,
-        tools: Mapping[str, Sequence[str]],
+        tools: Tools,
         ticked: Collection[str] | None = None,
     ) -> Choices:
         server, words = self._approver.issuer.scopes, self._wording.scope_descriptions

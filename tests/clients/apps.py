@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from abc import ABC, abstractmethod
@@ -70,9 +71,18 @@ class App(ABC):
 class TypeScriptApp(App):
     """tests/clients/client.mjs, on one of the TypeScript SDKs."""
 
-    def __init__(self, url: str, method: str, version: str, directory: Path, document: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        method: str,
+        version: str,
+        directory: Path,
+        document: str | None = None,
+        owner: str | None = None,
+    ) -> None:
         super().__init__(url, method, document)
         self._stored = directory / "client.json"
+        self._environment = os.environ | ({} if owner is None else {"OWNER": owner})
         self._command = [
             need_clients(),
             "--report-on-signal",
@@ -134,9 +144,14 @@ class TypeScriptApp(App):
         )
 
     async def start(self) -> asyncio.subprocess.Process:
-        """Start the application. It calls a tool for every line that it gets."""
+        """Start the application. It calls a tool for every line that it gets, or lists the tools.
+
+        Its browser is `owner`, a URL from `Owner.serving()`; without one, it follows the server's redirect.
+        """
         pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, stderr=pipe)
+        return await asyncio.create_subprocess_exec(
+            *self._command, env=self._environment, stdin=pipe, stdout=pipe, stderr=pipe
+        )
 
     async def _report(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
         """What node says of itself, once it is asked by a signal."""

@@ -2,7 +2,8 @@
 //
 //     node client.mjs v1|v2 URL STATE_FILE AUTH_METHOD [METADATA_DOCUMENT_URL]
 //
-// For every line on standard input it calls a tool, and writes one line of JSON: what the tool answered, the OAuth
+// For every line "call" on standard input it calls a tool, for "list" it lists the tools, and writes one line of JSON:
+// what the tool answered, or the names of the tools, the OAuth
 // requests that it took, and how often a person would have had to go through a browser.
 
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
@@ -77,7 +78,8 @@ const provider = {
   // A person with a browser, up to the redirect back to the client.
   async redirectToAuthorization(authorizationUrl) {
     authorizations += 1;
-    const response = await fetch(authorizationUrl, { redirect: 'manual' });
+    const browser = process.env.OWNER ? process.env.OWNER + encodeURIComponent(authorizationUrl) : authorizationUrl;
+    const response = await fetch(browser, { redirect: 'manual' });
     saw('GET', authorizationUrl, {}, response.status);
     const location = response.headers.get('location');
     if (!location?.startsWith(provider.redirectUrl)) throw new Error(`/authorize answered ${response.status}`);
@@ -109,13 +111,15 @@ async function authorized(step) {
   }
 }
 
-for await (const _ of createInterface({ input: process.stdin })) {
+for await (const line of createInterface({ input: process.stdin })) {
   [requests, authorizations] = [[], 0];
   const result = await authorized(async () => {
     if (!client) await connect();
+    if (line === 'list') return client.listTools();
     return client.callTool({ name: 'read_page', arguments: { title: 'Home' } });
   });
-  console.log(JSON.stringify({ answer: result.content[0].text, requests, authorizations }));
+  const answer = result.tools?.map(tool => tool.name).join(' ') ?? result.content[0].text;
+  console.log(JSON.stringify({ answer, requests, authorizations }));
 }
 await client?.close();
 process.exit(0);

@@ -13,6 +13,7 @@ from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 
 from tests.clients import NODE_MODULES, need_clients
+from tests.clients.owners import Owner
 
 SCRIPT = NODE_MODULES / "mcp-remote" / "dist" / "proxy.js"
 SECONDS = 60
@@ -24,8 +25,9 @@ RETRIES = 6
 class McpRemote:
     """An installation of mcp-remote that has never met the server. Its browser is a person of the test's."""
 
-    def __init__(self, url: str, directory: Path) -> None:
+    def __init__(self, url: str, directory: Path, owner: Owner | None = None) -> None:
         self.authorizations = 0
+        self._owner = owner
         self._command = [need_clients(), str(SCRIPT), url]
         self._directory = directory
         self._opened = directory / "opened"
@@ -75,5 +77,7 @@ class McpRemote:
             while True:
                 for url in self._opened.read_text().splitlines()[self.authorizations :]:
                     self.authorizations += 1
+                    if self._owner is not None:
+                        url = (await self._owner.answer(url)).headers["location"]
                     await http.get(url, follow_redirects=True)
                 await asyncio.sleep(LOOK_SECONDS)

@@ -21,7 +21,7 @@ from oauth_store.flows.connected import end_one, live_grants
 from oauth_store.flows.refresh import PresentedRefreshToken
 from oauth_store.flows.scopes import ScopeChange, change_scopes, changes_of
 from oauth_store.flows.tokens import Pair
-from tests.clocks import Clock
+from tests.clocks import Clock, turned
 from tests.databases import rows_of, tokens_of, transaction, value_of
 from tests.steps import (
     Provider,
@@ -201,6 +201,40 @@ class TestChange:
         assert await scopes_of(provider, token) == ["read", "admin"]
         token = await refresh(provider, client, token)
         assert token.scope == "read write admin"
+
+    @pytest.mark.parametrize(
+        ("choice", "expected"),
+        [
+            ({"add": ["admin"]}, "read write admin"),
+            ({"add": ["admin"], "remove": None}, "admin"),
+            ({"remove": ["write"]}, "read"),
+        ],
+    )
+    async def test_a_client_that_repeats_the_last_response(
+        self,
+        provider: SQLAlchemyOAuthProvider,
+        client: OAuthClientInformationFull,
+        choice: dict[str, Any],
+        expected: str,
+    ) -> None:
+        """Where a client sends the scopes of its last token response, as mcp-remote does, the owner's choice stays.
+
+        Also where the response to that refresh was lost; and once it has heard of a scope, it may leave it out.
+        """
+        first = await sign_in(provider, client)
+        await change(provider, first, **choice)
+        presented = PresentedRefreshToken(client.client_id, str(first.refresh_token), scope=str(first.scope))
+        with turned(1):
+            second = await refresh_flow.refresh(provider.issuer, presented)
+            assert second.scope == expected
+            assert await scopes_of(provider, second) == expected.split()
+            again = await refresh_flow.refresh(provider.issuer, presented)
+            assert (again.access_token, again.scope) == (second.access_token, expected)
+            third = await refresh_flow.refresh(
+                provider.issuer,
+                PresentedRefreshToken(client.client_id, str(second.refresh_token), scope=expected.split()[0]),
+            )
+        assert third.scope == expected.split()[0]
 
     async def test_a_client_without_refresh_tokens(self, provider: SQLAlchemyOAuthProvider) -> None:
         """The grant's scopes are in its access token then."""

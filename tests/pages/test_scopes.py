@@ -8,45 +8,33 @@ from urllib.parse import urlencode
 import pytest
 from fastmcp import Client, FastMCP
 from fastmcp.server.auth import require_scopes
+from markupsafe import escape
+from mcp.shared.auth import OAuthToken
 
 from oauth_store.flows.clients import OwnersClient
 from oauth_store.pages import choices
-from tests.sites import USERS, Browser, Site, boxes_of, site
+from tests.scopes import wiki_on
+from tests.sites import PASSWORD, USERS, Browser, Site, action_of, boxes_of, csrf_of, site
 from tests.steps import authorization_request, new_client, pkce, registration_options
-
-SCOPES = ("read", "write", "admin")
-
-
-def add_tools(mcp: FastMCP[None]) -> None:
-    """Tools that need scopes, one of them of a server that is mounted."""
-
-    @mcp.tool(auth=require_scopes("read"), annotations={"readOnlyHint": True})
-    def read_page() -> str:
-        return "a page"
-
-    @mcp.tool(auth=require_scopes("read", "write"))
-    def edit_page() -> str:
-        return "edited"
-
-    inner: FastMCP[None] = FastMCP("inner")
-
-    @inner.tool(auth=[require_scopes("admin")], annotations={"destructiveHint": True})
-    def drop_all() -> str:
-        return "dropped"
-
-    mcp.mount(inner, namespace="inner")
-
-
-def wiki_on(database: str | Path, **settings: Any) -> Any:
-    """A site with three scopes and the tools that need them."""
-    options = {"client_registration_options": registration_options(*SCOPES), "tools": add_tools, **settings}
-    return site(database, **options)
 
 
 async def granted(wiki: Site, browser: Browser, url: str, **fields: Any) -> str | None:
     """The scopes in the token response after Allow."""
     answer = await browser.allow(await browser.open(url), **fields)
     return (await wiki.redeem(url, answer.headers["location"])).scope
+
+
+async def save(browser: Browser, page: Any, ticked: list[str], grant: str | None = None) -> Any:
+    """Tick these boxes of the only app, and press Save."""
+    grant = grant or page.text.partition('name="save" value="')[2].partition('"')[0]
+    return await browser.submit(page, {"save": grant, "scope": ticked})
+
+
+async def scopes_of(wiki: Site, token: OAuthToken) -> list[str]:
+    """What the server lets the bearer of an access token do."""
+    verified = await wiki.provider.verify_token(token.access_token)
+    assert verified is not None
+    return verified.scopes
 
 
 class TestConsent:
@@ -59,8 +47,9 @@ class TestConsent:
             page = await browser.open(await wiki.authorize_url(asks="write read"))
             assert boxes_of(page) == {"write": "checked", "read": "checked", "admin": ""}
             assert "Edit your pages" in page.text
-            assert "<bdi>edit_page</bdi>, <bdi>read_page (only reads)</bdi>" in page.text
-            assert "<bdi>inner_drop_all (can delete or overwrite)</bdi>" in page.text
+            assert "Tools: <bdi>edit_page</bdi></span>" in page.text
+            assert "Tools that only read: <bdi>read_page</bdi></span>" in page.text
+            assert "Tools that can delete or overwrite: <bdi>inner_drop_all</bdi></span>" in page.text
             assert "Allow more than it asked for" in page.text
             assert "whoami" not in page.text  # no scope opens it
 
@@ -135,6 +124,131 @@ class TestConsent:
         async with wiki_on(tmp_path / "oauth.db", approval={"templates": tmp_path}) as wiki:
             assert await granted(wiki, browser, await wiki.authorize_url(asks="read write")) == "read write"
 
+    @pytest.mark.parametrize(("ticked", "expected"), [("", "read write"), ("write", "write")])
+    async def test_a_template_with_boxes_of_its_own(
+        self, tmp_path: Path, browser: Browser, ticked: str, expected: str
+    ) -> None:
+        """What such a form names is what is granted, also if it forgot the field that says that it has boxes."""
+        (tmp_path / "consent.html").write_text(
+            '<form method="post" action="{{ action }}"><input name="csrf" value="{{ csrf }}">'
+            '{% for choice in choices %}<input name="scope" value="{{ choice.scope }}">{% endfor %}</form>'
+        )
+        async with wiki_on(tmp_path / "oauth.db", approval={"templates": tmp_path}) as wiki:
+            url = await wiki.authorize_url(asks="read write")
+            assert await granted(wiki, browser, url, **({"scope": [ticked]} if ticked else {})) == expected
+
+    async def test_another_request_s_page(self, tmp_path: Path, browser: Browser) -> None:
+        """A form of one request that is sent to another one's address grants nothing, nor widens either."""
+        async with wiki_on(tmp_path / "oauth.db") as wiki:
+            first, second = await wiki.authorize_url(asks="admin"), await wiki.authorize_url(asks="read")
+            of_first, of_second = await browser.open(first), await browser.open(second)
+            for page, target in ((of_first, of_second), (of_second, of_first)):
+                mixed = {"csrf": csrf_of(page), "answer": "allow", "password": PASSWORD, "choices": "shown"}
+                scope = {"scope": ["read", "write", "admin"]}
+                answer = await browser.http.post(action_of(target), data={**mixed, **scope})
+                assert (answer.status_code, "Nothing was allowed" in answer.text) == (403, True)
+            assert await granted(wiki, browser, second) == "read"
+            assert await granted(wiki, browser, first) == "admin"
+
+    async def test_another_browser_s_form(self, tmp_path: Path, browser: Browser) -> None:
+        """A complete form of a browser that did not start the request grants nothing, with the right password too."""
+        async with wiki_on(tmp_path / "oauth.db") as wiki, Browser() as stranger:
+            url = await wiki.authorize_url(asks="read")
+            page = await browser.open(url)
+            assert (await stranger.allow(page, scope=["read", "write", "admin"])).status_code == 403
+            assert await granted(wiki, browser, url) == "read"
+
+    @pytest.mark.parametrize("ticked", [["read"], ["write"]])
+    async def test_offline_access(self, tmp_path: Path, browser: Browser, ticked: list[str]) -> None:
+        """It has no box, cannot be ticked, and is granted to who asked for it; Save keeps it."""
+        async with wiki_on(tmp_path / "oauth.db") as wiki:
+            url = await wiki.authorize_url(asks="read offline_access")
+            page = await browser.open(url)
+            assert boxes_of(page) == {"read": "checked", "write": "", "admin": ""}
+            assert (await browser.allow(page, scope=["offline_access"])).status_code == 400
+            answer = await browser.allow(page, scope=ticked)
+            token = await wiki.redeem(url, answer.headers["location"])
+            assert set((token.scope or "").split()) == {*ticked, "offline_access"}
+            apps = await browser.sign_in(f"{wiki.url}/apps")
+            assert "offline_access" not in boxes_of(apps)
+            await save(browser, apps, ["admin"])
+            assert set(await scopes_of(wiki, token)) == {"admin", "offline_access"}
+
+    async def test_a_server_under_a_path(self, database_url: str, browser: Browser) -> None:
+        """Boxes, tools and required scopes are the same, and so is Save."""
+        options = {"path": "/family/wiki", "required_scopes": ["read"]}
+        async with wiki_on(database_url, **options) as wiki:
+            url = await wiki.authorize_url(asks="write")
+            page = await browser.open(url)
+            assert boxes_of(page) == {"write": "checked", "read": "checked disabled", "admin": ""}
+            assert "<bdi>edit_page</bdi>" in page.text
+            answer = await browser.allow(page, scope=["write"])
+            token = await wiki.redeem(url, answer.headers["location"])
+            assert token.scope == "write read"
+            apps = await browser.sign_in(f"{wiki.url}/apps")
+            assert "<bdi>inner_drop_all</bdi>" in apps.text
+            assert "from its next call on" in (await save(browser, apps, ["admin"])).text
+            assert set(await scopes_of(wiki, token)) == {"read", "admin"}
+            async with Client(f"{wiki.url}/mcp", auth=token.access_token) as client:
+                tools = {tool.name for tool in await client.list_tools()}
+            assert tools == {"whoami", "read_page", "inner_drop_all"}
+
+    async def test_a_hundred_scopes(self, tmp_path: Path, browser: Browser) -> None:
+        """All of them can be ticked, granted, and taken away again, but for one."""
+        scopes = [f"https://wiki.example/auth/space-{number}.{'x' * 60}" for number in range(100)]
+        async with wiki_on(tmp_path / "oauth.db", client_registration_options=registration_options(*scopes)) as wiki:
+            url = await wiki.authorize_url(asks=scopes[0], scope=None)
+            answer = await browser.allow(await browser.open(url), scope=scopes)
+            token = await wiki.redeem(url, answer.headers["location"])
+            assert (token.scope or "").split() == scopes
+            apps = await browser.sign_in(f"{wiki.url}/apps")
+            assert list(boxes_of(apps).values()) == ["checked"] * 100
+            await save(browser, apps, scopes[99:])
+            assert await scopes_of(wiki, token) == scopes[99:]
+
+    @pytest.mark.parametrize("markup", ["<script>alert(1)</script>", "'onclick='alert(1)", "&lt;b&gt;", "{{csrf}}"])
+    async def test_a_scope_that_is_markup(self, tmp_path: Path, browser: Browser, markup: str) -> None:
+        """It is text on both pages, and the box is of that very scope."""
+        async with wiki_on(
+            tmp_path / "oauth.db", client_registration_options=registration_options("read", markup)
+        ) as wiki:
+            url = await wiki.authorize_url(asks="read", scope=None)
+            page = await browser.open(url)
+            assert boxes_of(page) == {"read": "checked", markup: ""}
+            token = await wiki.redeem(url, (await browser.allow(page, scope=[markup])).headers["location"])
+            assert token.scope == markup
+            apps = await browser.sign_in(f"{wiki.url}/apps")
+            assert boxes_of(apps) == {markup: "checked", "read": ""}
+            for shown in (page, apps):
+                assert "<script" not in shown.text
+                assert "<bdi>" + str(escape(markup)) + "</bdi>" in shown.text
+            await save(browser, apps, ["read"])
+            assert await scopes_of(wiki, token) == ["read"]
+
+    async def test_a_tool_that_is_markup(self, tmp_path: Path, browser: Browser) -> None:
+        """Its title is text, on one line, with its own direction."""
+
+        def lie(mcp: FastMCP[None]) -> None:
+            title = "<img src=x>\n\u202eread only"
+            mcp.tool(lambda: 1, name="lie", title=title, auth=require_scopes("write"))
+
+        async with wiki_on(tmp_path / "oauth.db", tools=lie) as wiki:
+            page = await browser.open(await wiki.authorize_url(asks="write"))
+            assert "Tools: <bdi>&lt;img src=x&gt; read only</bdi>" in page.text
+
+    async def test_the_dangerous_tools_come_first(self, tmp_path: Path, browser: Browser) -> None:
+        """However many tools a scope opens, those that can delete are named, not counted."""
+
+        def add(mcp: FastMCP[None]) -> None:
+            for number in range(20):
+                mcp.tool(lambda: 1, name=f"a{number}", auth=require_scopes("write"), annotations={"readOnlyHint": True})
+            mcp.tool(lambda: 1, name="zap", auth=require_scopes("write"), annotations={"destructiveHint": True})
+
+        async with wiki_on(tmp_path / "oauth.db", tools=add) as wiki:
+            page = await browser.open(await wiki.authorize_url(asks="write"))
+            assert "Tools that can delete or overwrite: <bdi>zap</bdi></span>" in page.text
+            assert "and 15 more</span>" in page.text
+
     async def test_forty_scopes(self, tmp_path: Path, browser: Browser) -> None:
         """They fold: eight are in sight, the others one click away, each once."""
         scopes = [f"scope:{number}" for number in range(40)]
@@ -181,27 +295,78 @@ class TestApps:
                     (["admin"], {"whoami", "inner_drop_all"}),
                 ):
                     assert await client.list_tools()
-                    answer = await self.save(browser, page, ticked)
+                    answer = await save(browser, page, ticked)
                     assert "can do what you chose, from its next call on." in answer.text
                     assert {tool.name for tool in await client.list_tools()} == expected
                     assert [scope for scope, box in boxes_of(answer).items() if box] == ticked
-
-    @staticmethod
-    async def save(browser: Browser, page: Any, ticked: list[str], grant: str | None = None) -> Any:
-        """Tick these boxes of the only app, and press Save."""
-        grant = grant or page.text.partition('name="save" value="')[2].partition('"')[0]
-        return await browser.submit(page, {"save": grant, "scope": ticked})
 
     @pytest.mark.parametrize("ticked", [[], ["read", "root"], ["root"]])
     async def test_what_cannot_be_saved(self, tmp_path: Path, browser: Browser, ticked: list[str]) -> None:
         """Nothing, or a scope that the page did not offer, changes nothing."""
         async with wiki_on(tmp_path / "oauth.db") as wiki:
             token = await wiki.connect(asks="read write")
-            answer = await self.save(browser, await browser.sign_in(f"{wiki.url}/apps"), ticked)
+            answer = await save(browser, await browser.sign_in(f"{wiki.url}/apps"), ticked)
             assert "Nothing was changed" in answer.text
-            verified = await wiki.provider.verify_token(token.access_token)
-            assert verified is not None
-            assert verified.scopes == ["read", "write"]
+            assert await scopes_of(wiki, token) == ["read", "write"]
+
+    async def test_a_required_scope_cannot_be_taken_away(self, tmp_path: Path, browser: Browser) -> None:
+        """Its box is fixed; a form that leaves all boxes out keeps it and takes the others."""
+        async with wiki_on(tmp_path / "oauth.db", required_scopes=["read"]) as wiki:
+            token = await wiki.connect(asks="read write")
+            apps = await browser.sign_in(f"{wiki.url}/apps")
+            assert boxes_of(apps) == {"read": "checked disabled", "write": "checked", "admin": ""}
+            await save(browser, apps, [])
+            assert await scopes_of(wiki, token) == ["read"]
+
+    async def test_a_scope_that_the_server_has_dropped(self, tmp_path: Path, browser: Browser) -> None:
+        """Who has it keeps it until the owner unticks it, and can then not get it back; nobody else is offered it."""
+        async with wiki_on(tmp_path / "oauth.db") as wiki:
+            token = await wiki.connect(asks="read admin")
+            waiting = await wiki.authorize_url(asks="read admin")
+            page = await browser.open(waiting)
+        port = int(wiki.url.rpartition(":")[2])
+        fewer = registration_options("read", "write")
+        async with wiki_on(tmp_path / "oauth.db", port=port, client_registration_options=fewer) as later:
+            later.verifiers = wiki.verifiers
+            apps = await browser.sign_in(f"{later.url}/apps")
+            assert boxes_of(apps) == {"read": "checked", "admin": "checked", "write": ""}
+            apps = await save(browser, apps, ["write", "admin"])
+            assert set(await scopes_of(later, token)) == {"write", "admin"}
+            apps = await save(browser, apps, ["write"])
+            assert boxes_of(apps) == {"write": "checked", "read": ""}
+            assert "Nothing was changed" in (await save(browser, apps, ["write", "admin"])).text
+            assert await scopes_of(later, token) == ["write"]
+            assert boxes_of(await browser.open(await later.authorize_url(scope=None))) == {
+                "read": "checked",
+                "write": "checked",
+            }
+            answer = await browser.allow(page, scope=["read"])
+            assert (await later.redeem(waiting, answer.headers["location"])).scope == "read"
+
+    async def test_a_template_of_the_owner_s_own(self, tmp_path: Path, browser: Browser) -> None:
+        """A page of apps without boxes revokes, and changes no scope."""
+        (tmp_path / "apps.html").write_text(
+            '{% for app in apps %}<form method="post" action="{{ action }}"><input name="csrf" value="{{ csrf }}">'
+            '{{ app.scopes|join(",") }}<button name="revoke" value="{{ app.grant_id }}"></button></form>{% endfor %}'
+        )
+        async with wiki_on(tmp_path / "oauth.db", approval={"templates": tmp_path}) as wiki:
+            token = await wiki.connect(asks="read write")
+            page = await browser.sign_in(f"{wiki.url}/apps")
+            assert "read,write" in page.text
+            await browser.submit(page, {"scope": ["admin"]})
+            assert await scopes_of(wiki, token) == ["read", "write"]
+            grant = page.text.partition('name="revoke" value="')[2].partition('"')[0]
+            await browser.submit(page, {"revoke": grant, "scope": ["admin"]})
+            assert await wiki.provider.verify_token(token.access_token) is None
+
+    async def test_a_page_that_is_old(self, tmp_path: Path, browser: Browser) -> None:
+        """Save of a page that was opened before another change sets what it shows, and no scope between."""
+        async with wiki_on(tmp_path / "oauth.db") as wiki:
+            token = await wiki.connect(asks="read write")
+            old = await browser.sign_in(f"{wiki.url}/apps")
+            await save(browser, old, ["admin"])
+            await save(browser, old, ["read"])
+            assert await scopes_of(wiki, token) == ["read"]
 
     async def test_a_grant_of_another_user(self, tmp_path: Path) -> None:
         """The page of one user changes nothing of another's, nor of a grant that has ended or never was."""
@@ -216,11 +381,9 @@ class TestApps:
             of_bob = await bob.sign_in(f"{wiki.url}/apps", "bob's password", username="bob")
             grant = of_ada.text.partition('name="save" value="')[2].partition('"')[0]
             for named in (grant, "00" * 16, "no hex", ""):
-                answer = await self.save(bob, of_bob, ["read"], named or "-")
+                answer = await save(bob, of_bob, ["read"], named or "-")
                 assert "It was already revoked." in answer.text
-            verified = await wiki.provider.verify_token(token.access_token)
-            assert verified is not None
-            assert verified.scopes == ["read", "write"]
+            assert await scopes_of(wiki, token) == ["read", "write"]
 
     async def test_a_form_of_another_page(self, tmp_path: Path, browser: Browser) -> None:
         """Without the token of the page, and from another site, nothing changes."""
@@ -235,9 +398,7 @@ class TestApps:
             ):
                 answer = await browser.submit(page, {"save": grant, "scope": ["read"], **fields}, **headers)
                 assert answer.status_code == 403
-            verified = await wiki.provider.verify_token(token.access_token)
-            assert verified is not None
-            assert verified.scopes == ["read", "write"]
+            assert await scopes_of(wiki, token) == ["read", "write"]
 
     async def test_a_client_that_was_added_by_hand(self, tmp_path: Path, browser: Browser) -> None:
         """Both pages offer what its owner named for it, and no more."""
@@ -255,4 +416,4 @@ class TestApps:
             await granted(wiki, browser, url)
             apps = await browser.sign_in(f"{wiki.url}/apps")
             assert boxes_of(apps) == {"read": "checked", "write": ""}
-            assert "Nothing was changed" in (await self.save(browser, apps, ["admin"])).text
+            assert "Nothing was changed" in (await save(browser, apps, ["admin"])).text

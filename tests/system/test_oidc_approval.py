@@ -81,12 +81,13 @@ async def other_browser(upstream: OpenIdProvider) -> AsyncIterator[Browser]:
         yield browser
 
 
-async def request_url(**metadata: Any) -> str:
+async def request_url(code_challenge: str | None = None, **metadata: Any) -> str:
     """Register a client, and return the URL that it opens in a browser."""
     async with httpx2.AsyncClient(base_url=BASE_URL) as http:
         metadata = {"redirect_uris": [CLIENT_URI], "token_endpoint_auth_method": "none", **metadata}
         client = (await http.post("/register", json=metadata)).json()
-    asked = authorization_request(client["client_id"], redirect_uri=metadata["redirect_uris"][0])
+    challenge = {} if code_challenge is None else {"code_challenge": code_challenge}
+    asked = authorization_request(client["client_id"], redirect_uri=metadata["redirect_uris"][0], **challenge)
     return f"{BASE_URL}/authorize?{urlencode(asked)}"
 
 
@@ -138,7 +139,7 @@ class TestFlow:
             question = await browser.sign_in(await browser.open(url), "ada")
         assert '<bdi class="name">&lt;script&gt;alert(1)&lt;/script&gt;Evil</bdi>' in question.text
         assert "<strong>evil.example</strong>" in question.text
-        assert "read write" in question.text
+        assert re.findall('name="scope" value="([^"]*)" checked', question.text) == ["read", "write"]
         assert "ada@example.com (subject ada)" in question.text
         assert "frame-ancestors 'none'" in question.headers["content-security-policy"]
         assert question.headers["cache-control"] == "no-store"
@@ -151,6 +152,29 @@ class TestFlow:
             question = await browser.sign_in(await browser.open(url), "ada")
         assert is_question(question)
         assert "opens links that begin with evil://claude.ai</strong>" in question.text
+
+    async def test_the_owner_chooses_what_the_app_may_do(self, wiki: Wiki, browser: Browser) -> None:
+        """What is ticked is in the token response; without a tick, or with a scope that has no box, nothing is."""
+        verifier, challenge = pkce()
+        async with wiki():
+            url = await request_url(challenge, scope="read write offline_access")
+            question = await browser.sign_in(await browser.open(url), "ada")
+            assert re.findall('name="scope" value="([^"]*)"', question.text) == ["read", "write"]
+            nothing = await browser.send(question, {"answer": "allow"})
+            assert (nothing.status_code, "Choose at least one, or deny." in nothing.text) == (400, True)
+            unknown = await browser.send(question, {"answer": "allow", "scope": "admin"})
+            assert unknown.status_code == 410
+            answer = await browser.send(question, {"answer": "allow", "scope": "write"})
+            async with httpx2.AsyncClient(base_url=BASE_URL) as http:
+                form = {
+                    "grant_type": "authorization_code",
+                    "code": query_of(answer.headers["location"])["code"],
+                    "client_id": query_of(url)["client_id"],
+                    "redirect_uri": CLIENT_URI,
+                    "code_verifier": verifier,
+                }
+                token = (await http.post("/token", data=form)).json()
+        assert token["scope"] == "write offline_access"
 
     async def test_the_owner_may_deny(self, wiki: Wiki, browser: Browser) -> None:
         """Deny tells the client so, with its state; and the request is over."""

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Page, ViewportSize
+from playwright.async_api import Locator, Page, ViewportSize
 
 from tests.sites import PASSWORD
 
@@ -48,6 +48,12 @@ async def allow(page: Page, password: str = PASSWORD) -> None:
     """Type the password, and click Allow."""
     await page.get_by_label("password").fill(password)
     await press(page, "Allow")
+
+
+async def boxes_in(place: Page | Locator) -> dict[str, bool]:
+    """The scopes that have a box there, and which are ticked."""
+    boxes = await place.locator("input[name=scope]").all()
+    return {str(await box.get_attribute("value")): await box.is_checked() for box in boxes}
 
 
 async def screenshot(page: Page, name: str) -> None:

@@ -1,12 +1,16 @@
 """The connected apps in a browser: they are listed, and revoked at once."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from fastmcp import Client
 from playwright.async_api import Browser, Page, expect
 
 from tests.clocks import turned
+from tests.pages.browser import boxes_in
+from tests.scopes import wiki_on
 from tests.sites import PASSWORD, Site
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -189,3 +193,52 @@ async def test_by_keyboard(wiki: Site, page: Page) -> None:
     await page.keyboard.press("Space")
     await expect(page.get_by_role("status")).to_be_visible()
     assert await call(wiki, token.access_token) == 401
+
+
+async def test_a_connected_client_sees_a_tool_come_and_go(page: Page, tmp_path: Path) -> None:
+    """From the very next call after each click on Save, in a client that never reconnects and never refreshes."""
+    async with wiki_on(tmp_path / "oauth.db") as wiki:
+        token = await wiki.connect(asks="read", client_name="Claude")
+        other = await wiki.connect(asks="read", client_name="Cursor")
+        await sign_in(wiki, page)
+        async with (
+            Client(f"{wiki.url}/mcp", auth=token.access_token) as client,
+            Client(f"{wiki.url}/mcp", auth=other.access_token) as bystander,
+        ):
+            for click in range(1, 11):
+                await client.list_tools()  # so that the token is remembered
+                app = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="Claude"))
+                await app.get_by_text("Change what it can do").click()
+                write = app.locator("[value=write]")
+                if not await write.is_visible():
+                    await app.get_by_text("Allow more").click()
+                await write.set_checked(click % 2 == 1)
+                await app.get_by_role("button", name="Save").click()
+                await expect(page.get_by_role("status")).to_have_text(
+                    "Claude can do what you chose, from its next call on."
+                )
+                tools = {tool.name for tool in await client.list_tools()}
+                assert tools == {"whoami", "read_page", *(["edit_page"] if click % 2 else [])}
+                assert (await boxes_in(app))["write"] == (click % 2 == 1)
+            assert {tool.name for tool in await bystander.list_tools()} == {"whoami", "read_page"}
+
+
+async def test_save_by_keyboard(page: Page, tmp_path: Path) -> None:
+    """Tab, Enter and Space are enough to unfold, tick and save; what was ticked and not saved changes nothing."""
+    async with wiki_on(tmp_path / "oauth.db") as wiki:
+        token = await wiki.connect(asks="read write", client_name="Claude")
+        await sign_in(wiki, page)
+        await page.get_by_text("Change what it can do").focus()
+        for key in ("Enter", "Tab", "Tab", "Space"):  # the boxes are read, write, and a fold with admin
+            await page.keyboard.press(key)
+        assert await boxes_in(page) == {"read": True, "write": False, "admin": False}
+        verified = await wiki.provider.verify_token(token.access_token)
+        assert verified is not None
+        assert verified.scopes == ["read", "write"]
+        for key in ("Tab", "Enter", "Tab", "Space", "Tab", "Enter"):
+            assert await page.locator(":focus").evaluate("one => getComputedStyle(one).outlineStyle") == "solid"
+            await page.keyboard.press(key)
+        await expect(page.get_by_role("status")).to_be_visible()
+        verified = await wiki.provider.verify_token(token.access_token)
+        assert verified is not None
+        assert verified.scopes == ["read", "admin"]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from playwright.async_api import Browser, Page, expect
 from pydantic import AnyUrl
 
 from tests.clocks import turned
-from tests.pages.browser import allow, press
+from tests.pages.browser import PHONE, allow, boxes_in, press
+from tests.scopes import wiki_on
 from tests.sites import PASSWORD, Site
 from tests.steps import query_of
 
@@ -229,6 +231,61 @@ class TestWays:
         await page.keyboard.press("Enter")
         await page.wait_for_url(f"{app[0]}?*")
         assert "code" in query_of(app[1][0])
+
+    async def test_boxes_by_keyboard(self, page: Page, app: App, tmp_path: Path) -> None:
+        """Tab and Space are enough to untick, to unfold and to tick more; a required box is passed over."""
+        async with wiki_on(tmp_path / "oauth.db", required_scopes=["read"]) as wiki:
+            url = await wiki.authorize_url(asks="read write", redirect_uris=[AnyUrl(app[0])])
+            await page.goto(url)
+            seen = []
+            for keys in (["Space"], ["Enter"], ["Space"], [], [], []):
+                await page.keyboard.press("Tab")
+                focused = page.locator(":focus")
+                seen.append(await focused.evaluate("one => one.tagName + (one.value ? '=' + one.value : '')"))
+                assert await focused.evaluate("one => getComputedStyle(one).outlineStyle") == "solid"
+                for key in keys:
+                    await page.keyboard.press(key)
+            assert seen == ["INPUT=write", "SUMMARY", "INPUT=admin", "INPUT", "BUTTON=allow", "BUTTON=deny"]
+            await page.keyboard.press("Shift+Tab")
+            await page.keyboard.press("Shift+Tab")
+            await page.keyboard.type(PASSWORD)
+            await page.keyboard.press("Enter")
+            await page.wait_for_url(f"{app[0]}?*")
+            assert (await wiki.redeem(url, app[1][0])).scope == "read admin"
+
+    async def test_boxes_by_touch(self, chromium: Browser, app: App, tmp_path: Path) -> None:
+        """On a phone a tap on the words of a scope unticks it."""
+        context = await chromium.new_context(viewport=PHONE, is_mobile=True, has_touch=True)
+        page = await context.new_page()
+        async with wiki_on(tmp_path / "oauth.db") as wiki:
+            url = await wiki.authorize_url(asks="read write", redirect_uris=[AnyUrl(app[0])])
+            await page.goto(url)
+            await page.get_by_text("write", exact=True).tap()
+            await page.get_by_label("Password").fill(PASSWORD)
+            await page.get_by_role("button", name="Allow").tap()
+            await page.wait_for_url(f"{app[0]}?*")
+            assert (await wiki.redeem(url, app[1][0])).scope == "read"
+        await context.close()
+
+    async def test_boxes_without_javascript(self, chromium: Browser, app: App, tmp_path: Path) -> None:
+        """What is unticked stays so through a wrong password, and the page says so if none is ticked."""
+        context = await chromium.new_context(java_script_enabled=False)
+        page = await context.new_page()
+        async with wiki_on(tmp_path / "oauth.db") as wiki:
+            url = await wiki.authorize_url(asks="read write", redirect_uris=[AnyUrl(app[0])])
+            await page.goto(url)
+            for scope in ("read", "write"):
+                await page.locator(f"[value={scope}]").uncheck()
+            await allow(page)
+            await expect(page.get_by_role("alert")).to_have_text("Choose at least one permission, or Deny.")
+            await page.locator("[value=write]").check()
+            await allow(page, "wrong")
+            await expect(page.get_by_role("alert")).to_have_text("That password is wrong.")
+            assert await boxes_in(page) == {"read": False, "write": True, "admin": False}
+            await allow(page)
+            await page.wait_for_url(f"{app[0]}?*")
+            assert (await wiki.redeem(url, app[1][0])).scope == "write"
+        await context.close()
 
     async def test_enter_in_the_password_allows(self, wiki: Site, page: Page) -> None:
         """Nothing has the focus at first: an Enter key held from the previous page allows nothing."""

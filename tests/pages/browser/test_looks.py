@@ -11,15 +11,25 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Locator, Page, expect
 from pydantic import AnyUrl
 
 from tests.clocks import turned
-from tests.pages.browser import DESK, PHONE, allow, screenshot
+from tests.pages.browser import DESK, PHONE, allow, boxes_in, screenshot
+from tests.scopes import WORDS, add_many_tools, wiki_on
 from tests.sites import PASSWORD, USERS, site
+from tests.steps import registration_options
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+FINGER = 44
+"""The least height of what a finger has to hit, in pixels (WCAG 2.2, success criterion 2.5.5)."""
+MOUSE = 36
+"""The same of a mouse: more boxes fit on its screen."""
+FAR = 12
+"""The least distance of two buttons one above the other."""
+FORTY = [f"space-{number}:{'write' if number % 2 else 'read'}" for number in range(40)]
+CHOICE = {"name": "Our family wiki", "scope_descriptions": WORDS}
 WIKI = {
     "name": "Our family wiki",
     "scope_descriptions": {"read": "read every page", "write": "write and delete pages"},
@@ -70,6 +80,14 @@ async def check(page: Page, name: str) -> None:
     width, window = await page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert width <= window
     await screenshot(page, name)
+
+
+async def heights(place: Page | Locator, boxes: int) -> float:
+    """Return the least height of the boxes in sight with their words, of which there are so many, and of the folds."""
+    found = [await box.bounding_box() for box in await place.locator("label.choice:visible").all()]
+    assert len(found) == boxes
+    folds = [await fold.bounding_box() for fold in await place.locator("summary:visible").all()]
+    return min(one["height"] for one in (*found, *folds) if one is not None)
 
 
 LIGHT_DARK_PHONE = [
@@ -126,9 +144,91 @@ class TestConsent:
             assert await page.locator("img").evaluate("image => image.naturalWidth") > 0
             await check(page, named("consent-users", phone, dark))
 
+    @looks
+    async def test_boxes(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
+        """With a box for each scope, its tools and a fold, the page is accessible, and a thumb hits each box."""
+        async with (
+            wiki_on(tmp_path / "oauth.db", approval=CHOICE, tools=add_many_tools, required_scopes=["read"]) as wiki,
+            people(chromium, phone=phone, dark=dark) as page,
+        ):
+            await page.goto(await wiki.authorize_url(asks="read write", **CLAUDE))
+            await check(page, named("consent-scopes-folded", phone, dark))
+            await page.get_by_text("Allow more than it asked for").click()
+            await expect(page.get_by_label("delete pages, for good")).to_be_visible()
+            await check(page, named("consent-scopes", phone, dark))
+            assert await heights(page, 3) >= (FINGER if phone else MOUSE)
+            assert await boxes_in(page) == {"read": True, "write": True, "admin": False}
+            await allow(page, "wrong")
+            await expect(page.get_by_role("alert")).to_be_visible()
+            await check(page, named("consent-scopes-wrong", phone, dark))
+
+    @looks
+    async def test_forty_boxes(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
+        """Forty scopes leave the warning and the buttons within one scroll, and unfold to boxes that fit."""
+        options = {"approval": CHOICE, "client_registration_options": registration_options(*FORTY)}
+        async with (
+            wiki_on(tmp_path / "oauth.db", **options) as wiki,
+            people(chromium, phone=phone, dark=dark) as page,
+        ):
+            await page.goto(await wiki.authorize_url(asks=" ".join(FORTY[:20]), scope=None, **CLAUDE))
+            await check(page, named("consent-forty-folded", phone, dark))
+            assert await heights(page, 8) >= (FINGER if phone else MOUSE)
+            buttons = await page.get_by_role("button", name="Deny").bounding_box()
+            assert buttons is not None
+            assert buttons["y"] < 1.35 * (PHONE["height"] if phone else 720)
+            for fold in ("and 12 more", "Allow more than it asked for"):
+                await page.get_by_text(fold).click()
+            await check(page, named("consent-forty", phone, dark))
+            assert await heights(page, 40) >= (FINGER if phone else MOUSE)
+
 
 class TestApps:
     """The page of connected apps."""
+
+    @looks
+    async def test_boxes(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
+        """Each app unfolds to its boxes and Save; all of it is accessible, also after Save."""
+        async with (
+            wiki_on(tmp_path / "oauth.db", approval=CHOICE, tools=add_many_tools, required_scopes=["read"]) as wiki,
+            people(chromium, phone=phone, dark=dark) as page,
+        ):
+            await wiki.connect(asks="read write", **TARGETS["loopback"])
+            await wiki.connect(asks="read write", **CLAUDE)
+            await page.goto(f"{wiki.url}/apps")
+            await page.get_by_label("Password").fill(PASSWORD)
+            await page.get_by_role("button", name="Sign in").click()
+            await check(page, named("apps-scopes-folded", phone, dark))
+            app = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="Claude", exact=True))
+            await app.get_by_text("Change what it can do").click()
+            await app.get_by_text("Allow more").click()
+            await check(page, named("apps-scopes", phone, dark))
+            assert await heights(app, 3) >= (FINGER if phone else MOUSE)
+            await app.get_by_text("write pages", exact=True).last.click()
+            await app.get_by_role("button", name="Save").click()
+            await expect(page.get_by_role("status")).to_contain_text("from its next call on")
+            await check(page, named("apps-scopes-saved", phone, dark))
+
+    @looks
+    async def test_forty_boxes(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
+        """Forty scopes fit, and their boxes do not touch Revoke."""
+        options = {"approval": CHOICE, "client_registration_options": registration_options(*FORTY)}
+        async with (
+            wiki_on(tmp_path / "oauth.db", **options) as wiki,
+            people(chromium, phone=phone, dark=dark) as page,
+        ):
+            await wiki.connect(asks=" ".join(FORTY[:20]), scope=None, **CLAUDE)
+            await page.goto(f"{wiki.url}/apps")
+            await page.get_by_label("Password").fill(PASSWORD)
+            await page.get_by_role("button", name="Sign in").click()
+            for fold in ("Change what it can do", "and 12 more", "Allow more"):
+                await page.get_by_text(fold).click()
+            await check(page, named("apps-forty", phone, dark))
+            assert await heights(page.locator(".app"), 40) >= (FINGER if phone else MOUSE)
+            save = await page.get_by_role("button", name="Save").bounding_box()
+            revoke = await page.get_by_role("button", name="Revoke", exact=True).bounding_box()
+            assert save is not None
+            assert revoke is not None
+            assert abs(revoke["y"] - save["y"] - save["height"]) >= FAR
 
     @looks
     @pytest.mark.parametrize("connected", [0, 1, 3, 7])
