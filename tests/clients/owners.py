@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx2
 from starlette.applications import Starlette
@@ -27,7 +28,8 @@ class Owner:
         self.asked.append(query_of(authorize_url).get("scope", ""))
         async with Browser() as browser:
             page = await browser.open(authorize_url)
-            answer = await browser.allow(page, **({} if self.ticks is None else {"scope": list(self.ticks)}))
+            ticked: dict[str, Any] = {} if self.ticks is None else {"scope": list(self.ticks)}
+            answer = await browser.allow(page, **ticked)
         assert answer.status_code == 303, answer.text
         return answer
 
