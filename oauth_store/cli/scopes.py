@@ -22,13 +22,16 @@ from oauth_store.errors import OAuthStoreError
 from oauth_store.flows.scopes import change_scopes, changes_of, is_scope
 
 
+_LIST: dict[str, Any] = {"negative": "", "show_default": False}
+
+
 def scopes(
-    grant: Annotated[str, Parameter(help="A grant's id, or its first digits, 6 at least: see `grants`.")],
+    grant: Annotated[str, Parameter(help="A grant's id, or at least its first 6 digits: see `grants`.")],
     /,
     *,
     replacement: Annotated[str | None, Parameter("--set", help='All scopes of the grant, as in "read write".')] = None,
-    add: Annotated[tuple[str, ...], Parameter("--add", help="A scope to add. Repeatable.")] = (),
-    remove: Annotated[tuple[str, ...], Parameter("--remove", help="A scope to remove. Repeatable.")] = (),
+    add: Annotated[tuple[str, ...], Parameter("--add", help="A scope to add. Repeatable.", **_LIST)] = (),
+    remove: Annotated[tuple[str, ...], Parameter("--remove", help="A scope to remove. Repeatable.", **_LIST)] = (),
     database: DatabaseOption = None,
     yes: Yes = False,
     json: Json = False,
