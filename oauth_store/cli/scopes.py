@@ -21,7 +21,6 @@ from oauth_store.display import app_name, one_line
 from oauth_store.errors import OAuthStoreError
 from oauth_store.flows.scopes import change_scopes, changes_of, is_scope
 
-
 _LIST: dict[str, Any] = {"negative": "", "show_default": False}
 
 
