@@ -29,8 +29,8 @@ demo: $(VENV)/installed
 serve: $(VENV)/installed
 	@$(BIN)/python -m examples.serve
 
-# One process per core. Tests that measure a cost count processor time.
-PARALLEL = --numprocesses logical --dist worksteal
+# One process more than there are cores. Tests that measure a cost count processor time.
+PARALLEL = --numprocesses auto --dist worksteal
 test: $(VENV)/installed-dev
 	$(BIN)/pytest $(PARALLEL)
 
