@@ -43,6 +43,7 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than there are cores: for half of the time, a test waits for another process."""
     return (os.cpu_count() or 1) + 1
