@@ -5,7 +5,10 @@ import logging
 from opentelemetry import context, metrics, trace
 from sqlalchemy.orm import Session
 
+from oauth_store.masking import SecretFilter
+
 logger = logging.getLogger("oauth_store")
+logger.addFilter(SecretFilter())
 
 EVENTS = {
     "client_registered": (logging.INFO, "client registered"),
@@ -19,6 +22,7 @@ EVENTS = {
     "used_pair_replayed": (logging.WARNING, "refresh response repeated, with a pair that is in use"),
     "reuse_detected": (logging.WARNING, "refresh token reused, grant revoked"),
     "code_replayed": (logging.WARNING, "authorization code replayed, grant revoked"),
+    "token_created": (logging.INFO, "personal token created"),
     "scopes_changed": (logging.INFO, "scopes changed"),
     "revoked": (logging.INFO, "grant revoked"),
     "purged": (logging.INFO, "purged"),

@@ -172,8 +172,8 @@ FAULTS = (
     Fault(
         "A token for another resource is accepted",
         "oauth_store/flows/access.py",
-        'return AccessToken(token=token, **fields) if issuer.is_ours(fields["resource"]) else None',
-        "return AccessToken(token=token, **fields)",
+        'if not issuer.is_ours(fields["resource"]):',
+        "if False:",
         ("tests/flows/test_provider.py::TestAudience::test_a_token_for_another_path_is_refused",),
     ),
     Fault(
@@ -319,8 +319,8 @@ FAULTS = (
     Fault(
         "A remembered token is good for a second too long",
         "oauth_store/flows/access.py",
-        'if fields is None or fields["expires_at"] <= time.time():',
-        'if fields is None or fields["expires_at"] < time.time():',
+        'if fields is None or fields["expires_at"] <= now:',
+        'if fields is None or fields["expires_at"] < now:',
         ("tests/database/test_memory.py::TestWhatIsRemembered::test_an_expired_token_is_refused",),
     ),
     Fault(
@@ -453,9 +453,31 @@ FAULTS = (
     Fault(
         "The first use of an access token is not stored",
         "oauth_store/flows/access.py",
-        "            issuer.store.start_write(_stamp_first_use, row, int(time.time()))",
-        "            pass",
+        "issuer.store.start_write(_stamp_use, token_hash, ",
+        "(lambda *_: None)(token_hash, ",
         ("tests/flows/test_refresh.py::TestReuse::test_the_grant_ends",),
+    ),
+    # Personal tokens
+    Fault(
+        "Two live tokens have one name",
+        "oauth_store/flows/personal.py",
+        "    if live:",
+        "    if False:",
+        ("tests/cli/test_cli_token.py::TestCreate::test_a_name_is_of_one_live_token",),
+    ),
+    Fault(
+        "The use of a personal token is recorded once alone",
+        "oauth_store/flows/access.py",
+        'tokens.c.first_used_at.is_(None) | (tokens.c.first_used_at <= bindparam("b_now") - USE_SECONDS)',
+        "tokens.c.first_used_at.is_(None)",
+        ("tests/cli/test_cli_token.py::TestList::test_the_last_use_is_right_to_five_minutes",),
+    ),
+    Fault(
+        "A personal token has scopes that the page did not offer",
+        "oauth_store/pages/apps.py",
+        "if scopes is None or (choices and not scopes):",
+        "if False:",
+        ("tests/pages/test_scopes.py::TestTokens::test_what_cannot_be_made",),
     ),
     # What it allows
     Fault(

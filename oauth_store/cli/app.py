@@ -33,6 +33,7 @@ from oauth_store.cli.terminal import (
     print_text,
     require_file,
 )
+from oauth_store.cli.token import token_app
 from oauth_store.database import schema
 from oauth_store.database.purge import purge as purge_batch
 from oauth_store.database.purge import purgeable
@@ -58,6 +59,7 @@ app.command(grants)
 app.command(revoke)
 app.command(scopes)
 app.command(explain)
+app.command(token_app)
 app.command(clients_app)
 app.command(hash_password)
 app.command(copy)

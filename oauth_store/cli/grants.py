@@ -235,6 +235,7 @@ def _print_explanation(explanation: "Explanation") -> None:
     times = {
         "Issued": explanation.created_at,
         "First used": explanation.first_used_at,
+        "Last used": explanation.last_used_at,
         "Used up": explanation.consumed_at,
         "Revoked": explanation.revoked_at,
         "Expires": explanation.expires_at,
@@ -254,7 +255,7 @@ def _print_explanation(explanation: "Explanation") -> None:
         if value:
             print(f"  {name + ':':11} {one_line(value)}")
     for change in explanation.scope_changes:
-        print(f"  {'Scopes:':11} {change.in_words(now)}")
+        print(f"  {'Changed:':11} {change.in_words(now)}")
     print_text(explanation.text)
     print_text(f"What to do: {explanation.advice}")
 

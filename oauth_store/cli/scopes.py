@@ -19,7 +19,7 @@ from oauth_store.cli.terminal import (
 )
 from oauth_store.display import app_name, one_line
 from oauth_store.errors import OAuthStoreError
-from oauth_store.flows.scopes import change_scopes, changes_of, is_scope
+from oauth_store.flows.scopes import change_scopes, changes_of, check_scopes
 
 _LIST: dict[str, Any] = {"negative": "", "show_default": False}
 
@@ -88,9 +88,7 @@ def _choice(
     removed = [scope for text in remove for scope in text.split()]
     if replacement is not None and not added:
         raise OAuthStoreError("--set names no scope; to end the grant, use `oauth-store revoke`")
-    for scope in (*added, *removed):
-        if not is_scope(scope):
-            raise OAuthStoreError(f'{one_line(scope)!r} is no scope; expected printable ASCII without spaces, " and \\')
+    check_scopes([*added, *removed])
     if both := set(added) & set(removed):
         raise OAuthStoreError(f"{' '.join(sorted(both))} cannot be added and removed at once")
     return added, None if replacement is not None else removed

@@ -120,7 +120,8 @@ class Token(Base):
     created_at: Mapped[int] = mapped_column(BigInteger)
     expires_at: Mapped[int] = mapped_column(BigInteger, index=True)
     first_used_at: Mapped[int | None] = mapped_column(BigInteger)
-    """When either token of the pair was first presented; on the refresh token's row it outlives the access token."""
+    """On a refresh token's row, when either token of the pair was first presented. On an access token's, when it was
+    last presented, accurate to five minutes."""
     consumed_at: Mapped[int | None] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
     revoked_reason: Mapped[str | None] = mapped_column(String(64))

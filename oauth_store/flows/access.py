@@ -21,9 +21,22 @@ _live_token_by_hash = select(tokens).where(
     tokens.c.revoked_at.is_(None),
     tokens.c.expires_at > bindparam("b_now"),
 )
+USE_SECONDS = 5 * 60
+"""How often the use of an access token is recorded."""
+USES = 10_000
+"""Tokens whose last use is remembered, so that it is not recorded again."""
+
 _first_use = (
     update(tokens)
     .where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.first_used_at.is_(None))
+    .values(first_used_at=bindparam("b_now"))
+)
+_use = (
+    update(tokens)
+    .where(
+        tokens.c.token_hash == bindparam("b_hash"),
+        tokens.c.first_used_at.is_(None) | (tokens.c.first_used_at <= bindparam("b_now") - USE_SECONDS),
+    )
     .values(first_used_at=bindparam("b_now"))
 )
 
@@ -47,10 +60,10 @@ async def verify(issuer: Issuer, token: str) -> AccessToken | None:
 
     Raises `DatabaseUnavailable` during an outage.
     """
-    token_hash = hash_secret(token)
-    remembered = issuer.store.remembered
+    token_hash, now = hash_secret(token), time.time()
+    remembered, row = issuer.store.remembered, None
     fields = remembered.recall(token_hash) if remembered is not None else None
-    if fields is None or fields["expires_at"] <= time.time():
+    if fields is None or fields["expires_at"] <= now:
         try:
             row = await _look_up(issuer, token_hash)
         except OAuthStoreError as error:
@@ -58,9 +71,24 @@ async def verify(issuer: Issuer, token: str) -> AccessToken | None:
         if row is None:
             return None
         fields = _fields(row)
-        if row.first_used_at is None and issuer.is_ours(row.resource):
-            issuer.store.start_write(_stamp_first_use, row, int(time.time()))
-    return AccessToken(token=token, **fields) if issuer.is_ours(fields["resource"]) else None
+    if not issuer.is_ours(fields["resource"]):
+        return None
+    _note_use(issuer, token_hash, row, now)
+    return AccessToken(token=token, **fields)
+
+
+def _note_use(issuer: Issuer, token_hash: bytes, row: Row[Any] | None, now: float) -> None:
+    """Record a use, once in five minutes. `row` is None for a remembered token, whose first use is recorded."""
+    uses = issuer.uses
+    first = row is not None and row.first_used_at is None
+    if row is not None and not first:
+        uses[token_hash] = max(row.first_used_at, uses.get(token_hash, 0))
+    if not first and abs(now - uses.get(token_hash, 0)) < USE_SECONDS:
+        return
+    if len(uses) >= USES:
+        uses.clear()
+    uses[token_hash] = now
+    issuer.store.start_write(_stamp_use, token_hash, row.paired_hash if row is not None and first else None, int(now))
 
 
 async def _look_up(issuer: Issuer, token_hash: bytes) -> Row[Any] | None:
@@ -77,11 +105,11 @@ def _live_access_token(session: Session, token_hash: bytes, now: int) -> Row[Any
     return lookup(session, _live_token_by_hash, b_hash=token_hash, b_now=now)
 
 
-def _stamp_first_use(session: Session, row: Row[Any], now: int) -> None:
-    """Record on both tokens of a pair that the access token was used: its predecessor no longer gets the pair again."""
-    for token_hash in (row.paired_hash, row.token_hash):  # the refresh token first, see revoke_grants()
-        if token_hash is not None:
-            session.execute(_first_use, {"b_hash": token_hash, "b_now": now})
+def _stamp_use(session: Session, token_hash: bytes, paired_hash: bytes | None, now: int) -> None:
+    """Record the use of an access token. After its first use, its predecessor no longer gets this pair again."""
+    if paired_hash is not None:  # the refresh token first, see revoke_grants()
+        session.execute(_first_use, {"b_hash": paired_hash, "b_now": now})
+    session.execute(_use, {"b_hash": token_hash, "b_now": now})
 
 
 def _fields(row: Row[Any]) -> dict[str, Any]:

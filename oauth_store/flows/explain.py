@@ -60,6 +60,9 @@ class Explanation:
     resource: str | None = None
     created_at: int | None = None
     first_used_at: int | None = None
+    """Of a refresh token: when either token of its pair was used first."""
+    last_used_at: int | None = None
+    """Of an access token, accurate to five minutes."""
     consumed_at: int | None = None
     revoked_at: int | None = None
     revoked_reason: str | None = None
@@ -129,7 +132,7 @@ def _token(session: Session, secret: str, row: Row[Any], now: int) -> Explanatio
     kind = "access token" if row.kind == ACCESS else "refresh token"
     about = replace(
         _about(session, kind, row, now),
-        first_used_at=row.first_used_at,
+        **{"last_used_at" if row.kind == ACCESS else "first_used_at": row.first_used_at},
         revoked_at=row.revoked_at,
         revoked_reason=row.revoked_reason,
     )

@@ -56,6 +56,8 @@ class Issuer:
     grace_seconds: int
     after_commit: Callable[[], None]
     """Called when a step has left rows that will expire, so that the purge can run."""
+    uses: dict[bytes, float] = field(default_factory=dict, init=False, repr=False)
+    """When access tokens were used, by their hashes, as far as that is stored already."""
     resource: str | None = field(default=None, init=False)
     """The resource of tokens (RFC 8707): the URL of the MCP endpoint. None until its path is known."""
 

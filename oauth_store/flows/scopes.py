@@ -6,7 +6,7 @@ fewer (RFC 6749, section 6).
 
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from oauth_store.database.models import ACCESS, REFRESH, SCOPES, is_live, tokens
 from oauth_store.display import ago, one_line
+from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.connected import BATCH, LiveGrant, live_grants
 
@@ -144,6 +145,13 @@ def changes_of(session: Session, grant_ids: Sequence[bytes]) -> dict[bytes, list
             change = ScopeChange(added, removed, row.created_at, str(row.revoked_reason))
             changes.setdefault(row.grant_id, []).append(change)
     return changes
+
+
+def check_scopes(scopes: Iterable[str]) -> None:
+    """Raise `OAuthStoreError` for a word that cannot be a scope."""
+    for scope in scopes:
+        if not is_scope(scope):
+            raise OAuthStoreError(f'{one_line(scope)!r} is not a scope; use printable ASCII without spaces, " and \\')
 
 
 def is_scope(text: str) -> bool:

@@ -7,11 +7,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from oauth_store.approval import Approver
-from oauth_store.browser import form_of, from_our_page
+from oauth_store.browser import Form, form_of, from_our_page
 from oauth_store.credentials import derive, mint, same
 from oauth_store.display import app_name, short_line, utc
+from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 from oauth_store.flows import sessions
 from oauth_store.flows.connected import LiveGrant, end_all, end_one, live_grants
+from oauth_store.flows.personal import NO_EXPIRY, create_token, is_personal
 from oauth_store.flows.scopes import change_scopes
 from oauth_store.pages.choices import Choices, Tools, choices_of, tools_by_scope
 from oauth_store.pages.html import Pages
@@ -64,11 +66,14 @@ class AppsPage:
             response = self._to_page()
             self._cookies.delete(response, SESSION_COOKIE)
             return response
-        if "save" in form:
+        token = ""
+        if "create" in form:
+            message, app, token = await self._create(user, form)
+        elif "save" in form:
             message, app = await self._save(user, form["save"], form.getlist("scope"))
         else:
             message, app = await self._revoke(user, form.get("revoke", ""))
-        return await self._list(request, user, csrf, message=message, app=app)
+        return await self._list(request, user, csrf, message=message, app=app, token=token)
 
     async def _answer_sign_in(self, request: Request) -> Response:
         form = await form_of(request)
@@ -105,11 +110,13 @@ class AppsPage:
             **options,
         )
 
-    async def _list(self, request: Request, user: str, csrf: str, *, message: str = "", app: str = "") -> Response:
+    async def _list(
+        self, request: Request, user: str, csrf: str, *, message: str = "", app: str = "", token: str = ""
+    ) -> Response:
         subject, resource = self._subject(user), self._issuer.resource
         connected, total = await self._issuer.store.read(live_grants, subject=subject, resource=resource, limit=SHOWN)
         scopes = {choice.scope for grant in connected for choice in self._choices(grant, {})}
-        tools = await tools_by_scope(request, scopes)
+        tools = await tools_by_scope(request, scopes | {choice.scope for choice in self._token_choices({})})
         return self._pages.render(
             "apps.html",
             server=self._approver.public_name,
@@ -119,9 +126,15 @@ class AppsPage:
             user=user,
             said=message,
             said_of=app,
+            token=token,
+            token_choices=self._token_choices(tools),
             apps=[self._described(grant, tools) for grant in connected],
             more=total - len(connected),
         )
+
+    def _token_choices(self, tools: Tools) -> Choices:
+        server = self._issuer.scopes
+        return choices_of(list(server.valid or ()), (), server, self._wording.scope_descriptions, tools, ticked=())
 
     def _choices(self, grant: LiveGrant, tools: Tools) -> Choices:
         server = self._issuer.scopes
@@ -133,7 +146,8 @@ class AppsPage:
         return {
             "grant_id": grant.grant_id.hex(),
             "name": app_name(grant.client_name),
-            "hosts": ", ".join(grant.hosts),
+            "hosts": "a personal token" if is_personal(grant.client_id) else ", ".join(grant.hosts),
+            "expires": _expiry(grant) if is_personal(grant.client_id) else "",
             "scopes": scopes_in_words(grant.scopes, self._wording.scope_descriptions),
             "choices": self._choices(grant, tools),
             "subject": short_line(grant.subject or ""),
@@ -148,6 +162,28 @@ class AppsPage:
 
     def _subject(self, user: str) -> str | None:
         return user if self._sign_in.asks_user else None
+
+    async def _create(self, user: str, form: Form) -> tuple[str, str, str]:
+        """Create a personal token. Return a message, the name that begins it, and the token, which is shown once."""
+        ticked, choices = form.getlist("scope"), self._token_choices({})
+        scopes = choices.chosen(ticked) if choices else list(self._issuer.scopes.required)
+        if scopes is None or (choices and not scopes):
+            return "No token was created: choose at least one permission.", "", ""
+        try:
+            token = await self._issuer.store.write(
+                create_token,
+                form.get("name", ""),
+                scopes,
+                form.get("expires", ""),
+                subject=user,
+                resource=self._issuer.resource,
+                by=f"{user}, on the page of apps",
+            )
+        except OAuthStoreError as error:
+            if isinstance(error, DatabaseUnavailable):
+                raise
+            return f"No token was created: {error}.", "", ""
+        return "can use this server with this token. Copy it now: it cannot be shown again.", token.name, token.text
 
     async def _save(self, user: str, choice: str, ticked: list[str]) -> tuple[str, str]:
         """Change what a grant allows. Return a message, and the name of the app that begins it."""
@@ -195,3 +231,8 @@ def _grant_id(text: str) -> bytes | None:
         return bytes.fromhex(text)
     except ValueError:
         return None
+
+
+def _expiry(grant: LiveGrant) -> str:
+    at = utc(grant.expires_at)
+    return "never" if grant.expires_at >= NO_EXPIRY else f"{at.day} {at:%B %Y}"

@@ -68,7 +68,7 @@ def test_downgrade_asks(tmp_path: Path) -> None:
     assert sqlite_rows(path, "SELECT version_num FROM oauth_store_version") == [("0003",)]
     answer = run("downgrade", "0001", database=path, answer="y\n")
     assert answer.returncode == 0
-    assert "loses" in answer.stdout
+    assert "deletes" in answer.stdout
     assert sqlite_rows(path, "SELECT version_num FROM oauth_store_version") == [("0001",)]
     assert run("downgrade", "base", "--yes", database=path).returncode == 0
 
@@ -314,6 +314,6 @@ def test_schema_commands_in_json(tmp_path: Path) -> None:
     assert run_json("upgrade", database=path) == {"database": path, "schema_found": "0003"}
     ran = run("downgrade", "0001", "--yes", "--json", database=path)
     assert json.loads(ran.stdout) == {"database": path, "schema_found": "0001"}
-    assert "loses" in ran.stderr
+    assert "deletes" in ran.stderr
     assert "CREATE TABLE" in run_json("upgrade", "--sql", database=path)["sql"]
     assert Path(run_json("alembic-ini", database=path)["alembic_ini"]).is_file()

@@ -83,8 +83,8 @@ class TestScopes:
             (["--set", "read", "--add", "write"], "--set names all scopes; pass it without --add and --remove"),
             (["--set", " "], "--set names no scope; to end the grant, use `oauth-store revoke`"),
             (["--remove", "read", "--remove", "write"], "a grant needs at least one scope; to end it, use"),
-            (["--add", 'a"b'], "is no scope; expected printable ASCII"),
-            (["--add", "é"], "is no scope; expected printable ASCII"),
+            (["--add", 'a"b'], "is not a scope; use printable ASCII"),
+            (["--add", "é"], "is not a scope; use printable ASCII"),
             (["--add", "x", "--remove", "x"], "x cannot be added and removed at once"),
         ],
     )

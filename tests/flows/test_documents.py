@@ -625,7 +625,7 @@ class TestDoctor:
         host.answer = Answer(b"", 403)
         finding = await asyncio.to_thread(examine_documents, host.client_id)
         assert finding.level == "warning"
-        assert "from this machine: HTTP 403" in finding.found
+        assert ": HTTP 403 fetching" in finding.found
         assert "metadata_documents=False" in str(finding.advice)
 
 

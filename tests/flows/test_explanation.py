@@ -21,7 +21,7 @@ from tests.workers import answer, present_code, present_for_revocation, present_
 HOUR, DAY = 3600, 24 * 3600
 KEYS = (
     "live kind state client_id client_name hosts grant_id grant_live subject scopes resource created_at first_used_at "
-    "consumed_at revoked_at revoked_reason expires_at scope_changes successor explanation advice"
+    "last_used_at consumed_at revoked_at revoked_reason expires_at scope_changes successor explanation advice"
 )
 
 

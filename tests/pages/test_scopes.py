@@ -1,6 +1,7 @@
 """What the owner lets an app do: the checkboxes of the consent page and of the page of connected apps."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -11,6 +12,7 @@ from fastmcp.server.auth import require_scopes
 from markupsafe import escape
 from mcp.shared.auth import OAuthToken
 
+from oauth_store.credentials import is_personal_token
 from oauth_store.flows.clients import OwnersClient
 from oauth_store.pages import choices
 from tests.scopes import wiki_on
@@ -417,3 +419,92 @@ class TestApps:
             apps = await browser.sign_in(f"{wiki.url}/apps")
             assert boxes_of(apps) == {"read": "checked", "write": ""}
             assert "Nothing was changed" in (await save(browser, apps, ["admin"])).text
+
+
+class TestTokens:
+    """Personal tokens, for programs that cannot sign in."""
+
+    @staticmethod
+    def shown(page: Any) -> str:
+        """The token that a page shows, or nothing."""
+        found = re.search(r'<code class="secret">([^<]*)</code>', page.text)
+        return found[1] if found else ""
+
+    async def test_one_is_made_and_shown_once(self, database_url: str, browser: Browser) -> None:
+        """The page shows it once; it does what was ticked, is in the list, and ends with Revoke."""
+        async with wiki_on(database_url, approval={"apps_path": "/apps"}) as wiki:
+            page = await browser.sign_in(f"{wiki.url}/apps")
+            fields = {"create": "token", "name": " n8n ", "scope": ["read", "write"], "expires": "never"}
+            page = await browser.submit(page, fields)
+            text = self.shown(page)
+            assert is_personal_token(text)
+            assert page.headers["cache-control"] == "no-store"
+            assert '<bdi class="name">n8n</bdi> can use this server with this token.' in page.text
+            again = await browser.open(f"{wiki.url}/apps")
+            assert text not in again.text
+            assert ("a personal token" in again.text, "<dt>Expires</dt><dd>never</dd>" in again.text) == (True, True)
+            async with Client(f"{wiki.url}/mcp", auth=text) as client:
+                assert {tool.name for tool in await client.list_tools()} == {"whoami", "read_page", "edit_page"}
+            token = await wiki.provider.verify_token(text)
+            assert token is not None
+            assert (token.subject, token.scopes) == ("owner", ["read", "write"])
+            grant = again.text.partition('name="save" value="')[2].partition('"')[0]
+            await browser.submit(again, {"revoke": grant})
+            assert await wiki.provider.verify_token(text) is None
+
+    @pytest.mark.parametrize(
+        ("fields", "complaint"),
+        [
+            ({"name": ""}, "the token&#39;s name is empty or longer than 100 characters"),
+            ({"name": "x" * 101}, "the token&#39;s name is empty"),
+            ({"name": "n8n", "expires": "soon"}, "the expiry is &#39;soon&#39;"),
+            ({"name": "n8n", "scope": []}, "choose at least one permission"),
+            ({"name": "n8n", "scope": ["read", "root"]}, "choose at least one permission"),
+        ],
+    )
+    async def test_what_cannot_be_made(
+        self, tmp_path: Path, browser: Browser, fields: dict[str, Any], complaint: str
+    ) -> None:
+        """The page says why, shows no token, and nothing is stored."""
+        async with wiki_on(tmp_path / "oauth.db") as wiki:
+            page = await browser.sign_in(f"{wiki.url}/apps")
+            page = await browser.submit(page, {"create": "token", "scope": ["read"], "expires": "30d", **fields})
+            assert "No token was created" in page.text
+            assert complaint in page.text
+            assert self.shown(page) == ""
+            assert "No app can use" in page.text
+
+    async def test_a_required_scope_is_in_it(self, tmp_path: Path, browser: Browser) -> None:
+        """Without it, the server would refuse the token; on a server without scopes there is nothing to tick."""
+        async with wiki_on(tmp_path / "oauth.db", required_scopes=["read"]) as wiki:
+            page = await browser.sign_in(f"{wiki.url}/apps")
+            page = await browser.submit(page, {"create": "token", "name": "n8n", "scope": ["write"], "expires": "30d"})
+            token = await wiki.provider.verify_token(self.shown(page))
+            assert token is not None
+            assert token.scopes == ["read", "write"]
+        async with site(tmp_path / "none.db") as wiki:
+            page = await browser.sign_in(f"{wiki.url}/apps")
+            page = await browser.submit(page, {"create": "token", "name": "n8n", "expires": "1y"})
+            assert await wiki.provider.verify_token(self.shown(page)) is not None
+
+    async def test_a_user_s_own(self, tmp_path: Path) -> None:
+        """A token acts for the user who made it, whom another user's page does not show."""
+        users = {"users": USERS}
+        async with wiki_on(tmp_path / "oauth.db", approval=users) as wiki, Browser() as ada, Browser() as bob:
+            of_ada = await ada.sign_in(f"{wiki.url}/apps", "ada's password", username="ada")
+            of_bob = await bob.sign_in(f"{wiki.url}/apps", "bob's password", username="bob")
+            form = {"create": "token", "name": "n8n", "scope": ["read"], "expires": "30d"}
+            of_ada, of_bob = await ada.submit(of_ada, form), await bob.submit(of_bob, form)
+            for page, user in ((of_ada, "ada"), (of_bob, "bob")):
+                token = await wiki.provider.verify_token(self.shown(page))
+                assert token is not None
+                assert token.subject == user
+                assert page.text.count('class="app"') == 1
+
+    async def test_a_form_of_another_page(self, tmp_path: Path, browser: Browser) -> None:
+        """No page of another site makes a token."""
+        async with wiki_on(tmp_path / "oauth.db") as wiki:
+            page = await browser.sign_in(f"{wiki.url}/apps")
+            form = {"create": "token", "name": "n8n", "scope": ["read"], "expires": "30d"}
+            assert (await browser.submit(page, {**form, "csrf": "guessed"})).status_code == 403
+            assert (await browser.submit(page, form, Origin="https://evil.example")).status_code == 403
