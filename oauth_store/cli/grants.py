@@ -66,7 +66,7 @@ def grants(
 ) -> None:
     """List the live grants: each is one device or app with access, most recently used first.
 
-    A grant counts as used when it is refreshed, and when the tokens from a refresh are first used.
+    The last use is accurate to five minutes.
     """
 
     with opened(database) as store:

@@ -50,7 +50,7 @@ class LiveGrant:
     resource: str | None
     granted_at: int
     last_used_at: int
-    """The latest use on record: a refresh, or the first use of a pair. Later uses of a token are not recorded."""
+    """The latest refresh or use of an access token, accurate to five minutes."""
     expires_at: int
     """When the grant ends unless it is refreshed first."""
     ceiling: tuple[str, ...] | None

@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 
 from oauth_store import PasswordApproval, SQLAlchemyOAuthProvider, events
+from oauth_store.credentials import mint, mint_personal_token
 from oauth_store.database.purge import INTERVAL_SECONDS
 from oauth_store.database.schema import upgrade
 from oauth_store.events import EVENTS, emit, emit_after_commit
@@ -415,6 +416,19 @@ def test_a_client_cannot_write_log_lines(telemetry: Telemetry) -> None:
     (record,) = telemetry.log.records
     assert record.getMessage() == "client registered: client_id='x\\nWARNING all is lost\\x1b[2J'"
     assert telemetry.logged()[0][1] == {"client_id": "x\nWARNING all is lost\x1b[2J"}
+
+
+def test_a_secret_in_a_line_is_masked(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a library or an error puts into a line of our logger: message, arguments, exception."""
+    secrets = [mint("access"), mint("refresh"), mint("code"), mint_personal_token()]
+    logger = logging.getLogger("oauth_store")
+    for secret in secrets:
+        logger.warning("%s was presented, and %s", secret, "others")
+        logger.error("it failed", exc_info=ValueError(f"no such token: {secret}"))
+    lines = "\n".join(map(logging.Formatter().format, caplog.records))
+    assert not [secret for secret in secrets if secret in lines]
+    assert lines.count("mcp_*** was presented, and others") == 1
+    assert lines.count("ValueError: no such token: access_***") == 1
 
 
 def test_an_application_sets_the_sdk_up_as_ever() -> None:
