@@ -25,10 +25,10 @@ RETRIES = 6
 class McpRemote:
     """An installation of mcp-remote that has never met the server. Its browser is a person of the test's."""
 
-    def __init__(self, url: str, directory: Path, owner: Owner | None = None) -> None:
+    def __init__(self, url: str, directory: Path, owner: Owner | None = None, *options: str) -> None:
         self.authorizations = 0
         self._owner = owner
-        self._command = [need_clients(), str(SCRIPT), url]
+        self._command = [need_clients(), str(SCRIPT), url, *options]
         self._directory = directory
         self._opened = directory / "opened"
         self._opened.touch()
