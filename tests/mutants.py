@@ -532,6 +532,34 @@ FAULTS = (
             "tests/pages/test_scopes.py::TestConsent::test_what_cannot_be_granted",
         ),
     ),
+    Fault(
+        "A client that repeats its last scopes loses what the owner has added",
+        "oauth_store/flows/refresh.py",
+        "if scope in asked or scope in unheard",
+        "if scope in asked",
+        ("tests/flows/test_scopes.py::TestChange::test_a_client_that_repeats_the_last_response",),
+    ),
+    Fault(
+        "A form of the owner's own template grants what is not ticked",
+        "oauth_store/pages/consent.py",
+        'shown = "choices" in form or "scope" in form',
+        'shown = "choices" in form',
+        ("tests/pages/test_scopes.py::TestConsent::test_a_template_with_boxes_of_its_own",),
+    ),
+    Fault(
+        "A tool that can delete hides behind others",
+        "oauth_store/pages/choices.py",
+        "key=lambda tool: (KINDS.index(tool[0]), tool[1])",
+        "key=lambda tool: (-KINDS.index(tool[0]), tool[1])",
+        ("tests/pages/test_scopes.py::TestConsent::test_the_dangerous_tools_come_first",),
+    ),
+    Fault(
+        "Each load of a page has the tools listed",
+        "oauth_store/pages/choices.py",
+        "if listing is None or not listing.serves(wanted):",
+        "if True:",
+        ("tests/pages/test_scopes.py::TestConsent::test_pages_share_a_list_of_the_tools",),
+    ),
     # Revocation
     Fault(
         "A revocation ends the pair alone",

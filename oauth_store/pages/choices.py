@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from fastmcp import FastMCP
 from fastmcp.server.auth import AccessToken
@@ -24,6 +26,8 @@ logger = logging.getLogger("oauth_store")
 
 TOOLS_SECONDS = 2
 """How long a page waits for the names of the tools: some may be on another server."""
+TOOLS_KEPT_SECONDS = 10
+"""How long the pages use one list of the tools."""
 TOOLS_SHOWN = 6
 """Tools that a page names for one scope."""
 KINDS = DESTROY, OTHERS, ONLY_READ = "Tools that can delete or overwrite", "Tools", "Tools that only read"
@@ -100,14 +104,40 @@ def choices_of(
     return Choices([choice(scope) for scope in first], [choice(scope) for scope in rest])
 
 
-async def tools_by_scope(request: Request, scopes: Collection[str]) -> Tools:
-    """Return the tools of the server that need each of these scopes.
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """The tools of a server, as one page has them listed and the next pages may use them."""
 
-    Nothing, where the server cannot list its tools in time: the page works without.
+    scopes: Collection[str]
+    until: float
+    tools: asyncio.Task[Tools]
+
+    def serves(self, scopes: Collection[str]) -> bool:
+        """Tell whether a page may use this one. A server may be used in several event loops, one after the other."""
+        usable = not self.tools.cancelled() and self.tools.get_loop() is asyncio.get_running_loop()
+        return usable and self.scopes == scopes and (time.monotonic() < self.until or not self.tools.done())
+
+
+_listings: WeakKeyDictionary[FastMCP[Any], _Listing] = WeakKeyDictionary()
+
+
+async def tools_by_scope(request: Request, scopes: Collection[str]) -> Tools:
+    """Return the tools of the server that need each of these scopes, as they were within the last `TOOLS_KEPT_SECONDS`.
+
+    Nothing, where the server cannot list its tools in time: the page works without. Anyone can load a page, and a list
+    takes up to a fifth of a second of processor time: pages share it.
     """
-    server = getattr(request.app.state, "fastmcp_server", None)
-    if server is None or not scopes:
+    server, wanted = getattr(request.app.state, "fastmcp_server", None), frozenset(scopes)
+    if server is None or not wanted:
         return {}
+    listing = _listings.get(server)
+    if listing is None or not listing.serves(wanted):
+        task = asyncio.create_task(_tools_in_time(server, wanted))
+        listing = _listings[server] = _Listing(wanted, time.monotonic() + TOOLS_KEPT_SECONDS, task)
+    return await asyncio.shield(listing.tools)
+
+
+async def _tools_in_time(server: FastMCP[Any], scopes: Collection[str]) -> Tools:
     try:
         async with asyncio.timeout(TOOLS_SECONDS):
             return await _tools_by_scope(server, scopes)
@@ -122,6 +152,7 @@ async def _tools_by_scope(server: FastMCP[Any], scopes: Collection[str]) -> Tool
     # a server that is mounted checks its tools itself: ask it what one scope makes of its list
     hidden = {name for name, required in needs.items() if not required}
     for scope in scopes if hidden else ():
+        await asyncio.sleep(0)  # other requests first
         without = await _listed(server, [other for other in scopes if other != scope])
         for name in hidden - without.keys():
             needs[name].add(scope)

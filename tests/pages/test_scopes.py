@@ -15,7 +15,7 @@ from mcp.shared.auth import OAuthToken
 from oauth_store.credentials import is_personal_token
 from oauth_store.flows.clients import OwnersClient
 from oauth_store.pages import choices
-from tests.scopes import wiki_on
+from tests.scopes import SCOPES, wiki_on
 from tests.sites import PASSWORD, USERS, Browser, Site, action_of, boxes_of, csrf_of, site
 from tests.steps import authorization_request, new_client, pkce, registration_options
 
@@ -251,6 +251,31 @@ class TestConsent:
             assert "Tools that can delete or overwrite: <bdi>zap</bdi></span>" in page.text
             assert "and 15 more</span>" in page.text
 
+    async def test_pages_share_a_list_of_the_tools(
+        self, tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Anyone can load a page: fifty at once have the tools listed as often as one; later, a new tool is shown."""
+        listed = 0
+
+        class Counting(FastMCP[None]):
+            async def list_tools(self, **options: Any) -> Any:
+                nonlocal listed
+                listed += 1
+                return await super().list_tools(**options)
+
+        counting = Counting("counting")
+        counting.tool(lambda: 1, name="first", auth=require_scopes("write"))
+        monkeypatch.setattr(choices, "TOOLS_KEPT_SECONDS", 0)
+        async with wiki_on(tmp_path / "oauth.db", tools=lambda mcp: mcp.mount(counting)) as wiki:
+            page = await browser.open(await wiki.authorize_url(asks="read"))
+            assert "<bdi>first</bdi>" in page.text
+            by_one, listed = listed, 0
+            counting.tool(lambda: 1, name="second", auth=require_scopes("write"))
+            monkeypatch.setattr(choices, "TOOLS_KEPT_SECONDS", 60)
+            pages = await asyncio.gather(*(browser.http.get(str(page.url)) for _ in range(50)))
+            assert all("<bdi>first</bdi>, <bdi>second</bdi>" in page.text for page in pages)
+            assert listed == by_one > 0
+
     async def test_forty_scopes(self, tmp_path: Path, browser: Browser) -> None:
         """They fold: eight are in sight, the others one click away, each once."""
         scopes = [f"scope:{number}" for number in range(40)]
@@ -417,7 +442,8 @@ class TestApps:
             assert (await browser.allow(page, scope=["read", "admin"])).status_code == 400
             await granted(wiki, browser, url)
             apps = await browser.sign_in(f"{wiki.url}/apps")
-            assert boxes_of(apps) == {"read": "checked", "write": ""}
+            of_app = apps.text.partition('<ul class="apps">')[2].partition("</ul>")[0]  # a personal token may have all
+            assert [scope for scope in SCOPES if f'value="{scope}"' in of_app] == ["read", "write"]
             assert "Nothing was changed" in (await save(browser, apps, ["admin"])).text
 
 

@@ -253,11 +253,11 @@ async def test_a_refresh_after_more_was_allowed(kind: str, tmp_path: Path) -> No
             assert len(owner.asked) == 1
 
 
-KILLS = 20
+KILLS = 12
 
 
 async def test_a_kill_between_save_and_its_answer(database_url: str) -> None:
-    """After each of 20 kill -9 the grant has one choice or the other, in all its rows, and the client works.
+    """After each of twelve kill -9 the grant has one choice or the other, in all its rows, and the client works.
 
     What was answered is what it has.
     """
