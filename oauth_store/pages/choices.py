@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from fastmcp import FastMCP
 from fastmcp.server.auth import AccessToken
@@ -24,6 +27,8 @@ logger = logging.getLogger("oauth_store")
 
 TOOLS_SECONDS = 2
 """How long a page waits for the names of the tools: some may be on another server."""
+KEEP_TOOLS_SECONDS = 30
+"""How long the pages use what they asked the server for its tools: anyone can open a consent page."""
 TOOLS_SHOWN = 6
 """Tools that a page names for one scope."""
 KINDS = DESTROY, OTHERS, ONLY_READ = "Tools that can delete or overwrite", "Tools", "Tools that only read"
@@ -100,14 +105,32 @@ def choices_of(
     return Choices([choice(scope) for scope in first], [choice(scope) for scope in rest])
 
 
+_asked: WeakKeyDictionary[FastMCP[Any], dict[frozenset[str], tuple[float, asyncio.Task[Tools]]]] = WeakKeyDictionary()
+"""Of each server, when it was asked which tools some scopes open, and its answer."""
+
+
 async def tools_by_scope(request: Request, scopes: Collection[str]) -> Tools:
     """Return the tools of the server that need each of these scopes.
 
-    Nothing, where the server cannot list its tools in time: the page works without.
+    Nothing, where the server cannot list its tools in time: the page works without. The server is asked outside of the
+    request, since a server that is mounted through a proxy would get the headers of the owner's browser.
     """
     server = getattr(request.app.state, "fastmcp_server", None)
     if server is None or not scopes:
         return {}
+    now, loop, key = time.monotonic(), asyncio.get_running_loop(), frozenset(scopes)
+    asked = {
+        of: (at, task)
+        for of, (at, task) in _asked.get(server, {}).items()
+        if now - at < KEEP_TOOLS_SECONDS and task.get_loop() is loop
+    }
+    if key not in asked:
+        asked[key] = now, loop.create_task(_in_time(server, key), context=Context())
+    _asked[server] = asked
+    return await asyncio.shield(asked[key][1])
+
+
+async def _in_time(server: FastMCP[Any], scopes: Collection[str]) -> Tools:
     try:
         async with asyncio.timeout(TOOLS_SECONDS):
             return await _tools_by_scope(server, scopes)

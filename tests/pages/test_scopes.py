@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 import pytest
 from fastmcp import Client, FastMCP
 from fastmcp.server.auth import require_scopes
+from fastmcp.server.dependencies import get_http_headers
 from markupsafe import escape
 from mcp.shared.auth import OAuthToken
 
@@ -275,6 +276,37 @@ class TestConsent:
             page = await browser.open(await wiki.authorize_url(asks="read"))
             assert list(boxes_of(page)) == ["read", "write", "admin"]
         assert "which tools a scope opens" in caplog.text
+
+    async def test_a_server_on_another_machine(self, tmp_path: Path, browser: Browser) -> None:
+        """It never gets the headers of the owner's browser, such as the password of a reverse proxy."""
+        seen: list[dict[str, str]] = []
+
+        class Elsewhere(FastMCP[None]):
+            async def list_tools(self, **_: Any) -> Any:
+                seen.append(get_http_headers(include={"authorization"}))  # as FastMCP's proxies do
+                return []
+
+        async with wiki_on(tmp_path / "oauth.db", tools=lambda mcp: mcp.mount(Elsewhere("elsewhere"))) as wiki:
+            browser.http.headers["Authorization"] = "Basic b3duZXI6c2VjcmV0"
+            await browser.open(await wiki.authorize_url(asks="read"))
+        assert seen
+        assert not any(seen)
+
+    async def test_many_views_ask_the_server_once(self, tmp_path: Path, browser: Browser) -> None:
+        """Anyone can open a consent page, and a list of many tools takes the server a while."""
+        asked = 0
+
+        class Counting(FastMCP[None]):
+            async def list_tools(self, **_: Any) -> Any:
+                nonlocal asked
+                asked += 1
+                return []
+
+        async with wiki_on(tmp_path / "oauth.db", tools=lambda mcp: mcp.mount(Counting("counting"))) as wiki:
+            page = await browser.open(await wiki.authorize_url(asks="read"))
+            before = asked
+            await asyncio.gather(*(browser.open(str(page.url)) for _ in range(5)))
+            assert asked == before > 0
 
 
 class TestApps:
