@@ -1,6 +1,7 @@
 """What the owner lets an app do: the checkboxes of the consent page and of the page of connected apps."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -311,6 +312,24 @@ class TestConsent:
 
 class TestApps:
     """The page on which the owner changes it afterwards."""
+
+    async def test_an_old_page_gives_nothing_back(self, database_url: str, browser: Browser) -> None:
+        """What was taken away after a page was shown stays away when that page is saved."""
+        async with wiki_on(database_url) as wiki:
+            token = await wiki.connect(asks="read write")
+            page = await browser.sign_in(f"{wiki.url}/apps")
+            [shown] = re.findall('name="had" value="([^"]*)"', page.text)
+            assert shown == "read write"
+            await save(browser, page, ["read"])
+            grant = page.text.partition('name="save" value="')[2].partition('"')[0]
+            chosen = {"save": grant, "scope": ["read", "write", "admin"]}
+            answer = await browser.submit(page, {**chosen, "had": shown})
+            assert "Nothing was changed: this page was out of date." in answer.text
+            assert boxes_of(answer) == {"read": "checked", "write": "", "admin": ""}
+            assert await scopes_of(wiki, token) == ["read"]
+            for _ in range(2):  # a second click, or a reload
+                assert "can do what you chose" in (await browser.submit(answer, {**chosen, "had": "read"})).text
+            assert await scopes_of(wiki, token) == ["read", "write", "admin"]
 
     async def test_a_client_that_stays_connected_sees_a_tool_come_and_go(
         self, database_url: str, browser: Browser
