@@ -35,7 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from oauth_store import AutoApproval, DatabaseUnavailable, RateLimits, SQLAlchemyOAuthProvider
 from tests.databases import engine_of
 from tests.forks import context
-from tests.steps import BASE_URL, authorize, new_client, redeem, sign_in
+from tests.steps import BASE_URL, authorize, new_client, redeem, refresh, sign_in
 from tests.workers import present_code, present_for_revocation, present_refresh_token, settle
 
 START_SECONDS = 120
@@ -505,6 +505,33 @@ def fork_after_use(pipe: Connection, url: str) -> None:
         return status, known, shared, still_known
 
     pipe.send(asyncio.run(look()))
+
+
+def fork_with_an_engine(pipe: Connection, url: URL) -> None:
+    """Fork a process that has used an engine that was passed in, and go on in both.
+
+    Send the child's exit status, and the scopes of the parent's next refresh.
+    """
+    engine = create_async_engine(url)
+    provider = SQLAlchemyOAuthProvider(engine, base_url=BASE_URL, approval=AutoApproval())
+    client = new_client()
+
+    def forked(access_token: str) -> int:
+        child = os.fork()
+        if child == 0:
+            known = asyncio.run(provider.verify_token(access_token))
+            os._exit(0 if known is not None else 1)
+        return os.waitpid(child, 0)[1]
+
+    async def use() -> tuple[int, str | None]:
+        await provider.register_client(client)
+        token = await sign_in(provider, client)
+        status = await asyncio.to_thread(forked, token.access_token)
+        again = await refresh(provider, client, token)
+        await engine.dispose()
+        return status, again.scope
+
+    pipe.send(asyncio.run(use()))
 
 
 def use_in_several_loops(pipe: Connection, url: URL) -> None:

@@ -7,7 +7,18 @@ from typing import Any
 from sqlalchemy import ColumnElement, case, func, select, text
 from sqlalchemy.orm import Session
 
-from oauth_store.database.models import ACCESS, REFRESH, Base, Client, Code, Token, is_expired, is_live, is_unused
+from oauth_store.database.models import (
+    ACCESS,
+    REFRESH,
+    SCOPES,
+    Base,
+    Client,
+    Code,
+    Token,
+    is_expired,
+    is_live,
+    is_unused,
+)
 from oauth_store.database.store import Store
 from oauth_store.display import iso
 
@@ -59,7 +70,9 @@ def take_inventory(session: Session, store: Store, now: int) -> Inventory:
         Code.__tablename__: _rows(
             session, Code, live=Code.consumed_at.is_(None) & (Code.expires_at > now), expired=is_expired(Code, now)
         ),
-        Token.__tablename__: _rows(session, Token, live=is_live(now), expired=is_expired(Token, now)),
+        Token.__tablename__: _rows(
+            session, Token, live=is_live(now) & (Token.kind != SCOPES), expired=is_expired(Token, now)
+        ),
     }
     return Inventory(
         size_bytes=_size(session, store),

@@ -313,6 +313,8 @@ class Store(forks.Holder):
         forks.keep_forever(self._steps, self.remembered)
         self._loop = self._opening = self.remembered = self._inode = None
         self._steps, self._opened = set(), False
-        for place in {self.writer, self.reader} if self.owned else ():
+        for place in {self.writer, self.reader}:
             if not isinstance(place, Lane):
+                # of an engine that was passed in too: with the parent's socket, the child would end its transactions
+                forks.keep_forever(place.sync_engine.pool)
                 place.sync_engine.dispose(close=False)

@@ -149,7 +149,7 @@ def _server(drivername: str, rest: str) -> URL:
     postgresql = url.get_backend_name() == "postgresql"
     if len(hosts) > 1 and not postgresql:
         raise ConfigurationError("the database URL names several hosts, which only PostgreSQL supports; name one")
-    for host in hosts or [url.host or "localhost"]:
+    for host in [host for host, _ in hosts] or [url.host or "localhost"]:
         if not _HOST.fullmatch(host) and not (postgresql and host.startswith("/")):
             socket = "?host=/directory" if postgresql else "?unix_socket=/file"
             raise ConfigurationError(
@@ -160,7 +160,8 @@ def _server(drivername: str, rest: str) -> URL:
     if hosts:
         if url.query.keys() & {"host", "port"}:
             raise ConfigurationError("the database URL names its hosts twice; keep those before or those after the ?")
-        url = url.update_query_dict({"host": ",".join(hosts), "port": ",".join(hosts.values())})
+        names, ports = zip(*hosts, strict=True)
+        url = url.update_query_dict({"host": ",".join(names), "port": ",".join(ports)})
     if url.port is not None and not 0 < url.port < 65536:
         raise ConfigurationError(_UNREADABLE)
     _check_hosts(with_driver_arguments(url, {})[0])
@@ -169,19 +170,22 @@ def _server(drivername: str, rest: str) -> URL:
     return url
 
 
-def _without_hosts(rest: str) -> tuple[str, dict[str, str]]:
-    """Return `rest` without the hosts that SQLAlchemy cannot parse there, several or a socket, and their ports."""
+def _without_hosts(rest: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return `rest` without the hosts that SQLAlchemy cannot parse there, several or a socket, and each with its port.
+
+    One host may be named twice, with another port.
+    """
     login, at, behind = rest.rpartition("@")
     places = re.split("[/?]", behind)[0]
     behind = behind.removeprefix(places)
     if "," not in places and not places.lower().startswith("%2f"):
-        return login + at + places.removesuffix(":") + behind, {}
-    hosts = {}
+        return login + at + places.removesuffix(":") + behind, []
+    hosts = []
     for place in places.split(","):
         found = _PLACE.fullmatch(place)
         if found is None or not 0 < int(found[2] or 5432) < 65536:
             raise ConfigurationError(_UNREADABLE)
-        hosts[unquote(found[1].strip("[]"))] = found[2] or "5432"
+        hosts.append((unquote(found[1].strip("[]")), found[2] or "5432"))
     return login + at + behind, hosts
 
 

@@ -6,6 +6,7 @@ fewer (RFC 6749, section 6).
 
 import re
 import secrets
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ _set_scopes = update(tokens).where(tokens.c.token_hash == bindparam("b_hash")).v
 _changes = (
     select(tokens.c.grant_id, tokens.c.scopes, tokens.c.created_at, tokens.c.revoked_reason)
     .where(tokens.c.grant_id.in_(bindparam("b_grant_ids", expanding=True)), tokens.c.kind == SCOPES)
-    .order_by(tokens.c.created_at)
+    .order_by(tokens.c.created_at, tokens.c.token_hash)
 )
 
 
@@ -111,7 +112,8 @@ def _store(session: Session, row: Row[Any], after: Sequence[str], change: ScopeC
         scopes += [scope for scope in change.added if scope not in scopes]
         session.execute(_set_scopes, {"b_hash": access.token_hash, "b_scopes": " ".join(scopes)})
     record = {
-        "token_hash": secrets.token_bytes(32),  # of no secret
+        # of no secret, and in their order: several may be of one second
+        "token_hash": time.time_ns().to_bytes(8, "big") + secrets.token_bytes(24),
         "kind": SCOPES,
         "grant_id": row.grant_id,
         "client_id": row.client_id,

@@ -70,7 +70,7 @@ class AppsPage:
         if "create" in form:
             message, app, token = await self._create(user, form)
         elif "save" in form:
-            message, app = await self._save(user, form["save"], form.getlist("scope"))
+            message, app = await self._save(user, form["save"], form.getlist("scope"), form.get("had"))
         else:
             message, app = await self._revoke(user, form.get("revoke", ""))
         return await self._list(request, user, csrf, message=message, app=app, token=token)
@@ -115,8 +115,7 @@ class AppsPage:
     ) -> Response:
         subject, resource = self._subject(user), self._issuer.resource
         connected, total = await self._issuer.store.read(live_grants, subject=subject, resource=resource, limit=SHOWN)
-        scopes = {choice.scope for grant in connected for choice in self._choices(grant, {})}
-        tools = await tools_by_scope(request, scopes | {choice.scope for choice in self._token_choices({})})
+        tools = await tools_by_scope(request, self._issuer.scopes)
         return self._pages.render(
             "apps.html",
             server=self._approver.public_name,
@@ -150,6 +149,7 @@ class AppsPage:
             "expires": _expiry(grant) if is_personal(grant.client_id) else "",
             "scopes": scopes_in_words(grant.scopes, self._wording.scope_descriptions),
             "choices": self._choices(grant, tools),
+            "had": " ".join(grant.scopes),
             "subject": short_line(grant.subject or ""),
             "since": f"{since.day} {since:%B %Y}",
             "since_iso": since.isoformat(),
@@ -185,21 +185,29 @@ class AppsPage:
             return f"No token was created: {error}.", "", ""
         return "can use this server with this token. Copy it now: it cannot be shown again.", token.name, token.text
 
-    async def _save(self, user: str, choice: str, ticked: list[str]) -> tuple[str, str]:
-        """Change what a grant allows. Return a message, and the name of the app that begins it."""
+    async def _save(self, user: str, choice: str, ticked: list[str], shown: str | None) -> tuple[str, str]:
+        """Change what a grant allows. Return a message, and the name of the app that begins it.
+
+        `shown` are the scopes that the grant had when the page was shown, or None from a template that does not say: an
+        old page must not give back what was taken away since.
+        """
         store, subject, resource = self._issuer.store, self._subject(user), self._issuer.resource
         grant_id = _grant_id(choice)
         listed, _ = await store.read(live_grants, grant_id=grant_id, subject=subject, resource=resource)
         if grant_id is None or not listed:
             return "It was already revoked.", ""
-        choices = self._choices(listed[0], {})
+        choices, present = self._choices(listed[0], {}), set(listed[0].scopes)
         scopes = choices.chosen(ticked)
         if not scopes:
             return "Nothing was changed: choose at least one permission, or revoke the app.", ""
+        had = set() if shown is None else set(shown.split())
+        saved = {choice.scope for choice in choices if choice.scope in present} == set(scopes)  # by an earlier click
+        if shown is not None and had != present and not saved:
+            return "Nothing was changed: this page was out of date. Check the permissions, and save again.", ""
         changed = await store.write(
             change_scopes,
             grant_id,
-            add=scopes,
+            add=[scope for scope in scopes if scope not in had],
             remove=[choice.scope for choice in choices if choice.scope not in scopes],
             subject=subject,
             resource=resource,

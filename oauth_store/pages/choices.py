@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -26,8 +27,8 @@ logger = logging.getLogger("oauth_store")
 
 TOOLS_SECONDS = 2
 """How long a page waits for the names of the tools: some may be on another server."""
-TOOLS_KEPT_SECONDS = 10
-"""How long the pages use one list of the tools."""
+TOOLS_KEPT_SECONDS = 30
+"""How long the pages use one list of the tools: anyone can open a consent page."""
 TOOLS_SHOWN = 6
 """Tools that a page names for one scope."""
 KINDS = DESTROY, OTHERS, ONLY_READ = "Tools that can delete or overwrite", "Tools", "Tools that only read"
@@ -121,18 +122,20 @@ class _Listing:
 _listings: WeakKeyDictionary[FastMCP[Any], _Listing] = WeakKeyDictionary()
 
 
-async def tools_by_scope(request: Request, scopes: Collection[str]) -> Tools:
-    """Return the tools of the server that need each of these scopes, as they were within the last `TOOLS_KEPT_SECONDS`.
+async def tools_by_scope(request: Request, scopes: ServerScopes) -> Tools:
+    """Return the tools of the server that need each of its scopes, as they were within the last `TOOLS_KEPT_SECONDS`.
 
     Nothing, where the server cannot list its tools in time: the page works without. Anyone can load a page, and a list
-    takes up to a fifth of a second of processor time: pages share it.
+    takes up to a fifth of a second of processor time: pages share it. The server is asked outside of the request,
+    since a server that is mounted through a proxy would get the headers of the owner's browser.
     """
-    server, wanted = getattr(request.app.state, "fastmcp_server", None), frozenset(scopes)
+    server: FastMCP[Any] | None = getattr(request.app.state, "fastmcp_server", None)
+    wanted = frozenset() if scopes.listed is None else frozenset([*(scopes.valid or ()), *scopes.required])
     if server is None or not wanted:
         return {}
     listing = _listings.get(server)
     if listing is None or not listing.serves(wanted):
-        task = asyncio.create_task(_tools_in_time(server, wanted))
+        task = asyncio.get_running_loop().create_task(_tools_in_time(server, wanted), context=Context())
         listing = _listings[server] = _Listing(wanted, time.monotonic() + TOOLS_KEPT_SECONDS, task)
     return await asyncio.shield(listing.tools)
 

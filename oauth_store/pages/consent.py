@@ -119,7 +119,7 @@ class ConsentPage:
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         client = waiting.client
-        tools = await tools_by_scope(request, [choice.scope for choice in self._choices(waiting, {})])
+        tools = await tools_by_scope(request, self._approver.issuer.scopes)
         return self._pages.render(
             "consent.html",
             status_code=status_code,

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from oauth_store import ConfigurationError, SQLAlchemyOAuthProvider
 from oauth_store.database import engines, store
-from tests.chaos import Child, fork_after_use, fork_amid_writes
+from oauth_store.database.url import database_url as as_url
+from tests.chaos import Child, fork_after_use, fork_amid_writes, fork_with_an_engine
 from tests.databases import is_server
 from tests.steps import new_client, provider_on, sign_in
 from tests.tunnels import Tunnel, tunnel_to
@@ -30,6 +31,11 @@ class TestForks:
         """`:memory:` is empty in a forked process, and does not hang."""
         with Child(fork_after_use, ":memory:") as child:
             assert child.receive(30) == (0, False, False, True)
+
+    def test_a_fork_of_an_engine_that_was_passed_in(self, database_url: str) -> None:
+        """Its child opens connections of its own too, and leaves the parent's transactions alone."""
+        with Child(fork_with_an_engine, as_url(database_url)) as child:
+            assert child.receive(30) == (0, "read write")
 
     def test_a_fork_in_the_middle_of_writes(self, database_url: str) -> None:
         """The child finds no lock that a step of its parent held, and neither loses what it writes."""

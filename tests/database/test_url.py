@@ -164,6 +164,10 @@ HOSTED: dict[str, tuple[str, dict[str, Any]]] = {
         "postgresql://ada:pw@one:5433,two/wiki?target_session_attrs=read-write&sslmode=require",
         {"host": ["one", "two"], "port": [5433, 5432], "user": "ada", "password": "pw", "ssl": "require"},
     ),
+    "two ports of one host": (
+        "postgresql://ada:pw@db:5433,db:5434/wiki",
+        {"host": ["db", "db"], "port": [5433, 5434], "user": "ada", "password": "pw"},
+    ),
     "two addresses before the path": (
         "postgresql://ada:pw@[::1]:5433,127.0.0.1:5434/wiki?options=-c%20search_path%3Doauth",
         {"host": ["::1", "127.0.0.1"], "port": [5433, 5434], "database": "wiki"},

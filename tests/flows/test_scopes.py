@@ -15,6 +15,7 @@ from sqlalchemy.util import await_only
 
 from oauth_store import AuthorizationRequest, SQLAlchemyOAuthProvider
 from oauth_store.database.models import ACCESS, REFRESH, Token, is_live
+from oauth_store.database.status import take_inventory
 from oauth_store.flows import refresh as refresh_flow
 from oauth_store.flows.clients import OwnersClient
 from oauth_store.flows.connected import end_one, live_grants
@@ -288,6 +289,29 @@ class TestChange:
             ("admin write", None),
         ]
         assert token.access_token not in caplog.text
+
+    async def test_changes_of_one_second_keep_their_order(
+        self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull
+    ) -> None:
+        """The last one is the last: the owner reads there whether the app still has a scope."""
+        token = await sign_in(provider, client)
+        grant_id = await grant_of(provider, token)
+        now = int(time.time())
+        for _ in range(4):
+            await change(provider, token, remove=["write"], now=now)
+            await change(provider, token, add=["write"], now=now)
+        found = (await provider._store.read(changes_of, [grant_id]))[grant_id]
+        assert [bool(of_grant.added) for of_grant in found] == [False, True] * 4
+
+    async def test_the_record_is_no_live_token(
+        self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull
+    ) -> None:
+        """`status` counts what the server accepts."""
+        token = await sign_in(provider, client)
+        await change(provider, token, remove=["write"])
+        inventory = await provider._store.read(take_inventory, provider._store, int(time.time()))
+        rows = inventory.tables["oauth_tokens"]
+        assert (rows.rows, rows.live, rows.idle) == (3, 2, 1)
 
     async def test_a_change_that_fails_changes_nothing(
         self, provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull

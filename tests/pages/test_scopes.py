@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 import pytest
 from fastmcp import Client, FastMCP
 from fastmcp.server.auth import require_scopes
+from fastmcp.server.dependencies import get_http_headers
 from markupsafe import escape
 from mcp.shared.auth import OAuthToken
 
@@ -303,9 +304,58 @@ class TestConsent:
             assert list(boxes_of(page)) == ["read", "write", "admin"]
         assert "which tools a scope opens" in caplog.text
 
+    async def test_a_server_on_another_machine(self, tmp_path: Path, browser: Browser) -> None:
+        """It never gets the headers of the owner's browser, such as the password of a reverse proxy."""
+        seen: list[dict[str, str]] = []
+
+        class Elsewhere(FastMCP[None]):
+            async def list_tools(self, **_: Any) -> Any:
+                seen.append(get_http_headers(include={"authorization"}))  # as FastMCP's proxies do
+                return []
+
+        async with wiki_on(tmp_path / "oauth.db", tools=lambda mcp: mcp.mount(Elsewhere("elsewhere"))) as wiki:
+            browser.http.headers["Authorization"] = "Basic b3duZXI6c2VjcmV0"
+            await browser.open(await wiki.authorize_url(asks="read"))
+        assert seen
+        assert not any(seen)
+
+    async def test_many_views_ask_the_server_once(self, tmp_path: Path, browser: Browser) -> None:
+        """Anyone can open a consent page, and a list of many tools takes the server a while."""
+        asked = 0
+
+        class Counting(FastMCP[None]):
+            async def list_tools(self, **_: Any) -> Any:
+                nonlocal asked
+                asked += 1
+                return []
+
+        async with wiki_on(tmp_path / "oauth.db", tools=lambda mcp: mcp.mount(Counting("counting"))) as wiki:
+            page = await browser.open(await wiki.authorize_url(asks="read"))
+            before = asked
+            await asyncio.gather(*(browser.open(str(page.url)) for _ in range(5)))
+            assert asked == before > 0
+
 
 class TestApps:
     """The page on which the owner changes it afterwards."""
+
+    async def test_an_old_page_gives_nothing_back(self, database_url: str, browser: Browser) -> None:
+        """What was taken away after a page was shown stays away when that page is saved."""
+        async with wiki_on(database_url) as wiki:
+            token = await wiki.connect(asks="read write")
+            page = await browser.sign_in(f"{wiki.url}/apps")
+            [shown] = re.findall('name="had" value="([^"]*)"', page.text)
+            assert shown == "read write"
+            await save(browser, page, ["read"])
+            grant = page.text.partition('name="save" value="')[2].partition('"')[0]
+            chosen = {"save": grant, "scope": ["read", "write", "admin"]}
+            answer = await browser.submit(page, {**chosen, "had": shown})
+            assert "Nothing was changed: this page was out of date." in answer.text
+            assert boxes_of(answer) == {"read": "checked", "write": "", "admin": ""}
+            assert await scopes_of(wiki, token) == ["read"]
+            for _ in range(2):  # a second click, or a reload
+                assert "can do what you chose" in (await browser.submit(answer, {**chosen, "had": "read"})).text
+            assert await scopes_of(wiki, token) == ["read", "write", "admin"]
 
     async def test_a_client_that_stays_connected_sees_a_tool_come_and_go(
         self, database_url: str, browser: Browser
