@@ -51,7 +51,7 @@ def scopes(
             kept = [scope for scope in found.scopes if scope in added or (removed is not None and scope not in removed)]
             after = list(dict.fromkeys([*kept, *added]))
             if not after:
-                raise OAuthStoreError("a grant needs at least one scope; to end it, use `oauth-store revoke`")
+                raise OAuthStoreError("a grant needs at least one scope; to end it, revoke it")
             if set(after) != set(found.scopes):
                 confirm(f"{_of(found)}: change {_listed(found.scopes)} to {_listed(after)}?", yes=yes)
             by = f"{operator()}, with oauth-store"

@@ -65,7 +65,7 @@ def change_scopes(
     """Change the scopes of a live grant of a subject and a server. `remove=None` removes all that are not added.
 
     Return the grant as it was, and the change; None if no such grant is live. Scopes that are added are added to the
-    access token too: the client need not refresh.
+    access token too: the client need not refresh. Raises `OAuthStoreError` if no scope would be left.
     """
     listed, _ = live_grants(session, subject=subject, grant_id=grant_id, resource=resource, now=now)
     row = _locked(session, grant_id, now) if listed else None
@@ -80,6 +80,8 @@ def change_scopes(
         at=now,
         by=by[:64],
     )
+    if change.removed and not after:  # also where another change took the others meanwhile
+        raise OAuthStoreError("a grant needs at least one scope; to end it, revoke it")
     if change.added or change.removed:
         _store(session, row, after, change)
     return listed[0], change

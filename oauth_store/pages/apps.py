@@ -10,7 +10,7 @@ from oauth_store.approval import Approver
 from oauth_store.browser import Form, form_of, from_our_page
 from oauth_store.credentials import derive, mint, same
 from oauth_store.display import app_name, short_line, utc
-from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
+from oauth_store.errors import DatabaseUnavailable, OAuthStoreError, SchemaError
 from oauth_store.flows import sessions
 from oauth_store.flows.connected import LiveGrant, end_all, end_one, live_grants
 from oauth_store.flows.personal import NO_EXPIRY, create_token, is_personal
@@ -66,14 +66,19 @@ class AppsPage:
             response = self._to_page()
             self._cookies.delete(response, SESSION_COOKIE)
             return response
-        token = ""
-        if "create" in form:
-            message, app, token = await self._create(user, form)
-        elif "save" in form:
-            message, app = await self._save(user, form["save"], form.getlist("scope"), form.get("had"))
-        else:
-            message, app = await self._revoke(user, form.get("revoke", ""))
-        return await self._list(request, user, csrf, message=message, app=app, token=token)
+        message, app, token, failed = "", "", "", False
+        try:
+            if "create" in form:
+                message, app, token = await self._create(user, form)
+            elif "save" in form:
+                message, app = await self._save(user, form["save"], form.getlist("scope"), form.get("had"))
+            else:
+                message, app = await self._revoke(user, form.get("revoke", ""))
+        except (DatabaseUnavailable, SchemaError):
+            raise
+        except OAuthStoreError as error:
+            message, failed = f"Nothing was changed: {error}.", True
+        return await self._list(request, user, csrf, message=message, app=app, token=token, failed=failed)
 
     async def _answer_sign_in(self, request: Request) -> Response:
         form = await form_of(request)
@@ -111,7 +116,15 @@ class AppsPage:
         )
 
     async def _list(
-        self, request: Request, user: str, csrf: str, *, message: str = "", app: str = "", token: str = ""
+        self,
+        request: Request,
+        user: str,
+        csrf: str,
+        *,
+        message: str = "",
+        app: str = "",
+        token: str = "",
+        failed: bool = False,
     ) -> Response:
         subject, resource = self._subject(user), self._issuer.resource
         connected, total = await self._issuer.store.read(live_grants, subject=subject, resource=resource, limit=SHOWN)
@@ -125,6 +138,7 @@ class AppsPage:
             user=user,
             said=message,
             said_of=app,
+            failed=failed,
             token=token,
             token_choices=self._token_choices(tools),
             apps=[self._described(grant, tools) for grant in connected],
@@ -168,21 +182,16 @@ class AppsPage:
         ticked, choices = form.getlist("scope"), self._token_choices({})
         scopes = choices.chosen(ticked) if choices else list(self._issuer.scopes.required)
         if scopes is None or (choices and not scopes):
-            return "No token was created: choose at least one permission.", "", ""
-        try:
-            token = await self._issuer.store.write(
-                create_token,
-                form.get("name", ""),
-                scopes,
-                form.get("expires", ""),
-                subject=user,
-                resource=self._issuer.resource,
-                by=f"{user}, on the page of apps",
-            )
-        except OAuthStoreError as error:
-            if isinstance(error, DatabaseUnavailable):
-                raise
-            return f"No token was created: {error}.", "", ""
+            raise OAuthStoreError("choose at least one permission")
+        token = await self._issuer.store.write(
+            create_token,
+            form.get("name", ""),
+            scopes,
+            form.get("expires", ""),
+            subject=user,
+            resource=self._issuer.resource,
+            by=f"{user}, on the page of apps",
+        )
         return "can use this server with this token. Copy it now: it cannot be shown again.", token.name, token.text
 
     async def _save(self, user: str, choice: str, ticked: list[str], shown: str | None) -> tuple[str, str]:
@@ -199,11 +208,11 @@ class AppsPage:
         choices, present = self._choices(listed[0], {}), set(listed[0].scopes)
         scopes = choices.chosen(ticked)
         if not scopes:
-            return "Nothing was changed: choose at least one permission, or revoke the app.", ""
+            raise OAuthStoreError("choose at least one permission, or revoke the app")
         had = set() if shown is None else set(shown.split())
         saved = {choice.scope for choice in choices if choice.scope in present} == set(scopes)  # by an earlier click
         if shown is not None and had != present and not saved:
-            return "Nothing was changed: this page was out of date. Check the permissions, and save again.", ""
+            raise OAuthStoreError("this page was out of date; check the permissions, and save again")
         changed = await store.write(
             change_scopes,
             grant_id,
@@ -227,7 +236,7 @@ class AppsPage:
             return f"{ended} app{' no longer has' if ended == 1 else 's no longer have'} access.", ""
         grant_id = _grant_id(choice)
         if grant_id is None:
-            return "Nothing was revoked.", ""
+            raise OAuthStoreError("no app was named")
         grant = await store.write(end_one, grant_id, subject, resource, by=user, now=now)
         if grant is None:
             return "It was already revoked.", ""

@@ -82,7 +82,7 @@ class TestScopes:
         [
             (["--set", "read", "--add", "write"], "--set names all scopes; pass it without --add and --remove"),
             (["--set", " "], "--set names no scope; to end the grant, use `oauth-store revoke`"),
-            (["--remove", "read", "--remove", "write"], "a grant needs at least one scope; to end it, use"),
+            (["--remove", "read", "--remove", "write"], "a grant needs at least one scope; to end it, revoke it"),
             (["--add", 'a"b'], "is not a scope; use printable ASCII"),
             (["--add", "é"], "is not a scope; use printable ASCII"),
             (["--add", "x", "--remove", "x"], "x cannot be added and removed at once"),
