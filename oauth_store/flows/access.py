@@ -73,7 +73,8 @@ async def verify(issuer: Issuer, token: str) -> AccessToken | None:
         fields = _fields(row)
     if not issuer.is_ours(fields["resource"]):
         return None
-    _note_use(issuer, token_hash, row, now)
+    if row is not None or now - issuer.uses.get(token_hash, 0) >= USE_SECONDS:
+        _note_use(issuer, token_hash, row, now)
     return AccessToken(token=token, **fields)
 
 
@@ -83,7 +84,7 @@ def _note_use(issuer: Issuer, token_hash: bytes, row: Row[Any] | None, now: floa
     first = row is not None and row.first_used_at is None
     if row is not None and not first:
         uses[token_hash] = max(row.first_used_at, uses.get(token_hash, 0))
-    if not first and abs(now - uses.get(token_hash, 0)) < USE_SECONDS:
+    if not first and now - uses.get(token_hash, 0) < USE_SECONDS:
         return
     if len(uses) >= USES:
         uses.clear()
