@@ -133,7 +133,7 @@ class AppsPage:
         return {
             "grant_id": grant.grant_id.hex(),
             "name": app_name(grant.client_name),
-            "hosts": ", ".join(grant.hosts),
+            "hosts": ", ".join(grant.hosts) or "-",
             "scopes": scopes_in_words(grant.scopes, self._wording.scope_descriptions),
             "choices": self._choices(grant, tools),
             "subject": short_line(grant.subject or ""),
