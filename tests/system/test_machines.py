@@ -82,7 +82,7 @@ async def test_the_python_sdk(server: ExampleServer, database: str, method: Any)
     assert await call() == issued
 
     (grant,) = (await command("grants", database=database))["grants"]
-    await command("revoke", grant["grant_id"], "--yes", "--json", database=database)
+    await command("revoke", grant["grant_id"], "--yes", database=database)
     assert (await call()).access_token != issued.access_token
     (after,) = (await command("grants", database=database))["grants"]
     assert after["grant_id"] != grant["grant_id"]
@@ -111,6 +111,6 @@ async def test_mcp_remote(server: ExampleServer, database: str, tmp_path: Path) 
             server.restart()
     (grant,) = (await command("grants", database=database))["grants"]
     assert (grant["client_name"], grant["hosts"]) == ("Job", [])
-    await command("revoke", grant["grant_id"], "--yes", "--json", database=database)
+    await command("revoke", grant["grant_id"], "--yes", database=database)
     await call()
     assert remote.authorizations == 0
