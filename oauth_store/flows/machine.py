@@ -131,7 +131,7 @@ def _begun(session: Session, issuer: Issuer, client: StoredClient, resource: str
     return session.execute(select(tokens).where(tokens.c.token_hash == values["token_hash"])).one()
 
 
-def _narrowed(issuer: Issuer, client: StoredClient, granted: Sequence[str], scope: str) -> list[str]:
+def _narrowed(issuer: Issuer, client: StoredClient, granted: Sequence[str], request: str) -> list[str]:
     """Return the scopes of an access token: those of the grant that were asked for, and the required ones.
 
     A scope that the owner has not named for the machine, or that the server no longer has, is never among them. SDKs
@@ -142,7 +142,7 @@ def _narrowed(issuer: Issuer, client: StoredClient, granted: Sequence[str], scop
     offered = client.offered if client.scope or issuer.scopes.valid is not None else granted
     having = [scope for scope in granted if scope in offered]
     having = [scope for scope in dict.fromkeys([*having, *required]) if scope != OFFLINE_ACCESS]
-    asked = set(scope.split()) - {OFFLINE_ACCESS}
+    asked = set(request.split()) - {OFFLINE_ACCESS}
     kept = [scope for scope in having if scope in asked] if asked else having
     if (asked or granted) and not kept:
         raise TokenError("invalid_scope", "the owner of this server has granted the client none of these scopes")

@@ -329,6 +329,14 @@ class TestGrant:
             line = run(command, database=database_url).stdout.splitlines()[2]
             assert line.split("   ")[1:4] == cells or all(f" {cell} " in line for cell in cells)
 
+    async def test_the_owner_changes_it(self, served: Server, database_url: str) -> None:
+        """`oauth-store scopes` removes a scope from a machine's grant, and the next token does not have it."""
+        await a_token(served)
+        (grant,) = await grants_of(served.provider)
+        changed = run_json("scopes", grant.grant_id.hex(), "--remove", "write", "--yes", database=database_url)
+        assert (changed["scopes"], changed["removed"]) == (["read"], ["write"])
+        assert (await ask(served)).json()["scope"] == "read"
+
     async def test_it_is_continued(self, owner: SQLAlchemyOAuthProvider, clock: Clock) -> None:
         """A token of a later night continues the grant, even if the last one has expired and is purged."""
         await fetch(owner)

@@ -1,6 +1,8 @@
 """Machines with the clients that they use: through a kill -9, a revocation and a removal, and never a browser."""
 
 import asyncio
+import os
+from asyncio.subprocess import PIPE
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from fastmcp import Client
 from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 
+from tests.clients import DIRECTORY, need_clients
 from tests.clients.apps import ANSWER
 from tests.clients.mcp_remote import McpRemote
 from tests.commands import run, run_json
@@ -91,6 +94,42 @@ async def test_the_python_sdk(server: ExampleServer, database: str, method: Any)
     assert removed.returncode == 0
     with pytest.raises(Exception, match="invalid_client"):
         await call()
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_the_typescript_sdk(server: ExampleServer, database: str, version: str) -> None:
+    """One process calls, also after a kill -9 of the server, and after a revocation with a new token."""
+    added = await command("clients", "add", "Job", "--machine", "--auth-method", "client_secret_basic",
+                          database=database)  # fmt: skip
+    credentials = {"MACHINE_ID": added["client_id"], "MACHINE_SECRET": added["client_secret"]}
+    process = await asyncio.create_subprocess_exec(
+        *(need_clients(), str(DIRECTORY / "machine.mjs"), version, server.url),
+        stdin=PIPE,
+        stdout=PIPE,
+        env={"PATH": os.environ["PATH"], **credentials},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    async def call() -> None:
+        process.stdin.write(b"call\n")  # type: ignore[union-attr]  # asserted above
+        async with asyncio.timeout(60):
+            assert (await process.stdout.readline()).decode() == f"{ANSWER}\n"  # type: ignore[union-attr]
+
+    try:
+        await call()
+        (grant,) = (await command("grants", database=database))["grants"]
+        server.restart()
+        await call()
+        (after,) = (await command("grants", database=database))["grants"]
+        assert after == grant
+        await command("revoke", grant["grant_id"], "--yes", database=database)
+        await call()
+        (after,) = (await command("grants", database=database))["grants"]
+        assert after["grant_id"] != grant["grant_id"]
+    finally:
+        process.stdin.close()
+        await process.wait()
 
 
 async def test_mcp_remote(server: ExampleServer, database: str, tmp_path: Path) -> None:
