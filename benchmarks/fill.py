@@ -20,10 +20,11 @@ from typing import Any
 from sqlalchemy import Table, insert
 from sqlalchemy.orm import Session
 
-from oauth_store.credentials import hash_secret, mint, mint_grant_id, seal
+from oauth_store.credentials import hash_secret, mint, mint_grant_id
 from oauth_store.database import schema
 from oauth_store.database.models import ACCESS, REFRESH, SESSION, clients, codes, tokens
 from oauth_store.database.store import Store
+from oauth_store.sealing import seal
 
 GRANTS_PER_CLIENT = 10
 ROWS_PER_TRANSACTION = 20_000

@@ -97,6 +97,84 @@ FAULTS = (
         "if not authenticate(client, secret):",
         ("tests/server/test_conformance.py::TestTokenErrors::test_a_grant_that_the_client_did_not_register_for",),
     ),
+    # Machines
+    Fault(
+        "A client that the owner did not add as a machine gets tokens for its secret",
+        "oauth_store/flows/machine.py",
+        "if not is_machine(row.client_metadata) or client.secret_hash is None:",
+        "if client.secret_hash is None:",
+        ("tests/flows/test_machine.py::TestToken::test_any_other_client",),
+    ),
+    Fault(
+        "A machine needs no secret",
+        "oauth_store/flows/machine.py",
+        "client = authenticate(StoredClient.of(row, issuer.scopes, limited=True), machine.secret)",
+        "client = StoredClient.of(row, issuer.scopes, limited=True)",
+        ("tests/flows/test_machine.py::TestToken::test_a_wrong_secret",),
+    ),
+    Fault(
+        "A registration keeps client_credentials",
+        "oauth_store/server/register.py",
+        " if grant != CLIENT_CREDENTIALS]",
+        "]",
+        ("tests/flows/test_machine.py::TestToken::test_registration_never_makes_a_machine",),
+    ),
+    Fault(
+        "A machine can authorize",
+        "oauth_store/server/authorize.py",
+        '"authorization_code" not in attempt.client.grant_types',
+        "False",
+        ("tests/flows/test_machine.py::TestToken::test_it_cannot_authorize",),
+    ),
+    Fault(
+        "A machine gets a token for any resource",
+        "oauth_store/flows/machine.py",
+        "check_resource(issuer, machine.resource, None)",
+        "pass",
+        ("tests/flows/test_machine.py::TestToken::test_another_resource",),
+    ),
+    Fault(
+        "A machine's next token has what the owner removed",
+        "oauth_store/flows/machine.py",
+        "having = [scope for scope in granted if scope in offered]",
+        "having = list(offered)",
+        ("tests/flows/test_machine.py::TestScopes::test_the_owner_s_narrowing_holds",),
+    ),
+    Fault(
+        "A machine keeps scopes that its owner no longer names",
+        "oauth_store/flows/machine.py",
+        "having = [scope for scope in granted if scope in offered]",
+        "having = list(granted)",
+        ("tests/flows/test_machine.py::TestScopes::test_never_more_than_the_owner_named",),
+    ),
+    Fault(
+        "A machine's token misses a change of scopes at the same moment",
+        "oauth_store/flows/machine.py",
+        'tokens.c.scopes == bindparam("b_granted")',
+        '(tokens.c.scopes == bindparam("b_granted")) | (tokens.c.scopes != bindparam("b_granted"))',
+        ("tests/flows/test_machine.py::TestAtTheSameMoment::test_a_change_that_is_under_way",),
+    ),
+    Fault(
+        "First tokens of a machine at the same moment begin a grant each",
+        "oauth_store/flows/machine.py",
+        "update_one(session, _lock_client, b_client_id=client.client_id)",
+        "pass",
+        ("tests/flows/test_machine.py::TestAtTheSameMoment::test_eight_first_tokens",),
+    ),
+    Fault(
+        "A machine continues its grant at another server",
+        "oauth_store/flows/machine.py",
+        " if issuer.is_ours(row.resource)",
+        " if row",
+        ("tests/flows/test_machine.py::TestGrant::test_two_servers_on_one_database",),
+    ),
+    Fault(
+        "A machine that is registered by code is purged",
+        "oauth_store/flows/registration.py",
+        '"last_used_at": NEVER if _is_for_a_machine(client) else None',
+        '"last_used_at": None',
+        ("tests/flows/test_machine.py::TestGrant::test_a_machine_is_never_purged",),
+    ),
     # What is checked of a code
     Fault(
         "PKCE is not verified",
@@ -742,7 +820,7 @@ FAULTS = (
     ),
     Fault(
         "Whoever has the file can open the pair that is sealed in it",
-        "oauth_store/credentials.py",
+        "oauth_store/sealing.py",
         ".derive(presented.encode())",
         '.derive(b"")',
         ("tests/flows/test_refresh.py::TestSeal::test_its_key_is_made_of_the_presented_token",),
@@ -757,10 +835,8 @@ FAULTS = (
     Fault(
         "A client that registers again overwrites all clients",
         "oauth_store/flows/registration.py",
-        '.where(clients.c.client_id == bindparam("b_client_id"))\n    '
-        '.values(client_metadata=bindparam("b_client_metadata"), client',
-        '.where(bindparam("b_client_id").is_not(None))\n    '
-        '.values(client_metadata=bindparam("b_client_metadata"), client',
+        '.where(clients.c.client_id == bindparam("b_client_id"))\n    .values(\n',
+        '.where(bindparam("b_client_id").is_not(None))\n    .values(\n',
         ("tests/flows/test_provider.py::TestRegistration::test_registering_again_changes_no_other_client",),
     ),
     Fault(

@@ -7,10 +7,13 @@ from multiprocessing.synchronize import Barrier
 from typing import Any
 
 from fastmcp.server.auth import AccessToken
+from mcp.server.auth.middleware.client_auth import AuthenticationError
 from mcp.server.auth.provider import RefreshToken, TokenError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 
 from oauth_store import SQLAlchemyOAuthProvider
+from oauth_store.flows import machine
+from oauth_store.flows.machine import PresentedSecret
 from tests.forks import context
 from tests.steps import provider_on
 
@@ -112,6 +115,21 @@ async def revoke_after_refreshing(
             presented = str(last.refresh_token)
     assert await present_for_revocation(provider, client, refresh_token)
     return [*answers, "revoked"]
+
+
+async def machine_until_refused(
+    provider: SQLAlchemyOAuthProvider, client_id: str, secret: str, times: int | None = None
+) -> list[Answer]:
+    """Get a machine's tokens, so many times or until it is refused. The last answer is the error code then."""
+    answers: list[Answer] = []
+    while times is None or len(answers) < times:
+        try:
+            answers.append(await answer(machine.grant(provider.issuer, PresentedSecret(client_id, secret))))
+        except AuthenticationError:
+            answers.append("invalid_client")
+        if isinstance(answers[-1], str):
+            break
+    return answers
 
 
 class Processes:

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, ArgumentCollection, Group, Parameter
 
 from oauth_store.cli.terminal import (
     LIMIT,
@@ -17,6 +17,7 @@ from oauth_store.cli.terminal import (
     Yes,
     confirm,
     counted,
+    flag,
     log_events,
     opened,
     operator,
@@ -30,6 +31,20 @@ from oauth_store.events import emit
 from oauth_store.flows.registered import RegisteredClient, registered_clients, remove_client
 
 clients_app = App(name="clients", help="List, add and remove registered clients.")
+
+
+def _app_or_machine(chosen: ArgumentCollection) -> None:
+    given = {argument.name: argument.value for argument in chosen.filter_by(value_set=True)}
+    machine = given.get("--machine")
+    if machine and given.get("--redirect-uri"):
+        raise ValueError("A machine has no redirect URI: give either --machine or --redirect-uri.")
+    if not machine and not given.get("--redirect-uri"):
+        raise ValueError("Give --redirect-uri for an app, or --machine for a program without a user.")
+    if machine and given.get("--auth-method") == "none":
+        raise ValueError("A machine needs a secret: --auth-method none is for apps.")
+
+
+_kind = Group("Which client", sort_key=0, validator=_app_or_machine)
 
 
 @clients_app.default
@@ -55,7 +70,7 @@ def _print_clients(listed: list[RegisteredClient]) -> None:
         [
             client.client_id,
             short_line(client.client_name or "") or "-",
-            ", ".join(map(short_line, client.hosts)),
+            ", ".join(map(short_line, client.hosts)) or "-",
             "yes" if client.confidential else "no",
             ago(client.created_at, now),
             ago(client.last_approved_at, now),
@@ -78,21 +93,35 @@ def add(
     /,
     *,
     redirect_uri: Annotated[
-        list[str], Parameter(name="--redirect-uri", negative="", help="Where its codes are sent. Repeat it for more.")
-    ],
+        tuple[str, ...],
+        Parameter(
+            name="--redirect-uri",
+            group=_kind,
+            negative="",
+            show_default=False,
+            help="Where its codes are sent. Repeat it for more.",
+        ),
+    ] = (),
+    machine: Annotated[
+        bool, flag("--machine", group=_kind, help="For a program without a user: it gets tokens with its secret alone.")
+    ] = False,
     scopes: Annotated[
         str | None,
         Parameter(name="--scopes", help="Scopes it may have, separated by spaces. Default: the server's."),
     ] = None,
     auth_method: Annotated[
         Literal["client_secret_post", "client_secret_basic", "none"],
-        Parameter(name="--auth-method", help="How it authenticates at /token. With `none` it has no secret."),
+        Parameter(
+            name="--auth-method",
+            group=_kind,
+            help="How it authenticates at /token. With `none` it has no secret.",
+        ),
     ] = "client_secret_post",
     database: DatabaseOption = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Register a client called NAME by hand, for an app that cannot register itself.
+    """Register a client called NAME by hand, for an app that cannot register itself or a program without a user.
 
     Copy its secret at once: the database stores only a hash. The client is never purged. It is checked like any
     registration, except for the scopes, which only the server knows: the client gets only the scopes that you list
@@ -102,6 +131,7 @@ def add(
     from pydantic import ValidationError
 
     from oauth_store.flows.clients import OwnersClient
+    from oauth_store.flows.connected import CLIENT_CREDENTIALS
     from oauth_store.flows.registration import add_client, check_registration
 
     if verbose:
@@ -118,11 +148,11 @@ def add(
                 "client_secret": secret,
                 "client_secret_expires_at": None if secret is None else 0,
                 "client_name": name,
-                "redirect_uris": redirect_uri,
+                "redirect_uris": redirect_uri or None,
                 "scope": " ".join(scopes.split()) or None if scopes else None,
                 "token_endpoint_auth_method": auth_method,
-                "grant_types": ["authorization_code", "refresh_token"],
-                "response_types": ["code"],
+                "grant_types": [CLIENT_CREDENTIALS] if machine else ["authorization_code", "refresh_token"],
+                "response_types": [] if machine else ["code"],
             }
         )
         check_registration(client)
@@ -134,7 +164,12 @@ def add(
     with opened(database) as store:
         store.write(add_client, client)
     emit("client_registered", client_id=client.client_id, by=f"{operator()}, with oauth-store")
-    reply = {"client_id": client.client_id, "client_secret": secret, "client_name": name, "redirect_uris": redirect_uri}
+    reply: dict[str, Any] = {
+        "client_id": client.client_id,
+        "client_secret": secret,
+        "client_name": name,
+        "redirect_uris": redirect_uri,
+    }
     reply |= {"scopes": (client.scope or "").split(), "auth_method": auth_method, "created_at": iso(now)}
     if json:
         print_json(reply)

@@ -89,7 +89,7 @@ def _print_grants(listed: list[LiveGrant]) -> None:
         [
             grant.grant_id.hex()[:ID_SHOWN],
             short_line(grant.client_name or "") or short_line(grant.client_id),
-            ", ".join(map(short_line, grant.hosts)),
+            ", ".join(map(short_line, grant.hosts)) or "-",
             " ".join(grant.scopes),
             grant.subject or "-",
             ago(grant.granted_at, now),
@@ -242,7 +242,7 @@ def _print_explanation(explanation: "Explanation") -> None:
     }
     facts = {
         "Client": client,
-        "Host": ", ".join(map(short_line, explanation.hosts)),
+        "Host": client and (", ".join(map(short_line, explanation.hosts)) or "-"),
         "Grant": None if explanation.grant_id is None else explanation.grant_id.hex(),
         "Subject": explanation.subject,
         "Scopes": " ".join(explanation.scopes),

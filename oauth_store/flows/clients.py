@@ -216,17 +216,13 @@ def check_redirect_uris(client: OAuthClientInformationFull) -> None:
 
     Allowed are https, http on loopback, and an app's own scheme, whatever the `application_type`: any client may claim
     either type, and Cursor, a native app, claims "web" (RFC 7591, section 5; RFC 8252, sections 7 and 8.3). At most
-    `REDIRECT_URIS`, and at most `SCOPES` scopes: every request of the client reads them all.
+    `REDIRECT_URIS`: every request of the client reads them all. See `check_scopes` too.
     """
     if not client.redirect_uris:
         raise RegistrationError("invalid_redirect_uri", "redirect_uris is missing")
     if len(client.redirect_uris) > REDIRECT_URIS:
         raise RegistrationError("invalid_redirect_uri", f"there are more than {REDIRECT_URIS} redirect URIs")
-    scopes = (client.scope or "").split()
-    if len(scopes) > SCOPES:
-        raise RegistrationError("invalid_client_metadata", f"there are more than {SCOPES} scopes")
-    if not all(map(is_scope, scopes)):
-        raise RegistrationError("invalid_client_metadata", "scope contains an invalid character")
+    check_scopes(client)
     for uri in client.redirect_uris:
         parts = urlsplit(str(uri))
         if parts.fragment or str(uri).endswith("#"):
@@ -238,6 +234,15 @@ def check_redirect_uris(client: OAuthClientInformationFull) -> None:
         refused = None if parts.scheme in ("http", "https") else foreign(parts)
         if refused:
             raise RegistrationError("invalid_redirect_uri", f"{refused}; {_USE}")
+
+
+def check_scopes(client: OAuthClientInformationFull) -> None:
+    """Raise `RegistrationError` unless a registration names at most `SCOPES` scopes, all of them well-formed."""
+    scopes = (client.scope or "").split()
+    if len(scopes) > SCOPES:
+        raise RegistrationError("invalid_client_metadata", f"there are more than {SCOPES} scopes")
+    if not all(map(is_scope, scopes)):
+        raise RegistrationError("invalid_client_metadata", "scope contains an invalid character")
 
 
 def foreign(uri: SplitResult) -> str | None:

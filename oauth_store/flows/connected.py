@@ -18,6 +18,9 @@ from oauth_store.events import emit_after_commit
 BATCH = 1000
 """The most values in one statement: every database has a limit."""
 
+CLIENT_CREDENTIALS = "client_credentials"
+"""The grant type of machines (RFC 6749, section 4.4)."""
+
 
 _close_codes = (
     update(codes)
@@ -258,6 +261,14 @@ def described(client_metadata: str) -> tuple[str | None, tuple[str, ...]]:
     """Return a stored client's name and the hosts of its redirect URIs."""
     metadata: dict[str, Any] = json.loads(client_metadata)
     return metadata.get("client_name"), tuple(dict.fromkeys(map(_host, metadata.get("redirect_uris") or ())))
+
+
+def is_machine(client_metadata: str) -> bool:
+    """Return whether a stored client is a machine: one that the owner added by hand, for client credentials alone."""
+    if CLIENT_CREDENTIALS not in client_metadata:
+        return False
+    metadata: dict[str, Any] = json.loads(client_metadata)
+    return metadata.get("added_by_owner") is True and metadata.get("grant_types") == [CLIENT_CREDENTIALS]
 
 
 def _host(redirect_uri: str) -> str:

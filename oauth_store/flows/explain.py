@@ -8,11 +8,12 @@ from typing import Any
 from sqlalchemy import Row, Select, func, select
 from sqlalchemy.orm import Session
 
-from oauth_store.credentials import hash_secret, unseal
+from oauth_store.credentials import hash_secret
 from oauth_store.database.models import ACCESS, REFRESH, SESSION, clients, codes, tokens
 from oauth_store.display import one_line, with_age
-from oauth_store.flows.connected import described, live_grants
+from oauth_store.flows.connected import described, is_machine, live_grants
 from oauth_store.flows.scopes import ScopeChange, changes_of
+from oauth_store.sealing import unseal
 
 KINDS = {"access": "access token", "refresh": "refresh token", "code": "authorization code"} | {
     "request": "authorization request",
@@ -22,6 +23,7 @@ KINDS = {"access": "access token", "refresh": "refresh token", "code": "authoriz
 
 AGAIN = "Connect its client again."
 NOTHING = "No action is needed."
+_MACHINE = "Its client can get a new one with its secret. To prevent that, use `oauth-store clients remove`."
 
 _ENDED = {
     "reuse detected": (
@@ -138,8 +140,10 @@ def _token(session: Session, secret: str, row: Row[Any], now: int) -> Explanatio
     )
     if row.client_metadata is None:
         return _client_gone(about)
+    machine = is_machine(row.client_metadata)
     if row.revoked_at is not None and row.revoked_at < row.expires_at:
-        return _ended(about, row.revoked_at, row.revoked_reason, now)
+        ended = _ended(about, row.revoked_at, row.revoked_reason, now)
+        return replace(ended, advice=_MACHINE) if machine else ended
     if row.consumed_at is not None:
         return _rotated(session, secret, about, row, now)
     if row.expires_at > now:
@@ -148,6 +152,8 @@ def _token(session: Session, secret: str, row: Row[Any], now: int) -> Explanatio
         return replace(about, state="live", text=text, advice=advice)
     about = replace(about, state="expired")
     text = f"It expired at {with_age(row.expires_at, now)}."
+    if machine:
+        return replace(about, text=f"{text} Its client gets a new one with its secret.", advice=NOTHING)
     if row.kind == REFRESH:
         text += " A refresh token expires if its client does not refresh in time."
         return replace(about, text=text, advice=AGAIN)

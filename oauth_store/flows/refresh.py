@@ -11,7 +11,7 @@ from mcp.shared.auth import OAuthToken
 from sqlalchemy import Row, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
-from oauth_store.credentials import hash_secret, seal, unseal
+from oauth_store.credentials import hash_secret
 from oauth_store.database.models import ACCESS, REFRESH, tokens
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.clients import OFFLINE_ACCESS, admit
@@ -29,6 +29,7 @@ from oauth_store.flows.tokens import (
     update_one,
     with_client,
 )
+from oauth_store.sealing import seal, unseal
 
 SET_BACK_SECONDS = 7 * 24 * 3600
 """A clock that is set back by less than this ends no grant. One that was further ahead must not stretch the grace."""

@@ -5,14 +5,15 @@ from typing import Any
 
 from mcp.server.auth.provider import RegistrationError
 from mcp.shared.auth import OAuthClientInformationFull
-from sqlalchemy import Insert, Update, bindparam, insert, update
+from sqlalchemy import BigInteger, Insert, Update, bindparam, func, insert, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.clients import OFFLINE_ACCESS, check_redirect_uris
+from oauth_store.flows.clients import OFFLINE_ACCESS, OwnersClient, check_redirect_uris, check_scopes
+from oauth_store.flows.connected import CLIENT_CREDENTIALS
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.scopes import is_scope
 
@@ -23,7 +24,11 @@ _insert_client = insert(clients)
 _replace_client = (
     update(clients)
     .where(clients.c.client_id == bindparam("b_client_id"))
-    .values(client_metadata=bindparam("b_client_metadata"), client_secret_hash=bindparam("b_client_secret_hash"))
+    .values(
+        client_metadata=bindparam("b_client_metadata"),
+        client_secret_hash=bindparam("b_client_secret_hash"),
+        last_used_at=func.coalesce(clients.c.last_used_at, bindparam("b_last_used_at", type_=BigInteger)),
+    )
 )
 _replace_metadata = (
     update(clients)
@@ -33,8 +38,13 @@ _replace_metadata = (
 
 
 async def register(issuer: Issuer, client: OAuthClientInformationFull) -> None:
-    """Store a registration, or replace the one with the same client_id. Raises `RegistrationError`."""
+    """Store a registration, or replace the one with the same client_id. Raises `RegistrationError`.
+
+    A machine comes from the owner's own code: /register accepts no client without the code flow.
+    """
     check_registration(client)
+    if _is_for_a_machine(client):
+        client = OwnersClient.model_validate(client.model_dump())
     refused = [scope for scope in (client.scope or "").split() if not is_valid_scope(issuer, scope)]
     if refused:
         raise RegistrationError("invalid_client_metadata", f"scopes not valid here: {' '.join(refused)}")
@@ -52,9 +62,25 @@ def check_registration(client: OAuthClientInformationFull) -> None:
     """Raise `RegistrationError` for a client that no server of ours would accept, whatever its scopes."""
     if len(client.client_id) > CLIENT_ID_LENGTH:
         raise RegistrationError("invalid_client_metadata", f"client_id is longer than {CLIENT_ID_LENGTH} characters")
-    check_redirect_uris(client)
+    if _is_for_a_machine(client):
+        _check_machine(client)
+    else:
+        check_redirect_uris(client)
     if len(_metadata(client).encode()) > METADATA_BYTES:
         raise RegistrationError("invalid_client_metadata", f"more than {METADATA_BYTES} bytes of metadata")
+
+
+def _is_for_a_machine(client: OAuthClientInformationFull) -> bool:
+    return client.grant_types == [CLIENT_CREDENTIALS]
+
+
+def _check_machine(client: OAuthClientInformationFull) -> None:
+    """Raise `RegistrationError` unless a client can use client credentials (RFC 6749, section 4.4), and only them."""
+    if client.redirect_uris:
+        raise RegistrationError("invalid_redirect_uri", "a client for client_credentials has no redirect URI")
+    if not client.client_secret or client.token_endpoint_auth_method == "none":  # noqa: S105 (a method)
+        raise RegistrationError("invalid_client_metadata", "a client for client_credentials needs a secret")
+    check_scopes(client)
 
 
 async def _store(issuer: Issuer, client: OAuthClientInformationFull) -> None:
@@ -62,7 +88,8 @@ async def _store(issuer: Issuer, client: OAuthClientInformationFull) -> None:
     try:
         await issuer.store.write(_register_client, _insert_client, row, client.client_id)
     except IntegrityError:
-        values = {f"b_{name}": row[name] for name in ("client_id", "client_metadata", "client_secret_hash")}
+        columns = ("client_id", "client_metadata", "client_secret_hash", "last_used_at")
+        values = {f"b_{name}": row[name] for name in columns}
         await issuer.store.write(_register_client, _replace_client, values, client.client_id)
 
 
@@ -73,7 +100,7 @@ def client_row(client: OAuthClientInformationFull) -> dict[str, Any]:
         "client_metadata": _metadata(client),
         "client_secret_hash": hash_secret(client.client_secret) if client.client_secret else None,
         "created_at": int(time.time()),
-        "last_used_at": None,
+        "last_used_at": NEVER if _is_for_a_machine(client) else None,
     }
 
 

@@ -159,7 +159,7 @@ class AppsPage:
         return {
             "grant_id": grant.grant_id.hex(),
             "name": app_name(grant.client_name),
-            "hosts": "a personal token" if is_personal(grant.client_id) else ", ".join(grant.hosts),
+            "hosts": "a personal token" if is_personal(grant.client_id) else ", ".join(grant.hosts) or "-",
             "expires": _expiry(grant) if is_personal(grant.client_id) else "",
             "scopes": scopes_in_words(grant.scopes, self._wording.scope_descriptions),
             "choices": self._choices(grant, tools),

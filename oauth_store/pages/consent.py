@@ -72,9 +72,10 @@ class ConsentPage:
             return _to_client(await self._approver.deny(waiting.handle))
         if form.get("answer") != "allow":
             return await self._page(request, waiting, csrf, error="Choose Allow or Deny.", status_code=400)
+        choices = self._choices(waiting, {})
         shown = "choices" in form or "scope" in form  # a template of the owner's may have no boxes
-        ticked = form.getlist("scope") if shown else None
-        scopes = None if ticked is None else self._choices(waiting, {}).chosen(ticked)
+        ticked = form.getlist("scope") if choices and shown else None
+        scopes = None if ticked is None else choices.chosen(ticked)
         if ticked is not None and not scopes:
             error = "Choose at least one permission, or Deny." if scopes == [] else "Choose among these permissions."
             return await self._page(request, waiting, csrf, error=error, ticked=ticked, status_code=400)

@@ -71,6 +71,8 @@ class AuthorizeEndpoint:
         )
         if client_id:
             await attempt.find(client_id)  # before the handler, to which every client that is not found is unknown
+        if attempt.client is not None and "authorization_code" not in attempt.client.grant_types:
+            return self._unauthorized(request)
         if attempt.failure is None:
             response = await handler.handle(request)
         if attempt.failure is not None:
@@ -104,6 +106,19 @@ class AuthorizeEndpoint:
             "This app is not registered here",
             "The app uses a registration that this server does not know. Remove this server from the app, then add it "
             "back: the app registers again.",
+            "",
+            400,
+            {},
+        )
+
+    def _unauthorized(self, request: Request) -> Response:
+        """Refuse a client without the code flow, such as a machine (RFC 6749, section 4.1.2.1)."""
+        if not wants_page(request):
+            return error_answer(400, "unauthorized_client", "the client did not register for authorization_code")
+        return self._server.message_page(
+            "This app cannot sign in here",
+            "The app's registration is not for signing in with a browser. A machine gets its tokens with its client "
+            "id and secret.",
             "",
             400,
             {},

@@ -8,6 +8,8 @@ from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOption
 from mcp.shared.auth import OAuthMetadata
 from pydantic import AnyHttpUrl
 
+from oauth_store.flows.connected import CLIENT_CREDENTIALS
+
 
 def server_metadata(provider: OAuthProvider, *, takes_documents: bool) -> OAuthMetadata:
     """Return the metadata of a server."""
@@ -18,6 +20,8 @@ def server_metadata(provider: OAuthProvider, *, takes_documents: bool) -> OAuthM
         provider.revocation_options or RevocationOptions(),
     )
     metadata.issuer = cast(AnyHttpUrl, provider.issuer_url)
+    # Always: the owner may add a machine while the server runs, and clients keep the metadata that they have read.
+    metadata.grant_types_supported = [*(metadata.grant_types_supported or ()), CLIENT_CREDENTIALS]
     metadata.token_endpoint_auth_methods_supported = ["none", "client_secret_post", "client_secret_basic"]
     if metadata.revocation_endpoint is not None:
         metadata.revocation_endpoint_auth_methods_supported = metadata.token_endpoint_auth_methods_supported

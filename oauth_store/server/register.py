@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store.browser import media_type
+from oauth_store.flows.connected import CLIENT_CREDENTIALS
 from oauth_store.server.answers import error_answer
 
 LIST_LENGTH = 100
@@ -27,7 +28,11 @@ class RegistrationEndpoint:
         self._is_valid_scope = is_valid_scope
 
     async def handle(self, request: Request) -> Response:
-        """Register a client. Null values count as absent, and scopes that this server lacks are dropped."""
+        """Register a client. Null values count as absent.
+
+        Scopes that this server lacks are dropped, and so is `client_credentials`, which only the owner gives (RFC 7591,
+        section 3.2.1). A registration for nothing else is refused.
+        """
         try:
             metadata = json.loads(await request.body())
         except (ValueError, RecursionError):
@@ -38,6 +43,8 @@ class RegistrationEndpoint:
             return _refused(f"a list has more than {LIST_LENGTH} entries")
         metadata = {name: value for name, value in metadata.items() if value is not None}
         self._drop_scopes(metadata)
+        if isinstance(grant_types := metadata.get("grant_types"), list):
+            metadata["grant_types"] = [grant for grant in grant_types if grant != CLIENT_CREDENTIALS]
         response = await self._handle(_with_body(request, json.dumps(metadata).encode()))
         return _shortened(response) if response.status_code == 400 else response
 

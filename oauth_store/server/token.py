@@ -7,9 +7,11 @@ from mcp.shared.auth import OAuthToken
 from starlette.requests import Request
 from starlette.responses import Response
 
-from oauth_store.flows import code, refresh
+from oauth_store.flows import code, machine, refresh
 from oauth_store.flows.code import PresentedCode
+from oauth_store.flows.connected import CLIENT_CREDENTIALS
 from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.machine import PresentedSecret
 from oauth_store.flows.refresh import PresentedRefreshToken
 from oauth_store.rate_limits import FloodGuard
 from oauth_store.server.answers import error_answer
@@ -18,7 +20,7 @@ from oauth_store.server.parameters import ParameterError, single
 
 
 class TokenEndpoint:
-    """The token endpoint: a code or a refresh token in, a pair out."""
+    """The token endpoint: a code or a refresh token in, a pair out; for a machine's secret, an access token."""
 
     def __init__(self, issuer: Issuer, floods: FloodGuard) -> None:
         self._issuer = issuer
@@ -56,7 +58,13 @@ class TokenEndpoint:
             return await refresh.refresh(
                 self._issuer, PresentedRefreshToken(client_id, token, secret, scope, resource, address)
             )
-        raise TokenError("unsupported_grant_type", "grant_type is neither authorization_code nor refresh_token")
+        if grant_type == CLIENT_CREDENTIALS:
+            asked = PresentedSecret(client_id, secret, fields.get("scope", ""), resource)
+            return await machine.grant(self._issuer, asked)
+        raise TokenError(
+            "unsupported_grant_type",
+            "grant_type is not one of authorization_code, refresh_token and client_credentials",
+        )
 
 
 def _required(fields: dict[str, str], name: str) -> str:

@@ -129,6 +129,41 @@ class TestAdd:
             "auth_method": "none",
         }
 
+    async def test_a_machine(self, provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
+        """A machine has no redirect URI and one grant type; its secret is shown once, and only a hash is stored."""
+        await provider.check_schema()
+        shown = run("clients", "add", "Nightly job", "--machine", "--scopes", "read", database=database_url)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        client_id = re.search(r"Client id: +(\S+)\n", shown.stdout)
+        secret = re.search(r"Client secret: +(\S+)\n", shown.stdout)
+        assert client_id is not None
+        assert secret is not None
+        client = await provider.get_client(client_id[1])
+        assert client is not None
+        assert (client.client_name, client.scope, client.redirect_uris) == ("Nightly job", "read", None)
+        assert client.grant_types == ["client_credentials"]
+        assert secret[1] not in repr(await rows_of(provider, select(Client.__table__)))
+        listed = run("clients", database=database_url).stdout
+        assert re.search(r"\n\S+ +Nightly job +- +yes +\d+ s ago +never +0\n", listed)
+
+    async def test_a_machine_gets_a_token_over_http(self, make_provider: Provider, database_url: str) -> None:
+        """The printed JSON is all that a program needs for a token."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        provider = make_provider(base_url=url)
+        added = run_json("clients", "add", "Job", "--machine", "--auth-method", "client_secret_basic",
+                         database=database_url)  # fmt: skip
+        assert (added["redirect_uris"], added["auth_method"]) == ([], "client_secret_basic")
+        form = {"grant_type": "client_credentials"}
+        async with (
+            serving(FastMCP("wiki", auth=provider).http_app(), port),
+            httpx2.AsyncClient(base_url=url, timeout=60) as http,
+        ):
+            refused = await http.post("/token", data=form, auth=(added["client_id"], "wrong"))
+            token = await http.post("/token", data=form, auth=(added["client_id"], added["client_secret"]))
+        assert (refused.status_code, refused.json()["error"]) == (401, "invalid_client")
+        assert await provider.verify_token(token.json()["access_token"]) is not None
+
     async def test_it_is_never_purged(self, provider: SQLAlchemyOAuthProvider, database_url: str) -> None:
         """A client that was added by hand is never purged, even if it is never approved."""
         await provider.check_schema()
@@ -173,6 +208,23 @@ class TestAdd:
         """Without a redirect URI or a name, or with an unsupported method, the exit code is 2."""
         ran = run(*options, database=f"{tmp_path}/missing.db")
         assert (ran.returncode, ran.stdout) == (2, "")
+
+    @pytest.mark.parametrize(
+        ("options", "complaint"),
+        [
+            ([], "Give --redirect-uri for an app, or --machine for a program without a user."),
+            (["--machine", *ADD[3:]], "A machine has no redirect URI: give either --machine or --redirect-uri."),
+            (["--machine", "--auth-method", "none"], "A machine needs a secret: --auth-method none is for apps."),
+        ],
+    )
+    def test_an_app_or_a_machine(self, options: list[str], complaint: str, tmp_path: object) -> None:
+        """A client is either an app with a redirect URI or a machine with a secret; anything else is a usage error."""
+        path = f"{tmp_path}/oauth.db"
+        run("upgrade", database=path)
+        ran = run("clients", "add", "My app", *options, database=path, COLUMNS="200")
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert complaint in ran.stderr
+        assert run_json("clients", database=path)["total"] == 0
 
     def test_a_name_that_nobody_can_read(self, tmp_path: object) -> None:
         """A name of only control characters and spaces is refused."""

@@ -6,11 +6,13 @@ import pytest
 
 from tests.commands import run, run_json
 from tests.house import House
+from tests.workers import settle
 
 
 async def scopes_of(house: House, access_token: str) -> list[str]:
     """What the server lets a token do at its next call."""
     verified = await house.provider.verify_token(access_token)
+    await settle(house.provider)  # a command would wait for the row, and this loop for the command
     assert verified is not None
     return verified.scopes
 

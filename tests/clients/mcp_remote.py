@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ RETRIES = 6
 class McpRemote:
     """An installation of mcp-remote that has never met the server. Its browser is a person of the test's."""
 
-    def __init__(self, url: str, directory: Path, owner: Owner | None = None, *options: str) -> None:
+    def __init__(
+        self, url: str, directory: Path, owner: Owner | None = None, *, options: Sequence[str] = (), **environment: str
+    ) -> None:
+        """`options` are of its command line, and `environment` are variables."""
         self.authorizations = 0
         self._owner = owner
         self._command = [need_clients(), str(SCRIPT), url, *options]
@@ -41,6 +44,7 @@ class McpRemote:
             "HOME": home,
             "MCP_REMOTE_CONFIG_DIR": home,
             "BROWSER": str(browser),
+            **environment,
         }
 
     @asynccontextmanager

@@ -19,13 +19,14 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from sqlalchemy import Row, delete, func, select, update
 
 from oauth_store import SQLAlchemyOAuthProvider
-from oauth_store.credentials import hash_secret, mint, seal, unseal
+from oauth_store.credentials import hash_secret, mint
 from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS
 from oauth_store.database.models import Client, Token
 from oauth_store.database.purge import purge
 from oauth_store.errors import LostRaceError
 from oauth_store.flows import refresh as refresh_flow
 from oauth_store.flows.tokens import presented, update_one
+from oauth_store.sealing import seal, unseal
 from tests.approvals import Owner
 from tests.clocks import Clock
 from tests.databases import rows_of, tokens_of, transaction, value_of

@@ -59,6 +59,22 @@ class TestGrants:
         assert ("Of Ada" in page.text, "Of nobody" in page.text) == (True, True)
         assert page.text.count("Allowed by") == 1
 
+    async def test_a_machine(self, wiki: Site, browser: Browser) -> None:
+        """A machine is one entry without an address or a user, whose tokens end with its Revoke."""
+        machine = {"client_id": "job", "client_secret": "the-secret", "redirect_uris": None}
+        await wiki.register(
+            client_name="Nightly job",
+            grant_types=["client_credentials"],
+            token_endpoint_auth_method="client_secret_post",
+            **machine,
+        )
+        form = {"grant_type": "client_credentials", "client_id": "job", "client_secret": "the-secret"}
+        tokens = [(await browser.http.post(f"{wiki.url}/token", data=form)).json()["access_token"] for _ in range(2)]
+        page = await browser.sign_in(f"{wiki.url}/apps")
+        assert page.text.count("Nightly job") == page.text.count("<dd>-</dd>") == len(grant_ids(page)) == 1
+        await browser.submit(page, {"revoke": grant_ids(page)[0]})
+        assert [await wiki.provider.verify_token(token) for token in tokens] == [None, None]
+
     async def test_revoking_ends_everything_of_the_grant(self, wiki: Site, browser: Browser) -> None:
         """The refresh token, access token and code are invalid at once, and the row names the user who revoked them."""
         token = await wiki.connect()

@@ -39,7 +39,8 @@ class TestMetadata:
             assert metadata["code_challenge_methods_supported"] == ["S256"]
             assert metadata["client_id_metadata_document_supported"] is True
             assert metadata["authorization_response_iss_parameter_supported"] is True
-            assert metadata["grant_types_supported"] == ["authorization_code", "refresh_token"]
+            grant_types = ["authorization_code", "refresh_token", "client_credentials"]
+            assert metadata["grant_types_supported"] == grant_types
             assert metadata["issuer"] == str(server.provider.issuer_url)
             assert answer.headers["access-control-allow-origin"] == "*"
 

@@ -51,7 +51,7 @@ async def test_a_personal_token_is_enough(tmp_path: Path) -> None:
     server.start()
     try:
         token = run_json("token", "create", "cron", "--resource", server.url, database=database)["token"]
-        remote = McpRemote(server.url, tmp_path, None, "--header", f"Authorization: Bearer {token}")
+        remote = McpRemote(server.url, tmp_path, options=["--header", f"Authorization: Bearer {token}"])
         for _ in range(2):
             async with remote.connected() as client:
                 assert (await client.call_tool("read_page", {"title": "Home"})).data == ANSWER
