@@ -184,12 +184,12 @@ async def test_by_keyboard(wiki: Site, page: Page) -> None:
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("heading", level=2)).to_be_visible()
     seen = []
-    for _ in range(3):
+    for _ in range(4):
         await page.keyboard.press("Tab")
         focused = page.locator(":focus")
         seen.append(await focused.inner_text())
         assert await focused.evaluate("one => getComputedStyle(one).outlineStyle") == "solid"
-    assert seen == ["Revoke all", "Sign out", "Revoke"]
+    assert seen == ["Revoke all", "New token", "Sign out", "Revoke"]
     await page.keyboard.press("Space")
     await expect(page.get_by_role("status")).to_be_visible()
     assert await call(wiki, token.access_token) == 401
@@ -221,6 +221,23 @@ async def test_a_connected_client_sees_a_tool_come_and_go(page: Page, tmp_path: 
                 assert tools == {"whoami", "read_page", *(["edit_page"] if click % 2 else [])}
                 assert (await boxes_in(app))["write"] == (click % 2 == 1)
             assert {tool.name for tool in await bystander.list_tools()} == {"whoami", "read_page"}
+
+
+async def test_a_token_by_keyboard(page: Page, tmp_path: Path) -> None:
+    """Tab, Space and Enter are enough to make a personal token."""
+    async with wiki_on(tmp_path / "oauth.db") as wiki:
+        await sign_in(wiki, page)
+        await page.get_by_text("New token").focus()
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Tab")
+        await page.keyboard.type("n8n")
+        for key in ("Tab", "Space", "Tab", "Tab", "Tab", "Tab", "Enter"):  # three boxes, the expiry, the button
+            await page.keyboard.press(key)
+        text = await page.locator("code.secret").inner_text()
+        await expect(page.get_by_role("heading", name="n8n")).to_be_visible()
+        verified = await wiki.provider.verify_token(text)
+        assert verified is not None
+        assert verified.scopes == ["read"]
 
 
 async def test_save_by_keyboard(page: Page, tmp_path: Path) -> None:

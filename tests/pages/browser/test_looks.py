@@ -209,6 +209,30 @@ class TestApps:
             await check(page, named("apps-scopes-saved", phone, dark))
 
     @looks
+    async def test_a_new_token(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
+        """Its form, the token that is shown once, and what is refused are accessible."""
+        async with (
+            wiki_on(tmp_path / "oauth.db", approval=CHOICE) as wiki,
+            people(chromium, phone=phone, dark=dark) as page,
+        ):
+            await wiki.connect(asks="read write", **CLAUDE)
+            await page.goto(f"{wiki.url}/apps")
+            await page.get_by_label("Password").fill(PASSWORD)
+            await page.get_by_role("button", name="Sign in").click()
+            await page.get_by_text("New token").click()
+            await page.get_by_label("Name").fill("n8n")
+            await check(page, named("apps-new-token", phone, dark))
+            await page.get_by_role("button", name="Create token").click()
+            await expect(page.get_by_role("alert")).to_contain_text("choose at least one permission")
+            await check(page, named("apps-no-token", phone, dark))
+            await page.get_by_text("New token").click()
+            await page.get_by_label("Name").fill("n8n")
+            await page.locator("[value=read]:visible").check()
+            await page.get_by_role("button", name="Create token").click()
+            await expect(page.get_by_role("status")).to_contain_text("Copy it now")
+            await check(page, named("apps-token", phone, dark))
+
+    @looks
     async def test_forty_boxes(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
         """Forty scopes fit, and their boxes do not touch Revoke."""
         options = {"approval": CHOICE, "client_registration_options": registration_options(*FORTY)}
