@@ -148,7 +148,10 @@ def _token(session: Session, secret: str, row: Row[Any], now: int) -> Explanatio
         return _rotated(session, secret, about, row, now)
     if row.expires_at > now:
         text = f"It is valid until {with_age(row.expires_at, now)}."
-        advice = "If the server still refuses it, it was issued for another server's URL: compare the resource."
+        advice = (
+            "If the server still refuses it, compare the resource with the server's URL, and the scopes with those "
+            "that the server requires."
+        )
         return replace(about, state="live", text=text, advice=advice)
     about = replace(about, state="expired")
     text = f"It expired at {with_age(row.expires_at, now)}."
@@ -293,7 +296,7 @@ def _unknown(secret: str) -> Explanation:
     else:
         text = (
             "This database does not contain it. It expired so long ago that it was deleted, its client was removed "
-            "together with its tokens, or it belongs to another database or server."
+            "together with its tokens, it belongs to another database or server, or it was not copied exactly."
         )
     advice = "Check that --database is the one that the server uses. If it is, connect its client again."
     return Explanation(kind=kind, state="unknown", text=text, advice=advice)

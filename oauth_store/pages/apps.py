@@ -156,20 +156,29 @@ class AppsPage:
 
     def _described(self, grant: LiveGrant, tools: Tools) -> dict[str, Any]:
         since, used = utc(grant.granted_at), utc(grant.last_used_at)
+        unused = is_personal(grant.client_id) and grant.last_used_at <= grant.granted_at
         return {
             "grant_id": grant.grant_id.hex(),
             "name": app_name(grant.client_name),
             "hosts": "a personal token" if is_personal(grant.client_id) else ", ".join(grant.hosts) or "-",
             "expires": _expiry(grant) if is_personal(grant.client_id) else "",
-            "scopes": scopes_in_words(grant.scopes, self._wording.scope_descriptions),
+            "scopes": self._scopes_in_words(grant),
             "choices": self._choices(grant, tools),
             "had": " ".join(grant.scopes),
             "subject": short_line(grant.subject or ""),
             "since": f"{since.day} {since:%B %Y}",
             "since_iso": since.isoformat(),
-            "used": f"{used.day} {used:%B %Y, %H:%M} UTC",
-            "used_iso": used.isoformat(),
+            "used": "never" if unused else f"{used.day} {used:%B %Y, %H:%M} UTC",
+            "used_iso": "" if unused else used.isoformat(),
         }
+
+    def _scopes_in_words(self, grant: LiveGrant) -> list[str]:
+        server = self._issuer.scopes
+        if not set(server.required) <= set(grant.scopes):
+            return ["nothing: it lacks a permission that this server requires of every app"]
+        if server.valid and not grant.scopes:
+            return ["use what needs no permission"]
+        return scopes_in_words(grant.scopes, self._wording.scope_descriptions)
 
     def _to_page(self) -> Response:
         return RedirectResponse(self._url, 303, headers={"Cache-Control": "no-store"})

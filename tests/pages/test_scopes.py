@@ -16,6 +16,7 @@ from mcp.shared.auth import OAuthToken
 from oauth_store.credentials import is_personal_token
 from oauth_store.flows.clients import OwnersClient
 from oauth_store.pages import choices
+from tests.commands import run_json
 from tests.scopes import SCOPES, wiki_on
 from tests.sites import PASSWORD, USERS, Browser, Site, action_of, boxes_of, csrf_of, site
 from tests.steps import authorization_request, new_client, pkce, registration_options
@@ -519,6 +520,7 @@ class TestTokens:
             again = await browser.open(f"{wiki.url}/apps")
             assert text not in again.text
             assert ("a personal token" in again.text, "<dt>Expires</dt><dd>never</dd>" in again.text) == (True, True)
+            assert "<dt>Last used</dt><dd>never</dd>" in again.text
             async with Client(f"{wiki.url}/mcp", auth=text) as client:
                 assert {tool.name for tool in await client.list_tools()} == {"whoami", "read_page", "edit_page"}
             token = await wiki.provider.verify_token(text)
@@ -549,6 +551,22 @@ class TestTokens:
             assert complaint in page.text
             assert self.shown(page) == ""
             assert "No app can use" in page.text
+
+    @pytest.mark.parametrize(
+        ("required", "words"),
+        [
+            (["read"], "nothing: it lacks a permission that this server requires of every app"),
+            ([], "use what needs no permission"),
+        ],
+    )
+    async def test_one_without_scopes(self, tmp_path: Path, browser: Browser, required: list[str], words: str) -> None:
+        """The page does not claim that such a token, which the command line can make, may use everything."""
+        async with wiki_on(tmp_path / "oauth.db", required_scopes=required) as wiki:
+            await browser.sign_in(f"{wiki.url}/apps")
+            create = ["token", "create", "cron", "--resource", f"{wiki.url}/mcp"]
+            await asyncio.to_thread(run_json, *create, database=str(tmp_path / "oauth.db"))
+            page = await browser.open(f"{wiki.url}/apps")
+            assert f"<dt>Can</dt><dd><bdi>{words}</bdi></dd>" in page.text
 
     async def test_a_required_scope_is_in_it(self, tmp_path: Path, browser: Browser) -> None:
         """Without it, the server would refuse the token; on a server without scopes there is nothing to tick."""
