@@ -1,5 +1,6 @@
 """The commands for personal tokens: `token create`, `token list` and `token revoke`."""
 
+import sys
 import time
 from typing import Annotated, Any
 
@@ -25,19 +26,28 @@ from oauth_store.flows.personal import NO_EXPIRY, create_token, personal_tokens,
 
 token_app = App(name="token", help="Create, list and revoke personal tokens, for programs that cannot sign in.")
 
-SubjectOption = Annotated[str | None, Parameter("--subject", help="The user that the token acts for. Default: none.")]
-
 
 @token_app.command
 def create(
     name: str,
     /,
     *,
-    scopes: Annotated[str, Parameter("--scopes", help='Its scopes, as in "read write". Default: none.')] = "",
-    expires: Annotated[str, Parameter("--expires", help="30d, 1y, or any other days and years; or never.")] = "30d",
-    subject: SubjectOption = None,
+    scopes: Annotated[
+        str, Parameter("--scopes", help='Its scopes, such as "read write". Default: none.', show_default=False)
+    ] = "",
+    expires: Annotated[
+        str, Parameter("--expires", help="When it expires: a number of days or years, such as 30d or 1y, or never.")
+    ] = "30d",
+    subject: Annotated[
+        str | None, Parameter("--subject", help="The user that the token acts for. Default: none.")
+    ] = None,
     resource: Annotated[
-        str | None, Parameter("--resource", help="The MCP URL of the server. Default: the only one on the database.")
+        str | None,
+        Parameter(
+            "--resource",
+            help="The server's MCP URL. You need it if no client has connected yet, or if several servers use the "
+            "database.",
+        ),
     ] = None,
     database: DatabaseOption = None,
     json: Json = False,
@@ -46,7 +56,8 @@ def create(
     """Create a personal token called NAME, and print it once: the database stores only a hash.
 
     Send it in the header "Authorization: Bearer ...". It is a grant like any other: `grants`, `scopes`, `revoke` and
-    `explain` work with it, and so does the server's /apps page.
+    `explain` work with it, and the server's /apps page lists it. This command cannot check which scopes the server has
+    or requires; New token on /apps can.
     """
     if verbose:
         log_events()
@@ -74,10 +85,10 @@ def create(
             }
         )
         return
-    print(created.text)
+    print(created.text, flush=True)  # alone on standard output, for TOKEN=$(...)
     never = created.expires_at == NO_EXPIRY
     expiry = "It never expires: revoke it when you no longer need it." if never else f"It expires {_in_words(created)}."
-    print(f"\nCopy the token now: it cannot be shown again. It works at {created.resource}. {expiry}")
+    print(f"Copy the token now: it cannot be shown again. It works at {created.resource}. {expiry}", file=sys.stderr)
 
 
 def _in_words(token: Any) -> str:
@@ -145,7 +156,10 @@ def revoke(
     name: str,
     /,
     *,
-    subject: SubjectOption = None,
+    subject: Annotated[
+        str | None,
+        Parameter("--subject", help="The token's user. You need it if several users have a token of this name."),
+    ] = None,
     database: DatabaseOption = None,
     yes: Yes = False,
     json: Json = False,
@@ -164,7 +178,8 @@ def revoke(
             raise OAuthStoreError(f"no live token is called {one_line(name)}; see `oauth-store token list`")
         if len(listed) > 1:
             raise OAuthStoreError(
-                f"several tokens are called {one_line(name)}; use --subject, or `oauth-store revoke GRANT`"
+                f"{len(listed)} live tokens are called {one_line(name)}; name the user with --subject, or run "
+                "`oauth-store revoke GRANT` with a grant of `oauth-store token list`"
             )
         if not yes:
             if not json:

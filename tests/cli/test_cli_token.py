@@ -31,10 +31,10 @@ async def verified(house: House, text: str) -> tuple[list[str], str | None] | No
 
 class TestCreate:
     async def test_it_is_printed_once(self, known: House, database_url: str) -> None:
-        """The first line is the token, which the server accepts; the database has its hash alone."""
+        """Standard output is the token alone, which the server accepts; the database has only its hash."""
         created = run("token", "create", "n8n", "--scopes", "read write", "--subject", "ada", database=database_url)
-        assert (created.returncode, created.stderr) == (0, "")
-        text, _, note = created.stdout.partition("\n")
+        assert created.returncode == 0
+        text, note = created.stdout.removesuffix("\n"), created.stderr
         assert re.fullmatch(r"mcp_[0-9A-Za-z]{49}", text)
         assert is_personal_token(text)
         assert "Copy the token now: it cannot be shown again." in note
