@@ -92,8 +92,11 @@ def status(*, database: DatabaseOption = None, json: Json = False) -> int:
     if json:
         print_json({**report, **({} if inventory is None else as_json(inventory))})
     elif inventory is None:
-        how = "The server creates them at first use; to create them now, run `oauth-store upgrade`."
-        print(f"{report['database']} has no tables yet. {how}")
+        name = report["database"]
+        if require_file(url, missing_ok=True):
+            print(f"{name} has no tables yet. The server creates them at first use, or `oauth-store upgrade` does now.")
+        else:
+            print(f"{name} does not exist yet. The server creates it at first use, or `oauth-store upgrade` does now.")
     else:
         print(f"{report['database']} is at schema {report['schema_found']}, which this release needs.")
         _print_inventory(inventory)
@@ -171,7 +174,8 @@ def upgrade(
 ) -> None:
     """Migrate the database to the schema of this release, or to REVISION.
 
-    Run it before you deploy a new release. For a VS-2 database, stop its server first.
+    After you install a new release, run it first, and then restart the server. For a VS-2 database, stop its server
+    before.
     """
     with redirect_stdout(sys.stderr) if json else nullcontext():  # migrations may print messages
         output = schema.upgrade(database, revision, sql=sql)
@@ -192,7 +196,7 @@ def downgrade(
 
     Below 0002 this deletes all tokens: revision 0001 (VS-2) stores them in plain text, and only hashes are left.
     """
-    confirm("Below revision 0002, you must authorize all clients again. Continue?", yes=sql or yes)
+    confirm(f"Migrate the database down to {one_line(revision)}? Below 0002, this deletes all tokens.", yes=sql or yes)
     with redirect_stdout(sys.stderr) if json else nullcontext():
         output = schema.downgrade(database, revision, sql=sql)
     _print_migrated(database, revision, output, sql=sql, json=json)

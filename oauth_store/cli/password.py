@@ -35,7 +35,7 @@ def hash_password(*arguments: Annotated[str, Parameter(show=False)]) -> None:
     if not SHORTEST_PASSWORD <= length <= sign_in.PASSWORD_LENGTH:
         raise SystemExit(
             f"oauth-store: the password has {length} characters; expected {SHORTEST_PASSWORD} to "
-            f"{sign_in.PASSWORD_LENGTH}. Anyone who finds the server can guess at it: use four random words, say"
+            f"{sign_in.PASSWORD_LENGTH}. Anyone who finds the server can guess at it: use four random words"
         )
     if any(unicodedata.category(char) == "Cc" for char in password):
         raise SystemExit(

@@ -120,7 +120,7 @@ def require_file(url: URL, *, missing_ok: bool = False) -> bool:
     except FileNotFoundError:
         if missing_ok:
             return False
-        raise SchemaError(f"{path} does not exist; {_NAME_IT}") from None
+        raise SchemaError(f"{path} does not exist; {_NAME_IT}, or run `oauth-store upgrade` to create it") from None
     except OSError as error:
         advice = _AS_ITS_USER if isinstance(error, PermissionError) else _NAME_IT
         raise DatabaseUnavailable(f"{path} cannot be accessed: {os.strerror(error.errno or 0)}; {advice}") from error

@@ -245,6 +245,11 @@ def _command(name: str, revision: str, *, url: URL, sql: bool) -> str:
     except CommandError as error:
         if isinstance(error.__cause__, OAuthStoreError):
             raise error.__cause__ from None
+        if f"identified by '{revision}'" in str(error):
+            raise SchemaError(
+                f"there is no schema {revision}; expected a revision from 0001 to {HEAD}, and `oauth-store status` "
+                "shows the current one"
+            ) from error
         raise SchemaError(str(error)) from error
     return output.getvalue()
 

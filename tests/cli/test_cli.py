@@ -44,7 +44,7 @@ def test_status_creates_nothing(tmp_path: Path) -> None:
     """`status` of a database that does not exist does not create it."""
     answer = run("status", database=str(tmp_path / "oauth.db"))
     assert answer.returncode == 0
-    assert "has no tables yet" in answer.stdout
+    assert "oauth.db does not exist yet. The server creates it at first use" in answer.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -58,6 +58,17 @@ def test_status_of_an_old_schema(tmp_path: Path) -> None:
     assert "oauth-store upgrade" in answer.stderr
 
 
+@pytest.mark.parametrize("command", ["upgrade", "downgrade"])
+def test_a_revision_that_does_not_exist(command: str, tmp_path: Path) -> None:
+    """It is a one-line error that names the revisions, and changes nothing."""
+    path = str(tmp_path / "oauth.db")
+    run("upgrade", database=path)
+    answer = run(command, "9999", database=path, answer="y\n")
+    assert answer.returncode == 1
+    assert "oauth-store: there is no schema 9999; expected a revision from 0001 to 0003, and" in answer.stderr
+    assert sqlite_rows(path, "SELECT version_num FROM oauth_store_version") == [("0003",)]
+
+
 def test_downgrade_asks(tmp_path: Path) -> None:
     """`downgrade`, which deletes all tokens, asks for confirmation."""
     path = str(tmp_path / "oauth.db")
@@ -65,6 +76,7 @@ def test_downgrade_asks(tmp_path: Path) -> None:
     answer = run("downgrade", "0001", database=path, answer="n\n")
     assert answer.returncode == 1
     assert "nothing was changed" in answer.stderr
+    assert "Migrate the database down to 0001? Below 0002, this deletes all tokens." in answer.stdout + answer.stderr
     assert sqlite_rows(path, "SELECT version_num FROM oauth_store_version") == [("0003",)]
     answer = run("downgrade", "0001", database=path, answer="y\n")
     assert answer.returncode == 0
