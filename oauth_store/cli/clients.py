@@ -99,7 +99,7 @@ def add(
             group=_kind,
             negative="",
             show_default=False,
-            help="Where its codes are sent. Repeat it for more.",
+            help="The address that gets its codes. Repeat it for more.",
         ),
     ] = (),
     machine: Annotated[
@@ -107,7 +107,7 @@ def add(
     ] = False,
     scopes: Annotated[
         str | None,
-        Parameter(name="--scopes", help="Scopes it may have, separated by spaces. Default: the server's."),
+        Parameter(name="--scopes", help='The scopes that it may have, as in "read write". Default: the server\'s.'),
     ] = None,
     auth_method: Annotated[
         Literal["client_secret_post", "client_secret_basic", "none"],

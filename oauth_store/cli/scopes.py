@@ -28,7 +28,7 @@ def scopes(
     grant: Annotated[str, Parameter(help="A grant's id, or at least its first 6 digits: see `grants`.")],
     /,
     *,
-    replacement: Annotated[str | None, Parameter("--set", help='All scopes of the grant, as in "read write".')] = None,
+    replacement: Annotated[str | None, Parameter("--set", help='Replace all scopes, as in "read write".')] = None,
     add: Annotated[tuple[str, ...], Parameter("--add", help="A scope to add. Repeatable.", **_LIST)] = (),
     remove: Annotated[tuple[str, ...], Parameter("--remove", help="A scope to remove. Repeatable.", **_LIST)] = (),
     database: DatabaseOption = None,

@@ -58,6 +58,10 @@ def outage(error: Exception, where: str) -> DatabaseUnavailable | None:
         cause = "all connections were in use for too long"
     elif "prepared statement" in cause:  # it is on another connection of the pooler
         cause = f"{cause}; behind PgBouncer or another pooler, add pgbouncer=true to the options of the URL"
+    elif "Connect call failed" in cause or "Name or service not known" in cause:
+        cause = f"{cause}; check that the database server runs, and the host and the port in the URL"
+    elif cause.startswith('database "') and cause.endswith("does not exist"):
+        cause = f"{cause}; create it, or correct the URL"
     return DatabaseUnavailable(f"{where} cannot be used: {cause}")
 
 

@@ -198,6 +198,15 @@ def test_another_schema(command: list[str], empty_database_url: str) -> None:
     run("downgrade", "base", "--yes", database=empty_database_url)
 
 
+def test_a_database_server_that_is_not_there() -> None:
+    """The error says what to check, in one line and without the password."""
+    ran = run("grants", database="postgresql://ada:secret@127.0.0.1:1/wiki")
+    assert ran.returncode == 1
+    assert "cannot be used: " in ran.stderr
+    assert "; check that the database server runs, and the host and the port in the URL\n" in ran.stderr
+    assert "secret" not in ran.stderr
+
+
 NOBODY = 65534
 
 
