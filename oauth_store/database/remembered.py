@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import threading
 import time
 from typing import Any
 
@@ -28,6 +29,7 @@ class Remembered:
         self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         self._inode = inode if os.stat(path).st_ino == inode else None  # None: another file was opened, of no use
         self._looked_at = -LOOK_SECONDS
+        self._in_use = threading.Lock()  # a fork closes it in a thread of its own: SQLite's are not for two at once
         self._cursor = self._connection.cursor()  # kept: a new one for each call takes a microsecond of its 4
         self._verified: dict[bytes, tuple[int, dict[str, Any]]] = {}
 
@@ -43,7 +45,8 @@ class Remembered:
                 if os.stat(self._path).st_ino != self._inode:
                     return None  # others may commit to the file that is there now
                 self._looked_at = now
-            [(version,)] = self._cursor.execute("PRAGMA data_version").fetchall()
+            with self._in_use:
+                [(version,)] = self._cursor.execute("PRAGMA data_version").fetchall()
         except Exception:  # SQLite's, stat's, or of a tool that forbids blocking: the token is looked up
             return None
         return int(version)
@@ -65,4 +68,5 @@ class Remembered:
         self._verified[token_hash] = (version, fields)
 
     def close(self) -> None:
-        self._connection.close()
+        with self._in_use:
+            self._connection.close()
