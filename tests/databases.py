@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 import sqlalchemy
+from mcp.shared.auth import OAuthToken
 from sqlalchemy import Connection, Engine, Executable, Result, Row, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -22,6 +23,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from oauth_store import SQLAlchemyOAuthProvider
+from oauth_store.credentials import hash_secret
 from oauth_store.database.engines import create_engine
 from oauth_store.database.models import Token
 from oauth_store.database.sqlite import Lane
@@ -197,6 +199,13 @@ async def value_of(provider: SQLAlchemyOAuthProvider, statement: str | Executabl
     """The one value that a query finds, on a connection of a provider."""
     ((value,),) = await rows_of(provider, statement)
     return value
+
+
+async def grant_id_of(provider: SQLAlchemyOAuthProvider, token: OAuthToken) -> bytes:
+    """The id of a token's grant."""
+    named = sqlalchemy.select(Token.grant_id).where(Token.token_hash == hash_secret(token.access_token))
+    grant_id: bytes = await value_of(provider, named)
+    return grant_id
 
 
 async def tokens_of(provider: SQLAlchemyOAuthProvider) -> list[Row[Any]]:

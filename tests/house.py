@@ -1,12 +1,9 @@
 """A provider with an owner, who lets clients in: what the command line is tried on."""
 
 from mcp.shared.auth import OAuthToken
-from sqlalchemy import select
 
-from oauth_store.credentials import hash_secret
-from oauth_store.database.models import Token
 from tests.approvals import Asks
-from tests.databases import value_of
+from tests.databases import grant_id_of
 from tests.steps import Provider, authorization_params, new_client, query_of, redeem
 
 
@@ -36,6 +33,4 @@ class House:
 
     async def grant_id(self, token: OAuthToken) -> str:
         """The id of a token's grant."""
-        named = select(Token.grant_id).where(Token.token_hash == hash_secret(token.access_token))
-        grant_id: bytes = await value_of(self.provider, named)
-        return grant_id.hex()
+        return (await grant_id_of(self.provider, token)).hex()

@@ -19,7 +19,7 @@ from oauth_store.cli.terminal import (
 )
 from oauth_store.display import app_name, one_line
 from oauth_store.errors import OAuthStoreError
-from oauth_store.flows.scopes import change_scopes, changes_of, check_scopes
+from oauth_store.flows.scopes import change_scopes, changes_of, check_scopes, scopes_after
 
 _LIST: dict[str, Any] = {"negative": "", "show_default": False}
 
@@ -48,8 +48,7 @@ def scopes(
     with opened(database) as store:
         found = live_grant(store, grant)
         if added or removed is None or removed:
-            kept = [scope for scope in found.scopes if scope in added or (removed is not None and scope not in removed)]
-            after = list(dict.fromkeys([*kept, *added]))
+            after = scopes_after(found.scopes, added, removed)
             if not after:
                 raise OAuthStoreError("a grant needs at least one scope; to end it, revoke it")
             if set(after) != set(found.scopes):

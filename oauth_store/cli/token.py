@@ -128,7 +128,7 @@ def _as_json(token: LiveGrant) -> dict[str, Any]:
         "subject": token.subject,
         "resource": token.resource,
         "created_at": iso(token.granted_at),
-        "last_used_at": iso(token.last_used_at) if token.last_used_at > token.granted_at else None,
+        "last_used_at": iso(token.used_at),
         "expires_at": _expiry(token.expires_at),
     }
 
@@ -142,7 +142,7 @@ def _print_tokens(listed: list[LiveGrant]) -> None:
             " ".join(token.scopes) or "-",
             token.subject or "-",
             ago(token.granted_at, now),
-            ago(token.last_used_at, now) if token.last_used_at > token.granted_at else "never",
+            ago(token.used_at, now),
             _in_words(token),
         ]
         for token in listed

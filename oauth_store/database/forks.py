@@ -12,7 +12,7 @@ class Holder(ABC):
     def before_fork(self) -> None:  # noqa: B027 (nothing, unless a child must not inherit a connection)
         """Close the connections that a child must not inherit, and open none until `after_fork` is called."""
 
-    def after_fork(self) -> None:  # noqa: B027
+    def after_fork(self) -> None:  # noqa: B027 (nothing, unless `before_fork` stopped it)
         """Continue in the process that forked."""
 
     @abstractmethod

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id
 from oauth_store.database.models import NEVER, clients, codes
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.clients import DESCRIPTION_LENGTH, OFFLINE_ACCESS, Standing, StoredClient, is_owners, owners
+from oauth_store.flows.clients import DESCRIPTION_LENGTH, OFFLINE_ACCESS, Standing, StoredClient, is_limited, owners
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.registration import replace_metadata
 from oauth_store.flows.tokens import lookup, update_one
@@ -175,8 +175,7 @@ def _granted(issuer: Issuer, row: Row[Any], scopes: Collection[str]) -> list[str
     RFC 6749, sections 3.3 and 5.1. The required ones are always among them, and `offline_access` if it was asked for.
     Raises `AuthorizeError` for one that this server does not have.
     """
-    limited = row.last_used_at == NEVER or is_owners(row.client_metadata)
-    client = StoredClient.load(row.client_metadata, Standing(scopes=issuer.scopes, limited=limited))
+    client = StoredClient.load(row.client_metadata, Standing(scopes=issuer.scopes, limited=is_limited(row)))
     asked = row.scopes.split()
     unknown = [scope for scope in scopes if scope not in {*asked, *client.offered}]
     if unknown:

@@ -86,6 +86,11 @@ def is_owners(metadata: str) -> bool:
     return "added_by_owner" in metadata and json.loads(metadata).get("added_by_owner") is True
 
 
+def is_limited(row: Row[Any]) -> bool:
+    """Return whether the scopes that the client of a row registered are all that it may have."""
+    return row.last_used_at == NEVER or is_owners(row.client_metadata)
+
+
 def owners(metadata: str) -> str:
     """Return a stored registration as that of an `OwnersClient`."""
     return json.dumps(json.loads(metadata) | {"added_by_owner": True})
@@ -179,7 +184,7 @@ def _get_client(session: Session, scopes: ServerScopes, client_id: str) -> Store
     row = session.execute(_client_by_id, {"b_client_id": client_id}).one_or_none()
     if row is None or row.client_id != client_id:  # MariaDB pads: 'abc ' equals 'abc'
         return None
-    return StoredClient.of(row, scopes, limited=row.last_used_at == NEVER or is_owners(row.client_metadata))
+    return StoredClient.of(row, scopes, limited=is_limited(row))
 
 
 def is_client_id(text: str) -> bool:

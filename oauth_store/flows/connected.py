@@ -59,6 +59,11 @@ class LiveGrant:
     ceiling: tuple[str, ...] | None
     """The scopes that the owner set for a client that was added by hand: it can have no others."""
 
+    @property
+    def used_at(self) -> int | None:
+        """The last use of a personal token, whose creation is not a use; None if there is none."""
+        return self.last_used_at if self.last_used_at > self.granted_at else None
+
 
 def live_grants(
     session: Session,

@@ -72,8 +72,7 @@ def change_scopes(
     if row is None:
         return None
     before = row.scopes.split()
-    kept = [scope for scope in before if scope in add or (remove is not None and scope not in remove)]
-    after = list(dict.fromkeys([*kept, *add]))
+    after = scopes_after(before, add, remove)
     change = ScopeChange(
         added=tuple(scope for scope in after if scope not in before),
         removed=tuple(scope for scope in before if scope not in after),
@@ -85,6 +84,12 @@ def change_scopes(
     if change.added or change.removed:
         _store(session, row, after, change)
     return listed[0], change
+
+
+def scopes_after(before: Collection[str], add: Collection[str], remove: Collection[str] | None) -> list[str]:
+    """Return the scopes that a change leaves: see `change_scopes`."""
+    kept = [scope for scope in before if scope in add or (remove is not None and scope not in remove)]
+    return list(dict.fromkeys([*kept, *add]))
 
 
 def _locked(session: Session, grant_id: bytes, now: int) -> Row[Any] | None:

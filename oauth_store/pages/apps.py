@@ -156,7 +156,7 @@ class AppsPage:
 
     def _described(self, grant: LiveGrant, tools: Tools) -> dict[str, Any]:
         since, used = utc(grant.granted_at), utc(grant.last_used_at)
-        unused = is_personal(grant.client_id) and grant.last_used_at <= grant.granted_at
+        unused = is_personal(grant.client_id) and grant.used_at is None
         return {
             "grant_id": grant.grant_id.hex(),
             "name": app_name(grant.client_name),

@@ -13,17 +13,18 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
-from oauth_store import AuthorizationRequest, SQLAlchemyOAuthProvider
+from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.database.models import ACCESS, REFRESH, Token, is_live
 from oauth_store.database.status import take_inventory
 from oauth_store.flows import refresh as refresh_flow
 from oauth_store.flows.clients import OwnersClient
-from oauth_store.flows.connected import end_one, live_grants
+from oauth_store.flows.connected import end_one
 from oauth_store.flows.refresh import PresentedRefreshToken
 from oauth_store.flows.scopes import ScopeChange, change_scopes, changes_of
 from oauth_store.flows.tokens import Pair
+from tests.approvals import Asks
 from tests.clocks import Clock, turned
-from tests.databases import rows_of, tokens_of, transaction, value_of
+from tests.databases import grant_id_of, rows_of, tokens_of, transaction, value_of
 from tests.steps import (
     Provider,
     authorization_params,
@@ -40,16 +41,11 @@ from tests.workers import Processes, refresh_until_refused, settle
 SERVER = {"client_registration_options": registration_options("read", "write", "admin")}
 
 
-class Waiting:
-    """An approval that leaves each request waiting, and answers with its handle."""
-
-    async def authorize(self, provider: SQLAlchemyOAuthProvider, request: AuthorizationRequest) -> str:
-        return request.handle
-
-
 async def asked(provider: SQLAlchemyOAuthProvider, client: OAuthClientInformationFull, *scopes: str) -> str:
     """The handle of a request for these scopes."""
-    return await provider.authorize(client, authorization_params(scopes=list(scopes)))
+    await provider.authorize(client, authorization_params(scopes=list(scopes)))
+    assert isinstance(provider._approval, Asks)
+    return provider._approval.handle
 
 
 async def granted(
@@ -66,7 +62,7 @@ class TestApproval:
     @pytest.fixture
     def provider(self, make_provider: Provider) -> SQLAlchemyOAuthProvider:
         """A server with three scopes, whose approval waits."""
-        return make_provider(approval=Waiting(), **SERVER)
+        return make_provider(approval=Asks(), **SERVER)
 
     @pytest.mark.parametrize(
         ("scopes", "expected"),
@@ -86,7 +82,7 @@ class TestApproval:
 
     async def test_a_required_scope_is_always_granted(self, make_provider: Provider) -> None:
         """A token without it would be refused by every request."""
-        provider = make_provider(approval=Waiting(), required_scopes=["read"], **SERVER)
+        provider = make_provider(approval=Asks(), required_scopes=["read"], **SERVER)
         client = await registered(provider)
         assert await granted(provider, client, await asked(provider, client, "read", "write"), scopes=[]) == "read"
 
@@ -119,17 +115,9 @@ class TestApproval:
 async def change(provider: SQLAlchemyOAuthProvider, token: OAuthToken, **choice: Any) -> ScopeChange | None:
     """Change the scopes of a token's grant."""
     choice = {"by": "the test", "now": int(time.time()), **choice}
-    grant_id = await grant_of(provider, token)
+    grant_id = await grant_id_of(provider, token)
     changed = await provider._store.write(change_scopes, grant_id, **choice)
     return None if changed is None else changed[1]
-
-
-async def grant_of(provider: SQLAlchemyOAuthProvider, token: OAuthToken) -> bytes:
-    """The grant of a client that has one."""
-    verified = await provider.load_access_token(token.access_token)
-    assert verified is not None
-    listed, _ = await provider._store.read(live_grants, client_id=verified.client_id, now=0)
-    return listed[0].grant_id
 
 
 async def scopes_of(provider: SQLAlchemyOAuthProvider, token: OAuthToken) -> list[str] | None:
@@ -255,7 +243,7 @@ class TestChange:
         assert await change(provider, token, remove=["write"], subject="eve") is None
         assert await change(provider, token, remove=["write"], resource="https://other.example/mcp") is None
         assert await scopes_of(provider, token) == ["read", "write"]
-        grant_id = await grant_of(provider, token)
+        grant_id = await grant_id_of(provider, token)
         loaded = await provider.load_access_token(token.access_token)
         assert loaded is not None
         await provider.revoke_token(loaded)
@@ -271,7 +259,7 @@ class TestChange:
         """What was added and removed, when and by whom; a choice that changes nothing leaves no record."""
         caplog.set_level(logging.INFO, "oauth_store")
         token = await sign_in(provider, client)
-        grant_id = await grant_of(provider, token)
+        grant_id = await grant_id_of(provider, token)
         await change(provider, token, remove=["write"], by="ada, on a page")
         await change(provider, token, remove=["write"], by="nobody")
         clock.shift(5)
@@ -295,7 +283,7 @@ class TestChange:
     ) -> None:
         """The last one is the last: the owner reads there whether the app still has a scope."""
         token = await sign_in(provider, client)
-        grant_id = await grant_of(provider, token)
+        grant_id = await grant_id_of(provider, token)
         now = int(time.time())
         for _ in range(4):
             await change(provider, token, remove=["write"], now=now)
@@ -318,7 +306,7 @@ class TestChange:
     ) -> None:
         """All rows of the grant change in one transaction."""
         token = await sign_in(provider, client)
-        grant_id = await grant_of(provider, token)
+        grant_id = await grant_id_of(provider, token)
 
         def failing(session: Session) -> None:
             change_scopes(session, grant_id, remove=["write"], by="x", now=0)
@@ -346,7 +334,7 @@ class TestAtTheSameMoment:
     ) -> None:
         """A refresh that read them before the change, and writes after it, begins again."""
         token = await sign_in(provider, client)
-        grant_id = await grant_of(provider, token)
+        grant_id = await grant_id_of(provider, token)
         may_write, has_read = threading.Event(), threading.Event()
         mint = Pair.mint
 
@@ -375,7 +363,7 @@ class TestAtTheSameMoment:
         """
         clients = [await registered(provider) for _ in range(8)]
         tokens = [await sign_in(provider, client) for client in clients]
-        grant_ids = [await grant_of(provider, token) for token in tokens]
+        grant_ids = [await grant_id_of(provider, token) for token in tokens]
 
         async def change_all() -> None:
             for client in clients:

@@ -56,13 +56,20 @@ class Connected(ABC):
         """Make its access token useless, as if it had expired."""
 
 
-class _Python(Connected):
-    def __init__(self, client: Client[Any], oauth: HeadlessOAuth) -> None:
+class _ByFastMCP(Connected):
+    """One that lists its tools through a `fastmcp.Client`."""
+
+    def __init__(self, client: Client[Any]) -> None:
         self._client = client
-        self._oauth = oauth
 
     async def tools(self) -> set[str]:
         return {tool.name for tool in await self._client.list_tools()}
+
+
+class _Python(_ByFastMCP):
+    def __init__(self, client: Client[Any], oauth: HeadlessOAuth) -> None:
+        super().__init__(client)
+        self._oauth = oauth
 
     async def scopes(self) -> set[str]:
         stored = await self._oauth.token_storage_adapter.get_tokens()
@@ -95,13 +102,10 @@ class _TypeScript(Connected):
         await self._app.lose_access_token()
 
 
-class _McpRemote(Connected):
+class _McpRemote(_ByFastMCP):
     def __init__(self, client: Client[Any], remote: McpRemote) -> None:
-        self._client = client
+        super().__init__(client)
         self._remote = remote
-
-    async def tools(self) -> set[str]:
-        return {tool.name for tool in await self._client.list_tools()}
 
     async def scopes(self) -> set[str]:
         return set(self._remote.stored("tokens").get("scope", "").split())

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Locator, Page, ViewportSize
+from playwright.async_api import Locator, Page, ViewportSize, expect
 
-from tests.sites import PASSWORD
+from tests.sites import PASSWORD, Site
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 ARGUMENTS = [
@@ -61,3 +61,11 @@ async def screenshot(page: Page, name: str) -> None:
     directory = os.environ.get("OAUTH_STORE_SCREENSHOTS")
     if directory:
         await page.screenshot(path=Path(directory) / f"{name}.png", full_page=True)
+
+
+async def sign_in(wiki: Site, page: Page, password: str = PASSWORD) -> None:
+    """Sign in to the connected apps, or fail to."""
+    await page.goto(f"{wiki.url}/apps")
+    await page.get_by_label("Password").fill(password)
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("button", name="Sign out").or_(page.get_by_role("alert"))).to_be_visible()

@@ -9,7 +9,7 @@ from fastmcp import Client
 from playwright.async_api import Browser, Page, expect
 
 from tests.clocks import turned
-from tests.pages.browser import boxes_in
+from tests.pages.browser import boxes_in, sign_in
 from tests.scopes import wiki_on
 from tests.sites import PASSWORD, Site
 
@@ -22,14 +22,6 @@ async def call(wiki: Site, access_token: str) -> int:
     headers = {"Authorization": f"Bearer {access_token}", "Accept": "application/json, text/event-stream"}
     async with httpx2.AsyncClient(timeout=60) as http:
         return (await http.post(f"{wiki.url}/mcp", json=INITIALIZE, headers=headers)).status_code
-
-
-async def sign_in(wiki: Site, page: Page, password: str = PASSWORD) -> None:
-    """Sign in to the connected apps, or fail to."""
-    await page.goto(f"{wiki.url}/apps")
-    await page.get_by_label("Password").fill(password)
-    await page.get_by_role("button", name="Sign in").click()
-    await expect(page.get_by_role("button", name="Sign out").or_(page.get_by_role("alert"))).to_be_visible()
 
 
 def revoke_of(page: Page, name: str) -> Any:

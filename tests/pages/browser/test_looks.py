@@ -15,7 +15,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 from pydantic import AnyUrl
 
 from tests.clocks import turned
-from tests.pages.browser import DESK, PHONE, allow, boxes_in, screenshot
+from tests.pages.browser import DESK, PHONE, allow, boxes_in, screenshot, sign_in
 from tests.scopes import WORDS, add_many_tools, wiki_on
 from tests.sites import PASSWORD, USERS, site
 from tests.steps import registration_options
@@ -194,9 +194,7 @@ class TestApps:
         ):
             await wiki.connect(asks="read write", **TARGETS["loopback"])
             await wiki.connect(asks="read write", **CLAUDE)
-            await page.goto(f"{wiki.url}/apps")
-            await page.get_by_label("Password").fill(PASSWORD)
-            await page.get_by_role("button", name="Sign in").click()
+            await sign_in(wiki, page)
             await check(page, named("apps-scopes-folded", phone, dark))
             app = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="Claude", exact=True))
             await app.get_by_text("Change what it can do").click()
@@ -216,9 +214,7 @@ class TestApps:
             people(chromium, phone=phone, dark=dark) as page,
         ):
             await wiki.connect(asks="read write", **CLAUDE)
-            await page.goto(f"{wiki.url}/apps")
-            await page.get_by_label("Password").fill(PASSWORD)
-            await page.get_by_role("button", name="Sign in").click()
+            await sign_in(wiki, page)
             await page.get_by_text("New token").click()
             await page.get_by_label("Name").fill("n8n")
             await check(page, named("apps-new-token", phone, dark))
@@ -241,9 +237,7 @@ class TestApps:
             people(chromium, phone=phone, dark=dark) as page,
         ):
             await wiki.connect(asks=" ".join(FORTY[:20]), scope=None, **CLAUDE)
-            await page.goto(f"{wiki.url}/apps")
-            await page.get_by_label("Password").fill(PASSWORD)
-            await page.get_by_role("button", name="Sign in").click()
+            await sign_in(wiki, page)
             for fold in ("Change what it can do", "and 12 more", "Allow more"):
                 await page.get_by_text(fold).click()
             await check(page, named("apps-forty", phone, dark))
