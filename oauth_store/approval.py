@@ -16,6 +16,8 @@ from sqlalchemy import Row
 from starlette.requests import Request
 
 from oauth_store.browser import Cookies
+from oauth_store.credentials import user_code_in
+from oauth_store.database.models import DEVICE
 from oauth_store.errors import ConfigurationError
 from oauth_store.flows import authorization
 from oauth_store.flows.authorization import Started
@@ -42,6 +44,8 @@ class AuthorizationRequest:
     scopes: list[str]
     resource: str | None
     expires_at: int
+    user_code: str | None = None
+    """The code that a device shows, and that the owner typed (RFC 8628). Its request has no redirect URI: it is ""."""
 
 
 def request_of(handle: str, client: OAuthClientInformationFull, row: Started | Row[Any]) -> AuthorizationRequest:
@@ -49,10 +53,11 @@ def request_of(handle: str, client: OAuthClientInformationFull, row: Started | R
     return AuthorizationRequest(
         handle=handle,
         client=client,
-        redirect_uri=row.redirect_uri,
+        redirect_uri="" if row.redirect_uri == DEVICE else row.redirect_uri,
         scopes=row.scopes.split(),
         resource=row.resource,
         expires_at=row.expires_at,
+        user_code=user_code_in(handle) if row.redirect_uri == DEVICE else None,
     )
 
 

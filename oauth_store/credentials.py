@@ -9,6 +9,11 @@ import zlib
 
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _PERSONAL_LENGTH = 43  # of 62 symbols: 256 bits
+_USER_CODE_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
+"""No vowels, so no words (RFC 8628, section 6.1)."""
+_USER_CODE_LENGTH = 8
+_DEVICE_HANDLE = "device_"
+"""What the handle of a device's request begins with. Its user code follows."""
 
 
 def mint(kind: str) -> str:
@@ -34,6 +39,28 @@ def _checksum(body: str) -> str:
         rest, digit = divmod(rest, 62)
         digits = _BASE62[digit] + digits
     return digits
+
+
+def mint_user_code() -> str:
+    """Return a new user code, which a device shows and its owner types elsewhere: 8 letters, one of 25 billion."""
+    return "".join(secrets.choice(_USER_CODE_LETTERS) for _ in range(_USER_CODE_LENGTH))
+
+
+def user_code_of(text: str) -> str | None:
+    """Return the user code that a person typed, in any case and with any spaces or dashes; None if it is none."""
+    letters = "".join(character for character in text[:100].upper() if character.isalnum())
+    return letters if len(letters) == _USER_CODE_LENGTH and set(letters) <= set(_USER_CODE_LETTERS) else None
+
+
+def device_handle(user_code: str) -> str:
+    """Return the handle of the device's request with this user code. It is no secret: see `flows/devices.py`."""
+    return f"{_DEVICE_HANDLE}{user_code}"
+
+
+def user_code_in(device_handle: str) -> str:
+    """Return the user code in the handle of a device's request, as people read it: WDJB-MJHT."""
+    letters = device_handle.removeprefix(_DEVICE_HANDLE)
+    return f"{letters[:4]}-{letters[4:]}"
 
 
 def mint_grant_id() -> bytes:

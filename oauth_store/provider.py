@@ -1,15 +1,12 @@
 """The provider: settings, FastMCP's methods, each a line or two of a flow, and its routes and pages."""
 
 import logging
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
-from urllib.parse import urlsplit
 
 from fastmcp.server.auth import AccessToken, OAuthProvider
-from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.provider import AuthorizationCode, AuthorizationParams, RefreshToken
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
@@ -30,6 +27,7 @@ from oauth_store.flows import access, authorization, clients, code, refresh, reg
 from oauth_store.flows.clients import StoredClient
 from oauth_store.flows.issuer import Issuer, ServerScopes, check_seconds
 from oauth_store.flows.metadata_documents import MetadataDocuments
+from oauth_store.pages.default import DEVICE_PATH, default_approval, device_page
 from oauth_store.pages.html import Pages, plain_pages
 from oauth_store.rate_limits import FloodGuard, RateLimits
 from oauth_store.server.authorize import Server
@@ -56,26 +54,6 @@ class Approval(Protocol):
         the result of one of these two instead.
         """
         ...
-
-
-def default_approval(urls: list[str]) -> Approval:
-    """Return the approval for a server with these public URLs whose owner has not chosen one.
-
-    Raises `ConfigurationError` if there is no password and one of the URLs is not loopback.
-    """
-    if os.environ.get(PASSWORD_HASH):
-        from oauth_store.pages.password import PasswordApproval  # imports argon2 and jinja2 only where needed
-
-        return PasswordApproval()
-    public = [url for url in urls if not is_loopback_host(urlsplit(url).hostname)]
-    if public:
-        raise ConfigurationError(
-            f"no approval is set for the public URL {public[0]}, so anyone who finds it could get a token; set "
-            f"{PASSWORD_HASH} to the output of `oauth-store hash-password`, pass approval=<your own Approval> to ask "
-            "the owner in another way, or pass approval=AutoApproval() to approve every client"
-        )
-    logger.warning("no approval is set: clients on this machine get in without one, all others are refused")
-    return LoopbackApproval()
 
 
 class SQLAlchemyOAuthProvider(OAuthProvider):
@@ -105,6 +83,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         rate_limits: RateLimits | None = None,
         trusted_proxies: Sequence[str] = (),
         metadata_documents: bool = True,
+        device_authorization: bool = False,
     ) -> None:
         """Check the settings. The database is opened at first use, and need not exist before.
 
@@ -125,6 +104,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             trusted_proxies: Addresses or networks whose X-Forwarded-For is trusted, if uvicorn does not handle it.
             metadata_documents: Whether a client may name itself by the URL of its metadata document, which this server
                 then fetches. Set False if it cannot: clients then register. Clients already stored keep working.
+            device_authorization: Whether devices without a browser can sign in: they show a code, which the owner
+                types at /device (RFC 8628).
 
         Raises:
             ConfigurationError: If a setting is missing, contradictory or unusable.
@@ -165,7 +146,13 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             refresh_expiry_seconds=refresh_token_expiry_seconds,
             grace_seconds=min(refresh_grace_seconds, access_token_expiry_seconds),
             after_commit=Purger(self._store).nudge,
+            device_url=self.public_url(DEVICE_PATH) if device_authorization else None,
         )
+        if device_authorization and isinstance(self._approval, LoopbackApproval):
+            raise ConfigurationError(
+                "device_authorization lets in devices on other machines, and no approval is set; "
+                f"set {PASSWORD_HASH} to the output of `oauth-store hash-password`, or pass approval="
+            )
 
     async def check_schema(self) -> None:
         """Open the database now, as in a server's lifespan. Raises `SchemaError` or `DatabaseUnavailable`."""
@@ -293,14 +280,22 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         self, title: str, text: str, detail: str, status_code: int, headers: Mapping[str, str]
     ) -> Response:
         """Return a page that tells the user what is wrong, in the style of the approval's pages."""
-        pages: Pages = getattr(self._approval, "pages", None) or plain_pages()
         paragraphs = filter(None, (text, detail))
-        return pages.message(title, *paragraphs, server=self.public_name, status_code=status_code, headers=headers)
+        return self._pages.message(
+            title, *paragraphs, server=self.public_name, status_code=status_code, headers=headers
+        )
+
+    @property
+    def _pages(self) -> Pages:
+        return getattr(self._approval, "pages", None) or plain_pages()
 
     def get_routes(self, mcp_path: str | None = None) -> list[Route]:
         """Return FastMCP's routes, with ours where its handlers fall short, and the approval's pages."""
         routes = super().get_routes(mcp_path)
-        pages: Callable[[SQLAlchemyOAuthProvider], list[Route]] | None = getattr(self._approval, "routes", None)
+        routes_of: Callable[[SQLAlchemyOAuthProvider], list[Route]] | None = getattr(self._approval, "routes", None)
+        pages = list(routes_of(self)) if routes_of else []
+        if self.issuer.device_url is not None:
+            pages.append(device_page(self, self._approval, self._pages))
         server = Server(
             provider=self,
             issuer=self.issuer,
@@ -309,7 +304,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             message_page=self.message_page,
             cookies=None if isinstance(self._approval, AutoApproval) else self.cookies,
         )
-        return server_routes(server, routes, pages(self) if pages else [])
+        return server_routes(server, routes, pages)
 
     def get_middleware(self) -> list[Middleware]:
         """Return FastMCP's middleware between ours: outages get 503, and every request without a token gets 401."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
+from oauth_store.credentials import derive
 from oauth_store.errors import ConfigurationError
 
 if TYPE_CHECKING:  # importing it takes 20 milliseconds, and a process that serves no routes does not need it
@@ -20,6 +21,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _WITH_PORT = re.compile(r"\[([^]]+)\](?::\d+)?|([\d.]+):\d+")
+POLLS = "1/4 seconds"
+"""A second less than the interval that devices are given: the network delays some of their requests."""
 PROXIES = 20
 """The most proxies that a request can have passed through; each is an address to parse."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -83,6 +86,19 @@ class Limiter:
         self._strategy.clear(limit, key)
 
 
+class Polls:
+    """The requests of devices for their tokens: each may come once in its interval (RFC 8628, section 3.5)."""
+
+    def __init__(self) -> None:
+        self._limiter: Limiter | None = None
+
+    def is_early(self, device_code: str) -> bool:
+        """Count a request of a device that waits for its owner, and return whether it came too early."""
+        if self._limiter is None:
+            self._limiter = Limiter()
+        return self._limiter.retry_after((_parsed("polls", POLLS), derive(device_code, "polls"))) is not None
+
+
 class FloodGuard:
     """Limits registrations and authorization requests, by address and in total."""
 
@@ -108,6 +124,7 @@ class FloodGuard:
             for path, name, total, per_address in (
                 ("/register", "registrations", limits.registrations, limits.registrations_per_address),
                 ("/authorize", "authorizations", limits.authorizations, limits.authorizations_per_address),
+                ("/device_authorization", "authorizations", limits.authorizations, limits.authorizations_per_address),
             )
         }
 

@@ -21,6 +21,9 @@ ACCESS, REFRESH, SESSION, SCOPES = "access_token", "refresh_token", "session", "
 """The kinds of rows in `oauth_tokens`: the two tokens, by the hints of RFC 7009, the session on the page of connected
 apps, and the record of a change of a grant's scopes."""
 
+DEVICE = "device"
+"""The `redirect_uri` of a device's request (RFC 8628), which has none. It is no URI, so no client can register it."""
+
 CLIENT_ID_LENGTH = 512
 """The longest client_id that is accepted, in characters; that of a client ID metadata document is a URL."""
 
@@ -65,7 +68,7 @@ class Code(Base):
 
     The browser carries the handle and the client gets the code: two secrets, since anyone who starts a flow knows the
     handle. Only approved rows are searched for a code. A consumed one stays until it expires, so that its replay is
-    detected.
+    detected. A device's request (RFC 8628) is such a row too: see `flows/devices.py`.
     """
 
     __tablename__ = "oauth_codes"
@@ -73,9 +76,10 @@ class Code(Base):
 
     handle_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
     code_hash: Mapped[bytes | None] = mapped_column(_Hash, unique=True)
-    """Null until the owner has approved the request."""
+    """Null until the owner has approved the request. Of a device's request, the device code's, from the start."""
     browser_hash: Mapped[bytes | None] = mapped_column(_Hash)
-    """The cookie of the browser that started the request, where the approval sets one."""
+    """The cookie of the browser that started the request, where the approval sets one. Of a device's request, that of
+    the browser in which its user code was typed last."""
     # No foreign key: a client that is known by its metadata document gets its row with the first approval.
     client_id: Mapped[str] = mapped_column(_ClientId, index=True)
     grant_id: Mapped[bytes] = mapped_column(_GrantId, index=True)

@@ -9,11 +9,11 @@ from typing import Any
 from fastmcp.server.auth.redirect_validation import build_client_redirect
 from mcp.server.auth.provider import AuthorizationParams, AuthorizeError
 from mcp.shared.auth import InvalidScopeError
-from sqlalchemy import Row, Select, bindparam, insert, select, update
+from sqlalchemy import Row, Select, bindparam, insert, null, select, update
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id
-from oauth_store.database.models import NEVER, clients, codes
+from oauth_store.database.models import DEVICE, NEVER, clients, codes
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.clients import DESCRIPTION_LENGTH, OFFLINE_ACCESS, Standing, StoredClient, is_limited, owners
 from oauth_store.flows.issuer import Issuer
@@ -49,7 +49,7 @@ _give_code = (
         expires_at=bindparam("b_expires_at"),
     )
 )
-_end_request = update(codes).where(*_is_pending).values(consumed_at=bindparam("b_now"))
+_end_request = update(codes).where(*_is_pending).values(approved_at=null(), consumed_at=bindparam("b_now"))
 _stamp_client = (
     update(clients).where(clients.c.client_id == bindparam("b_client_id")).values(last_used_at=bindparam("b_now"))
 )
@@ -128,7 +128,9 @@ async def pending(issuer: Issuer, handle: str, browser: str | None) -> Row[Any] 
 def _pending(session: Session, issuer: Issuer, handle: str, now: int) -> Row[Any] | None:
     """Return the row of such a request, whatever its browser. `registered_id` is null if its client is gone."""
     row = lookup(session, _request_by_handle, b_hash=hash_secret(handle), b_now=now)
-    return row if row is not None and issuer.is_ours(row.resource) else None
+    if row is None or not issuer.is_ours(row.resource) or (row.redirect_uri == DEVICE and issuer.device_url is None):
+        return None
+    return row
 
 
 async def approve(issuer: Issuer, handle: str, subject: str | None, scopes: Collection[str] | None) -> str:
@@ -153,7 +155,8 @@ def _approve(
     row = _waiting(session, issuer, handle, now)
     if row.registered_id is None:
         raise AuthorizeError("unauthorized_client", "the client is not registered")
-    values = {"b_subject": subject, "b_expires_at": now + issuer.code_expiry_seconds, "b_code_hash": hash_secret(code)}
+    values: dict[str, Any] = {"b_subject": subject, "b_expires_at": now + issuer.code_expiry_seconds}
+    values["b_code_hash"] = row.code_hash if row.redirect_uri == DEVICE else hash_secret(code)
     values["b_scopes"] = row.scopes if scopes is None else " ".join(_granted(issuer, row, scopes))
     update_one(session, _give_code, b_hash=row.handle_hash, b_now=now, **values)
     if row.last_used_at == NEVER:  # added by the owner before registrations recorded that
@@ -199,6 +202,8 @@ def _waiting(session: Session, issuer: Issuer, handle: str, now: int) -> Row[Any
 
 
 def _redirect(issuer: Issuer, row: Row[Any], **params: str) -> str:
+    if row.redirect_uri == DEVICE:  # it asks for its tokens by itself
+        return f"{issuer.device_url}?answer={'denied' if 'error' in params else 'allowed'}"
     if row.state is not None:
         params["state"] = row.state
     return build_client_redirect(row.redirect_uri, params, iss=issuer.url)

@@ -176,11 +176,13 @@ _client_by_id = select(clients).where(clients.c.client_id == bindparam("b_client
 
 async def find(issuer: Issuer, client_id: str) -> StoredClient | None:
     """Return a registered client, or None."""
-    return await issuer.store.read(_get_client, issuer.scopes, client_id) if is_client_id(client_id) else None
+    return await issuer.store.read(get_client, issuer.scopes, client_id)
 
 
-def _get_client(session: Session, scopes: ServerScopes, client_id: str) -> StoredClient | None:
+def get_client(session: Session, scopes: ServerScopes, client_id: str) -> StoredClient | None:
     """Return a registered client, or None."""
+    if not is_client_id(client_id):
+        return None
     row = session.execute(_client_by_id, {"b_client_id": client_id}).one_or_none()
     if row is None or row.client_id != client_id:  # MariaDB pads: 'abc ' equals 'abc'
         return None
@@ -210,10 +212,12 @@ def authenticate(client: StoredClient | None, secret: str | None) -> StoredClien
     return client
 
 
-def admit(client: StoredClient | None, secret: str | None, grant_type: str) -> None:
-    """Raise `AuthenticationError` or `TokenError` unless a client authenticates and may use this grant type."""
-    if grant_type not in authenticate(client, secret).grant_types:
+def admit(client: StoredClient | None, secret: str | None, grant_type: str) -> StoredClient:
+    """Return a client that authenticates and may use this grant type. Raises `AuthenticationError` or `TokenError`."""
+    admitted = authenticate(client, secret)
+    if grant_type not in admitted.grant_types:
         raise TokenError("unauthorized_client", f"the client did not register for {grant_type}")
+    return admitted
 
 
 def check_redirect_uris(client: OAuthClientInformationFull) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret
-from oauth_store.database.models import codes
+from oauth_store.database.models import DEVICE, codes
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.clients import admit
 from oauth_store.flows.connected import revoke_grants
@@ -28,6 +28,7 @@ CODE_VERIFIER = r"[A-Za-z0-9._~-]{43,128}"
 
 _is_known = (
     codes.c.code_hash == bindparam("b_hash"),
+    codes.c.redirect_uri != DEVICE,
     codes.c.approved_at.is_not(None),
     codes.c.expires_at > bindparam("b_now"),
 )

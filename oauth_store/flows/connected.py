@@ -18,8 +18,11 @@ from oauth_store.events import emit_after_commit
 BATCH = 1000
 """The most values in one statement: every database has a limit."""
 
+AUTHORIZATION_CODE = "authorization_code"
 CLIENT_CREDENTIALS = "client_credentials"
 """The grant type of machines (RFC 6749, section 4.4)."""
+DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
+"""The grant type of devices (RFC 8628, section 3.4)."""
 
 
 _close_codes = (

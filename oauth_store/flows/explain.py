@@ -8,14 +8,15 @@ from typing import Any
 from sqlalchemy import Row, Select, func, select
 from sqlalchemy.orm import Session
 
-from oauth_store.credentials import hash_secret
-from oauth_store.database.models import ACCESS, REFRESH, SESSION, clients, codes, tokens
+from oauth_store.credentials import device_handle, hash_secret, user_code_of
+from oauth_store.database.models import ACCESS, DEVICE, REFRESH, SESSION, clients, codes, tokens
 from oauth_store.display import one_line, with_age
 from oauth_store.flows.connected import described, is_machine, live_grants
 from oauth_store.flows.scopes import ScopeChange, changes_of
 from oauth_store.sealing import unseal
 
 KINDS = {"access": "access token", "refresh": "refresh token", "code": "authorization code"} | {
+    "device": "device code",
     "request": "authorization request",
     "session": "session",
 }
@@ -88,8 +89,10 @@ def explain(session: Session, secret: str, now: int) -> Explanation:
         return (_session if token.kind == SESSION else _token)(session, secret, token, now)
     code = _first(session, _with_client(codes).where(codes.c.code_hash == hashed))
     if code is not None:
-        return _code(session, "authorization code", code, now)
-    request = _first(session, _with_client(codes).where(codes.c.handle_hash == hashed))
+        return _code(session, "device code" if code.redirect_uri == DEVICE else "authorization code", code, now)
+    user_code = user_code_of(secret)
+    handle = hashed if user_code is None else hash_secret(device_handle(user_code))
+    request = _first(session, _with_client(codes).where(codes.c.handle_hash == handle))
     if request is not None:
         return _code(session, "authorization request", request, now)
     client = _first(session, select(clients).where(clients.c.client_secret_hash == hashed))

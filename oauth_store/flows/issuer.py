@@ -56,6 +56,8 @@ class Issuer:
     grace_seconds: int
     after_commit: Callable[[], None]
     """Called when a step has left rows that will expire, so that the purge can run."""
+    device_url: str | None = None
+    """The page where the user codes of devices are typed (RFC 8628), or None if devices cannot sign in."""
     uses: dict[bytes, float] = field(default_factory=dict, init=False, repr=False)
     """When access tokens were used, by their hashes, as far as that is stored already."""
     resource: str | None = field(default=None, init=False)

@@ -13,7 +13,7 @@ from oauth_store.credentials import hash_secret
 from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.clients import OFFLINE_ACCESS, OwnersClient, check_redirect_uris, check_scopes
-from oauth_store.flows.connected import CLIENT_CREDENTIALS
+from oauth_store.flows.connected import CLIENT_CREDENTIALS, DEVICE_CODE
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.scopes import is_scope
 
@@ -64,6 +64,8 @@ def check_registration(client: OAuthClientInformationFull) -> None:
         raise RegistrationError("invalid_client_metadata", f"client_id is longer than {CLIENT_ID_LENGTH} characters")
     if _is_for_a_machine(client):
         _check_machine(client)
+    elif DEVICE_CODE in client.grant_types and not client.redirect_uris:
+        check_scopes(client)
     else:
         check_redirect_uris(client)
     if len(_metadata(client).encode()) > METADATA_BYTES:

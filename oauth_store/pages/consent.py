@@ -131,7 +131,9 @@ class ConsentPage:
             title="Allow an app?",
             client=app_name(client.client_name),
             document_host=document_host(client.client_id),
-            target=Target.of(waiting.redirect_uri, self._wording.known_hosts),
+            target=Target("device", waiting.user_code, None)
+            if waiting.user_code is not None
+            else Target.of(waiting.redirect_uri, self._wording.known_hosts),
             choices=self._choices(waiting, tools, ticked),
             scopes=scopes_in_words(waiting.scopes, self._wording.scope_descriptions),
             duration=self._duration(client),

@@ -12,7 +12,16 @@ from starlette.responses import HTMLResponse, Response
 
 from oauth_store.errors import ConfigurationError
 
-TEMPLATES = ("base.html", "fields.html", "choices.html", "consent.html", "sign_in.html", "apps.html", "message.html")
+TEMPLATES = (
+    "base.html",
+    "fields.html",
+    "choices.html",
+    "consent.html",
+    "device.html",
+    "sign_in.html",
+    "apps.html",
+    "message.html",
+)
 DEFAULT_ACCENT = "#1a56b0"
 
 

@@ -11,11 +11,12 @@ from oauth_store.approval import PASSWORD_HASH, Approver, AuthorizationRequest
 from oauth_store.errors import ConfigurationError
 from oauth_store.pages.apps import AppsPage
 from oauth_store.pages.consent import ConsentPage, consent_url
+from oauth_store.pages.default import DEVICE_PATH
 from oauth_store.pages.html import DEFAULT_ACCENT, Pages
 from oauth_store.pages.sign_in import OWNER, USER_LENGTH, SignIn, normalized
 from oauth_store.pages.wording import Wording
 
-TAKEN = (ConsentPage.path, "/authorize", "/token", "/register", "/revoke")
+TAKEN = (ConsentPage.path, DEVICE_PATH, "/authorize", "/device_authorization", "/token", "/register", "/revoke")
 """Paths in use, except the MCP endpoint's, which is not known yet."""
 
 

@@ -124,6 +124,10 @@ class SignIn:
         value, _, proof = (cookie or "").rpartition(".")
         return user in self._hashes and same(proof, derive(self._hashes[user], value))
 
+    def knows(self, browser: str) -> bool:
+        """Return whether the cookie of `remember` shows that a user has signed in with this browser."""
+        return any(self.signed(user, browser) for user in self._hashes)
+
     def _nobody(self, user: str) -> str:
         """Return a hash that matches no password, always the same one for a name."""
         return self._nobodies[int(derive(self._key, user)[:8], 16) % len(self._nobodies)]

@@ -37,9 +37,10 @@ class Target:
     """Where a code will be sent, for display."""
 
     kind: str
-    """`web`, `loopback`, or `app` for an application's own scheme."""
+    """`web`, `loopback`, `app` for an application's own scheme, or `device`."""
     host: str
-    """The host, with its port unless it is the default; for an application's own scheme, the start of its links."""
+    """The host, with its port unless it is the default; for an application's own scheme, the start of its links; for a
+    device, the code that it shows."""
     known_as: str | None
     """Whose address it is, for display: of a well-known callback, or of a host that the owner configured."""
 

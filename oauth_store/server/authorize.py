@@ -17,18 +17,16 @@ from oauth_store.database.models import CLIENT_ID_LENGTH
 from oauth_store.errors import OAuthStoreError
 from oauth_store.flows import documented_clients
 from oauth_store.flows.authorization import Started
-from oauth_store.flows.clients import SCOPES
 from oauth_store.flows.documented_clients import DocumentError, DocumentUnavailableError
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.metadata_documents import MetadataDocuments
 from oauth_store.rate_limits import FloodGuard, OverLimitError
 from oauth_store.server.answers import MessagePage, error_answer
 from oauth_store.server.middleware import too_many
-from oauth_store.server.parameters import ParameterError, single
+from oauth_store.server.parameters import ParameterError, check_scope, single
 
-SCOPE_LENGTH = 8 * 1024
 REDIRECT_URI_LENGTH = 8 * 1024
-"""The longest parameters of a request, in characters."""
+"""The longest `redirect_uri`, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +90,7 @@ class AuthorizeEndpoint:
         """Return the parameters of a request. Raises `ParameterError` if they are too long."""
         parameters = await request.form() if request.method == "POST" else request.query_params
         fields = single(parameters.multi_items(), self._server.issuer.resource)
-        scope = fields.get("scope", "")
-        if len(scope) > SCOPE_LENGTH or len(scope.split()) > SCOPES:
-            raise ParameterError(f"scope has more than {SCOPES} scopes or {SCOPE_LENGTH} characters")
+        check_scope(fields)
         if len(fields.get("redirect_uri", "")) > REDIRECT_URI_LENGTH:
             raise ParameterError(f"redirect_uri has more than {REDIRECT_URI_LENGTH} characters")
         return fields
@@ -156,6 +152,19 @@ class AuthorizeEndpoint:
         return error_answer(status, code, description, headers)
 
 
+async def find_client(server: Server, client_id: str, request: Request) -> OAuthClientInformationFull | None:
+    """Return the client that starts an authorization, or None. One with a metadata document is read there.
+
+    Raises `OAuthStoreError`, `DocumentError` or `OverLimitError`.
+    """
+    provider, documents, floods = server.provider, server.documents, server.floods
+    if documents is None or not documents.names(client_id):
+        return await provider.get_client(client_id)
+    return await documented_clients.find(
+        server.issuer, provider, documents, client_id, floods.address(request), lambda: floods.count_document(request)
+    )
+
+
 def _leads_away(url: str) -> bool:
     """Return whether an error would send the browser off this machine before the owner is asked.
 
@@ -181,21 +190,10 @@ class _Attempt:
         self.failure: OAuthStoreError | DocumentError | OverLimitError | None = None
 
     async def find(self, client_id: str) -> None:
-        """Look up the client, in its metadata document if it has one."""
-        provider, documents = self._server.provider, self._server.documents
         try:
-            if documents is None or not documents.names(client_id):
-                self.client = await provider.get_client(client_id)
-            else:
-                address = self._server.floods.address(self._request)
-                self.client = await documented_clients.find(
-                    self._server.issuer, provider, documents, client_id, address, self._count_new
-                )
+            self.client = await find_client(self._server, client_id, self._request)
         except (OAuthStoreError, DocumentError, OverLimitError) as error:
             self.failure = error
-
-    def _count_new(self) -> None:
-        self._server.floods.count_document(self._request)
 
     async def get_client(self, _client_id: str) -> OAuthClientInformationFull | None:
         return self.client

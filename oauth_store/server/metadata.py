@@ -8,20 +8,30 @@ from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOption
 from mcp.shared.auth import OAuthMetadata
 from pydantic import AnyHttpUrl
 
-from oauth_store.flows.connected import CLIENT_CREDENTIALS
+from oauth_store.flows.connected import CLIENT_CREDENTIALS, DEVICE_CODE
 
 
-def server_metadata(provider: OAuthProvider, *, takes_documents: bool) -> OAuthMetadata:
-    """Return the metadata of a server."""
-    metadata = build_metadata(
+class ServerMetadata(OAuthMetadata):
+    """The metadata, with a field that the SDK does not know (RFC 8628, section 4)."""
+
+    device_authorization_endpoint: AnyHttpUrl | None = None
+
+
+def server_metadata(provider: OAuthProvider, *, takes_documents: bool, device_url: str | None) -> ServerMetadata:
+    """Return the metadata of a server. `device_url` is where devices ask for their codes, if they can."""
+    built = build_metadata(
         cast(AnyHttpUrl, provider.base_url),  # neither of the two is ever None here
         provider.service_documentation_url,
         provider.client_registration_options or ClientRegistrationOptions(),
         provider.revocation_options or RevocationOptions(),
     )
+    metadata = ServerMetadata(**dict(built))
     metadata.issuer = cast(AnyHttpUrl, provider.issuer_url)
     # Always: the owner may add a machine while the server runs, and clients keep the metadata that they have read.
     metadata.grant_types_supported = [*(metadata.grant_types_supported or ()), CLIENT_CREDENTIALS]
+    if device_url is not None:
+        metadata.device_authorization_endpoint = AnyHttpUrl(device_url)
+        metadata.grant_types_supported.append(DEVICE_CODE)
     metadata.token_endpoint_auth_methods_supported = ["none", "client_secret_post", "client_secret_basic"]
     if metadata.revocation_endpoint is not None:
         metadata.revocation_endpoint_auth_methods_supported = metadata.token_endpoint_auth_methods_supported

@@ -1,12 +1,23 @@
 """The parameters of a request: each counts once, and an empty one not at all (RFC 6749, sections 3.1 and 3.2)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from oauth_store.flows.clients import SCOPES
 from oauth_store.urls import same_resource
+
+SCOPE_LENGTH = 8 * 1024
+"""The longest `scope`, in characters."""
 
 
 class ParameterError(Exception):
     """A request cannot be parsed; the message says why, and quotes nothing."""
+
+
+def check_scope(fields: Mapping[str, str]) -> None:
+    """Raise `ParameterError` if a request names more scopes than anyone needs."""
+    scope = fields.get("scope", "")
+    if len(scope) > SCOPE_LENGTH or len(scope.split()) > SCOPES:
+        raise ParameterError(f"scope has more than {SCOPES} scopes or {SCOPE_LENGTH} characters")
 
 
 def single(pairs: Iterable[tuple[str, object]], own_resource: str | None) -> dict[str, str]:

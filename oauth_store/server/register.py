@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store.browser import media_type
-from oauth_store.flows.connected import CLIENT_CREDENTIALS
+from oauth_store.flows.connected import AUTHORIZATION_CODE, CLIENT_CREDENTIALS, DEVICE_CODE
 from oauth_store.server.answers import error_answer
 
 LIST_LENGTH = 100
@@ -22,16 +22,23 @@ DESCRIPTION_LENGTH = 300
 class RegistrationEndpoint:
     """Dynamic client registration, for clients that send JSON."""
 
-    def __init__(self, handle: Callable[[Request], Awaitable[Response]], is_valid_scope: Callable[[str], bool]) -> None:
-        """`handle` is the SDK's handler."""
+    def __init__(
+        self,
+        handle: Callable[[Request], Awaitable[Response]],
+        is_valid_scope: Callable[[str], bool],
+        *,
+        for_devices: bool,
+    ) -> None:
+        """`handle` is the SDK's handler. `for_devices` is whether devices can sign in (RFC 8628)."""
         self._handle = handle
         self._is_valid_scope = is_valid_scope
+        self._for_devices = for_devices
 
     async def handle(self, request: Request) -> Response:
         """Register a client. Null values count as absent.
 
-        Scopes that this server lacks are dropped, and so is `client_credentials`, which only the owner gives (RFC 7591,
-        section 3.2.1). A registration for nothing else is refused.
+        Scopes and grant types that this server lacks are dropped, and so is `client_credentials`, which only the owner
+        gives (RFC 7591, section 3.2.1). A registration for nothing else is refused.
         """
         try:
             metadata = json.loads(await request.body())
@@ -44,7 +51,10 @@ class RegistrationEndpoint:
         metadata = {name: value for name, value in metadata.items() if value is not None}
         self._drop_scopes(metadata)
         if isinstance(grant_types := metadata.get("grant_types"), list):
-            metadata["grant_types"] = [grant for grant in grant_types if grant != CLIENT_CREDENTIALS]
+            dropped = (CLIENT_CREDENTIALS,) if self._for_devices else (CLIENT_CREDENTIALS, DEVICE_CODE)
+            metadata["grant_types"] = [grant for grant in grant_types if grant not in dropped]
+            if DEVICE_CODE in metadata["grant_types"]:
+                _complete(metadata)
         response = await self._handle(_with_body(request, json.dumps(metadata).encode()))
         return _shortened(response) if response.status_code == 400 else response
 
@@ -58,6 +68,16 @@ class RegistrationEndpoint:
             del metadata["scope"]
         elif valid:
             metadata["scope"] = valid
+
+
+def _complete(metadata: dict[str, Any]) -> None:
+    """Add to a device's registration what the SDK's handler expects of every client.
+
+    A device may sign in with a browser too, unless it has no redirect URI.
+    """
+    metadata["grant_types"] = list(dict.fromkeys([*metadata["grant_types"], AUTHORIZATION_CODE]))
+    metadata["response_types"] = metadata.get("response_types") or ["code"]
+    metadata["redirect_uris"] = metadata.get("redirect_uris") or None
 
 
 class JsonMiddleware:

@@ -19,6 +19,7 @@ from oauth_store.flows.clients import OFFLINE_ACCESS
 from oauth_store.flows.registration import is_valid_scope
 from oauth_store.server.answers import error_answer
 from oauth_store.server.authorize import AuthorizeEndpoint, Server
+from oauth_store.server.device import DeviceAuthorizationEndpoint
 from oauth_store.server.metadata import server_metadata
 from oauth_store.server.middleware import (
     CookieLimitMiddleware,
@@ -44,8 +45,11 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
     registration = RegistrationEndpoint(
         RegistrationHandler(server.provider, _registration_options(server)).handle,
         lambda scope: is_valid_scope(issuer, scope),
+        for_devices=issuer.device_url is not None,
     )
-    metadata = server_metadata(server.provider, takes_documents=server.documents is not None)
+    device = DeviceAuthorizationEndpoint(server)
+    device_url = None if issuer.device_url is None else f"{str(server.provider.base_url).rstrip('/')}{device.path}"
+    metadata = server_metadata(server.provider, takes_documents=server.documents is not None, device_url=device_url)
     replacements: dict[str, tuple[Handler, bool]] = {
         _METADATA_PATH: (MetadataHandler(metadata).handle, True),
         "/authorize": (AuthorizeEndpoint(server).handle, False),
@@ -56,6 +60,9 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
     replaced = [
         _route(server, route, *replacements[route.path]) if route.path in replacements else route for route in routes
     ]
+    if device_url is not None:
+        route = Route(device.path, device.handle, methods=["POST", "OPTIONS"])
+        replaced.append(_route(server, route, device.handle, True))
     # RFC 8414, section 3.1: an issuer's path follows the well-known part. A proxy that strips a prefix passes such a
     # request on unchanged.
     issuer_path = urlsplit(issuer.url).path.rstrip("/")

@@ -7,13 +7,14 @@ from mcp.shared.auth import OAuthToken
 from starlette.requests import Request
 from starlette.responses import Response
 
-from oauth_store.flows import code, machine, refresh
+from oauth_store.flows import code, devices, machine, refresh
 from oauth_store.flows.code import PresentedCode
-from oauth_store.flows.connected import CLIENT_CREDENTIALS
+from oauth_store.flows.connected import CLIENT_CREDENTIALS, DEVICE_CODE
+from oauth_store.flows.devices import PendingError, PresentedDeviceCode
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.machine import PresentedSecret
 from oauth_store.flows.refresh import PresentedRefreshToken
-from oauth_store.rate_limits import FloodGuard
+from oauth_store.rate_limits import FloodGuard, Polls
 from oauth_store.server.answers import error_answer
 from oauth_store.server.client_auth import credentials, invalid_client
 from oauth_store.server.parameters import ParameterError, single
@@ -25,6 +26,7 @@ class TokenEndpoint:
     def __init__(self, issuer: Issuer, floods: FloodGuard) -> None:
         self._issuer = issuer
         self._floods = floods
+        self._polls = Polls()
 
     async def handle(self, request: Request) -> Response:
         try:
@@ -39,6 +41,10 @@ class TokenEndpoint:
             # MCP wants 401 for a dead token, and FastMCP responds so to a dead grant; clients look at the code
             status = 401 if error.error in ("invalid_grant", "invalid_client") else 400
             return error_answer(status, error.error, error.error_description)
+        except PendingError:
+            if self._polls.is_early(fields["device_code"]):
+                return error_answer(400, "slow_down", "wait 5 seconds longer between two requests")
+            return error_answer(400, "authorization_pending", "the owner has not answered yet")
         return PydanticJSONResponse(tokens)
 
     async def _tokens(self, client_id: str, secret: str | None, fields: dict[str, str], address: str) -> OAuthToken:
@@ -61,10 +67,10 @@ class TokenEndpoint:
         if grant_type == CLIENT_CREDENTIALS:
             asked = PresentedSecret(client_id, secret, fields.get("scope", ""), resource)
             return await machine.grant(self._issuer, asked)
-        raise TokenError(
-            "unsupported_grant_type",
-            "grant_type is not one of authorization_code, refresh_token and client_credentials",
-        )
+        if grant_type == DEVICE_CODE and self._issuer.device_url is not None:
+            device = PresentedDeviceCode(client_id, _required(fields, "device_code"), secret, resource)
+            return await devices.exchange(self._issuer, device)
+        raise TokenError("unsupported_grant_type", "this server does not support this grant_type")
 
 
 def _required(fields: dict[str, str], name: str) -> str:

@@ -1,0 +1,49 @@
+"""What a server has by default: an approval, and the page for devices that goes with any approval."""
+
+import logging
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from fastmcp.server.auth.redirect_validation import is_loopback_host
+from starlette.routing import Route
+
+from oauth_store.approval import PASSWORD_HASH, Approver, LoopbackApproval
+from oauth_store.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from oauth_store.pages.html import Pages
+    from oauth_store.pages.password import PasswordApproval
+
+DEVICE_PATH = "/device"
+
+logger = logging.getLogger("oauth_store")
+
+
+def default_approval(urls: list[str]) -> "PasswordApproval | LoopbackApproval":
+    """Return the approval for a server with these public URLs whose owner has not chosen one.
+
+    Raises `ConfigurationError` if there is no password and one of the URLs is not loopback.
+    """
+    if os.environ.get(PASSWORD_HASH):
+        from oauth_store.pages.password import PasswordApproval  # imports argon2 and jinja2 only where needed
+
+        return PasswordApproval()
+    public = [url for url in urls if not is_loopback_host(urlsplit(url).hostname)]
+    if public:
+        raise ConfigurationError(
+            f"no approval is set for the public URL {public[0]}, so anyone who finds it could get a token; set "
+            f"{PASSWORD_HASH} to the output of `oauth-store hash-password`, pass approval=<your own Approval> to ask "
+            "the owner in another way, or pass approval=AutoApproval() to approve every client"
+        )
+    logger.warning("no approval is set: clients on this machine get in without one, all others are refused")
+    return LoopbackApproval()
+
+
+def device_page(provider: Approver, approval: Any, pages: "Pages") -> Route:
+    """Return the page where the owner types the code of a device, and from which the browser goes to the approval."""
+    from oauth_store.pages.device import DevicePage  # imports what the pages need only where devices can sign in
+
+    page = DevicePage(provider, partial(approval.authorize, provider), pages, getattr(approval, "sign_in", None))
+    return Route(DEVICE_PATH, page.handle, methods=["GET", "POST"])
