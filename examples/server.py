@@ -20,7 +20,9 @@ from oauth_store import OAuthStoreError, SQLAlchemyOAuthProvider
 
 def create_server() -> FastMCP:
     """Build the server. Nothing is opened yet."""
-    provider = SQLAlchemyOAuthProvider(base_url=base_url())
+    asks = bool(os.environ.get("MCP_OAUTH_PASSWORD_HASH"))
+    # device_authorization: programs on machines without a browser show a code, which the owner types at /device
+    provider = SQLAlchemyOAuthProvider(base_url=base_url(), device_authorization=asks)
 
     @asynccontextmanager
     async def lifespan(_server: FastMCP) -> AsyncIterator[None]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -74,13 +75,22 @@ class McpRemote:
         [path] = self._directory.rglob(f"*_{what}.json")
         return path
 
+    def _urls(self) -> list[str]:
+        """The URLs that it opened in a browser; with --device-code, those that it printed."""
+        log = self._directory / "mcp-remote.log"
+        printed = re.findall(r"https?://\S+/device\?user_code=\S+", log.read_text()) if log.exists() else []
+        return [*self._opened.read_text().splitlines(), *printed]
+
     async def _authorize(self) -> None:
         """Follow each URL that is opened to its end, which is at mcp-remote."""
         listening = httpx2.AsyncHTTPTransport(retries=RETRIES)  # it listens a little later than it opens the browser
         async with httpx2.AsyncClient(transport=listening, timeout=60) as http:
             while True:
-                for url in self._opened.read_text().splitlines()[self.authorizations :]:
+                for url in self._urls()[self.authorizations :]:
                     self.authorizations += 1
+                    if self._owner is not None and "/device?" in url:
+                        await self._owner.answer_device(url)
+                        continue
                     if self._owner is not None:
                         url = (await self._owner.answer(url)).headers["location"]
                     await http.get(url, follow_redirects=True)

@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse
 from starlette.routing import Route
 
 from tests.serving import free_port, serving
-from tests.sites import Browser
+from tests.sites import Browser, action_of
 from tests.steps import query_of
 
 
@@ -32,6 +32,16 @@ class Owner:
             answer = await browser.allow(page, **ticked)
         assert answer.status_code == 303, answer.text
         return answer
+
+    async def answer_device(self, url: str) -> None:
+        """Open the page with a device's code, compare, and go on to the consent page."""
+        async with Browser() as browser:
+            page = await browser.open(url)
+            code = query_of(url)["user_code"]
+            assert f'value="{code}"' in page.text
+            answer = await browser.http.post(action_of(page), data={"user_code": code})
+            allowed = await browser.allow(await browser.open(answer.headers["location"]))
+        assert allowed.status_code == 303, allowed.text
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
