@@ -11,6 +11,7 @@ from oauth_store.approval import Approver, AuthorizationRequest, request_of
 from oauth_store.browser import REQUEST_COOKIE_SECONDS, form_of, from_our_page, request_cookie
 from oauth_store.credentials import user_code_of
 from oauth_store.display import short_line
+from oauth_store.events import emit
 from oauth_store.flows import clients, devices
 from oauth_store.pages.default import DEVICE_PATH
 from oauth_store.pages.html import Pages
@@ -64,6 +65,7 @@ class DevicePage:
         counted = (PER_BROWSER, f"browser {browser}") if known else (PER_ADDRESS, address)
         seconds = self._limiter.retry_after(counted)
         if seconds is not None:
+            emit("sign_in_failed", address=address, reason="too many codes")
             minutes = -(-seconds // 60)
             error = f"Too many wrong codes. Wait {minutes} minute{'s' if minutes > 1 else ''}, and try again."
             return self._form(typed, error, 429, {"Retry-After": str(seconds)})
@@ -71,6 +73,7 @@ class DevicePage:
         opened = await devices.open_request(issuer, user_code)
         client = None if opened is None else await clients.find(issuer, opened.row.client_id)
         if opened is None or client is None:
+            emit("sign_in_failed", address=address, reason="wrong code")
             error = "No device waits with this code. Compare it with the device. Codes expire after 10 minutes."
             return self._form(typed, error, 404)
         self._limiter.refund(counted)

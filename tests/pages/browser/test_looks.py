@@ -15,6 +15,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 from pydantic import AnyUrl
 
 from tests.clocks import turned
+from tests.devices import asking
 from tests.pages.browser import DESK, PHONE, allow, boxes_in, screenshot, sign_in
 from tests.scopes import WORDS, add_many_tools, wiki_on
 from tests.sites import PASSWORD, USERS, site
@@ -272,6 +273,35 @@ class TestApps:
                 await page.get_by_role("button", name="Revoke", exact=True).first.click()
                 await expect(page.get_by_role("status")).to_be_visible()
                 await check(page, named(f"apps-{connected}-revoked", phone, dark))
+
+
+class TestDevice:
+    """The page where a device's code is typed, and those that follow."""
+
+    @looks
+    async def test_each(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
+        """With the keyboard alone, from the code to the end; each page is accessible, and the error is read aloud."""
+        async with (
+            site(tmp_path / "oauth.db", approval=WIKI, device_authorization=True) as wiki,
+            people(chromium, phone=phone, dark=dark) as page,
+        ):
+            device = await asking(wiki.url)
+            await page.goto(f"{wiki.url}/device")
+            await check(page, named("device", phone, dark))
+            await page.keyboard.type("bcdf ghjk")
+            await page.keyboard.press("Enter")
+            await expect(page.get_by_role("alert")).to_contain_text("No device waits with this code")
+            await check(page, named("device-wrong", phone, dark))
+            await page.goto(f"{wiki.url}/device?user_code={device.user_code}")
+            await check(page, named("device-link", phone, dark))
+            await page.get_by_role("button", name="Continue").press("Enter")
+            await expect(page.locator(".host")).to_have_text(device.user_code)
+            await check(page, named("consent-device", phone, dark))
+            await page.get_by_label("password").fill(PASSWORD)
+            await page.keyboard.press("Enter")
+            await expect(page.get_by_role("heading", level=1)).to_have_text("Your device can connect")
+            await check(page, named("device-done", phone, dark))
+            assert (await device.poll()).status_code == 200
 
 
 class TestMessages:
