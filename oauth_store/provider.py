@@ -1,6 +1,5 @@
 """The provider: settings, FastMCP's methods, each a line or two of a flow, and its routes and pages."""
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +26,7 @@ from oauth_store.flows import access, authorization, clients, code, refresh, reg
 from oauth_store.flows.clients import StoredClient
 from oauth_store.flows.issuer import Issuer, ServerScopes, check_seconds
 from oauth_store.flows.metadata_documents import MetadataDocuments
+from oauth_store.notifications import Notifier, Notify
 from oauth_store.pages.default import DEVICE_PATH, default_approval, device_page
 from oauth_store.pages.html import Pages, plain_pages
 from oauth_store.rate_limits import FloodGuard, RateLimits
@@ -34,8 +34,6 @@ from oauth_store.server.authorize import Server
 from oauth_store.server.middleware import ChallengeMiddleware, OutageMiddleware
 from oauth_store.server.routes import server_routes
 from oauth_store.urls import check_public_urls
-
-logger = logging.getLogger("oauth_store")
 
 
 class Approval(Protocol):
@@ -84,6 +82,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         trusted_proxies: Sequence[str] = (),
         metadata_documents: bool = True,
         device_authorization: bool = False,
+        notify: Notify | None = None,
     ) -> None:
         """Check the settings. The database is opened at first use, and need not exist before.
 
@@ -106,6 +105,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                 then fetches. Set False if it cannot: clients then register. Clients already stored keep working.
             device_authorization: Whether devices without a browser can sign in: they show a code, which the owner
                 types at /device (RFC 8628).
+            notify: A URL that gets a JSON POST, or a function that gets a `Notification`, when an app is allowed or
+                denied, a sign-in fails, a token is used again after its successor, or a personal token is created.
 
         Raises:
             ConfigurationError: If a setting is missing, contradictory or unusable.
@@ -148,6 +149,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             after_commit=Purger(self._store).nudge,
             device_url=self.public_url(DEVICE_PATH) if device_authorization else None,
         )
+        self._notifier = None if notify is None else Notifier(notify, self.public_name, self._client_name)
+        self._store.listener = self._notifier
         if device_authorization and isinstance(self._approval, LoopbackApproval):
             raise ConfigurationError(
                 "device_authorization lets in devices on other machines, and no approval is set; "
@@ -160,6 +163,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     async def aclose(self) -> None:
         """Finish the steps in progress and close all connections. Using the provider again reopens them."""
+        if self._notifier is not None:
+            await self._notifier.close()
         await self._store.close()
 
     async def __aenter__(self) -> Self:
@@ -175,6 +180,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
     async def get_client(self, client_id: str) -> StoredClient | None:
         """Return a registered client, or None."""
         return await clients.find(self.issuer, client_id)
+
+    async def _client_name(self, client_id: str) -> str | None:
+        client = await clients.find(self.issuer, client_id)
+        return None if client is None else client.client_name
 
     async def register_client(self, client_info: OAuthClientInformationFull) -> None:
         """Store a registration (RFC 7591), or replace the one with the same client_id. Raises `RegistrationError`."""
@@ -302,6 +311,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             documents=self._documents,
             floods=self._flood_guard,
             message_page=self.message_page,
+            listening=self._notifier,
             cookies=None if isinstance(self._approval, AutoApproval) else self.cookies,
         )
         return server_routes(server, routes, pages)

@@ -97,6 +97,21 @@ FAULTS = (
         "if not admitted:",
         ("tests/server/test_conformance.py::TestTokenErrors::test_a_grant_that_the_client_did_not_register_for",),
     ),
+    # Notifications
+    Fault(
+        "A failed notification logs the webhook's URL",
+        "oauth_store/notifications.py",
+        "else type(error).__name__",
+        "else repr(error)",
+        ("tests/pages/test_notifications.py::TestFunction::test_one_that_fails",),
+    ),
+    Fault(
+        "Any number of notifications wait",
+        "oauth_store/notifications.py",
+        " or len(self._tasks) >= WAITING:",
+        ":",
+        ("tests/pages/test_notifications.py::TestAway::test_it_hangs",),
+    ),
     # Devices
     Fault(
         "A device code passes for an authorization code",

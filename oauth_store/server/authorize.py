@@ -15,6 +15,7 @@ from oauth_store.approval import RequestParams
 from oauth_store.browser import REQUEST_COOKIE_SECONDS, Cookies, request_cookie, wants_page
 from oauth_store.database.models import CLIENT_ID_LENGTH
 from oauth_store.errors import OAuthStoreError
+from oauth_store.events import Listener
 from oauth_store.flows import documented_clients
 from oauth_store.flows.authorization import Started
 from oauth_store.flows.documented_clients import DocumentError, DocumentUnavailableError
@@ -39,6 +40,8 @@ class Server:
     documents: MetadataDocuments | None
     floods: FloodGuard
     message_page: MessagePage
+    listening: Listener | None
+    """Gets the events of the routes."""
     cookies: Cookies | None
     """For browsers that come back to an approval's pages; None if it has none."""
 

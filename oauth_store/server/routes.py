@@ -24,6 +24,7 @@ from oauth_store.server.metadata import server_metadata
 from oauth_store.server.middleware import (
     CookieLimitMiddleware,
     FloodMiddleware,
+    ListeningMiddleware,
     NoStoreMiddleware,
     OutageMiddleware,
     ProblemPages,
@@ -77,7 +78,11 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
 def _page(server: Server, route: Route) -> Route:
     app = OutageMiddleware(CookieLimitMiddleware(RequestBodyLimitMiddleware(route.app, BODY_BYTES)))
     methods = sorted((route.methods or set()) - {"HEAD"})
-    return Route(route.path, endpoint=ProblemPages(app, server.message_page), methods=methods)
+    return Route(route.path, endpoint=_heard(server, ProblemPages(app, server.message_page)), methods=methods)
+
+
+def _heard(server: Server, app: ASGIApp) -> ASGIApp:
+    return app if server.listening is None else ListeningMiddleware(app, server.listening)
 
 
 def _route(server: Server, route: Route, handler: Handler, cors: bool) -> Route:
@@ -112,7 +117,7 @@ def _route(server: Server, route: Route, handler: Handler, cors: bool) -> Route:
             allow_methods=methods,
             allow_headers=[MCP_PROTOCOL_VERSION_HEADER, "Authorization"],
         )
-    return Route(route.path, endpoint=app, methods=methods)
+    return Route(route.path, endpoint=_heard(server, app), methods=methods)
 
 
 def _registration_options(server: Server) -> ClientRegistrationOptions:
