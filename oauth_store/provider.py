@@ -154,7 +154,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         if device_authorization and isinstance(self._approval, LoopbackApproval):
             raise ConfigurationError(
                 "device_authorization lets in devices on other machines, and no approval is set; "
-                f"set {PASSWORD_HASH} to the output of `oauth-store hash-password`, or pass approval="
+                f"set {PASSWORD_HASH} to the output of `oauth-store hash-password`, or pass an approval that asks you"
             )
 
     async def check_schema(self) -> None:

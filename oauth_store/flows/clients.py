@@ -166,6 +166,15 @@ class StoredClient(OAuthClientInformationFull):
         raise InvalidRedirectUriError("redirect_uri is not registered for this client")
 
 
+def as_stored(client: OAuthClientInformationFull, scopes: ServerScopes) -> StoredClient:
+    """Return a client as a stored one, also one of a `get_client()` that an application has overridden."""
+    return (
+        client
+        if isinstance(client, StoredClient)
+        else StoredClient.load(client.model_dump_json(), Standing(scopes=scopes))
+    )
+
+
 def offered_to(client: OAuthClientInformationFull, scopes: ServerScopes) -> Collection[str]:
     """Return the scopes that a client can have, also one of a `get_client()` that an application has overridden."""
     return client.offered if isinstance(client, StoredClient) else scopes.valid or ()

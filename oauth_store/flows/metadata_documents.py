@@ -17,6 +17,7 @@ from fastmcp.server.auth.cimd import CIMDFetcher
 from fastmcp.server.auth.ssrf import SSRFError, SSRFFetchError, ssrf_safe_fetch_response
 from mcp.shared.auth import OAuthClientInformationFull
 
+from oauth_store.database.models import CLIENT_ID_LENGTH
 from oauth_store.flows.documented_clients import DocumentUnavailableError, InvalidDocumentError, read_document
 
 DOCUMENT_BYTES = 5 * 1024
@@ -84,7 +85,9 @@ class MetadataDocuments:
         Only ASCII, as URLs are (RFC 3986, section 2): the consent page shows its host, and letters of other scripts can
         look like ours.
         """
-        if not self._fetcher.is_cimd_client_id(client_id) or not re.fullmatch(r"[!-~]+", client_id) or "#" in client_id:
+        if len(client_id) > CLIENT_ID_LENGTH or not re.fullmatch(r"[!-~]+", client_id) or "#" in client_id:
+            return False
+        if not self._fetcher.is_cimd_client_id(client_id):
             return False
         url = urlsplit(client_id)
         return "@" not in url.netloc and not {".", ".."} & set(url.path.split("/"))

@@ -22,6 +22,7 @@ from oauth_store.flows.tokens import (
     Pair,
     answer,
     check_resource,
+    in_grace,
     issue,
     lookup,
     names_of,
@@ -31,8 +32,6 @@ from oauth_store.flows.tokens import (
 )
 from oauth_store.sealing import seal, unseal
 
-SET_BACK_SECONDS = 7 * 24 * 3600
-"""A clock that is set back by less than this ends no grant. One that was further ahead must not stretch the grace."""
 GENERATIONS = 16
 """How many rotations behind a token may be that is presented within the grace."""
 
@@ -166,7 +165,7 @@ def _answer_again(
     Within the grace, if that pair was rotated meanwhile, it is the pair that is live now: a holder of the token could
     get it step by step. Anything else is reuse, a sign of theft (RFC 9700, section 4.14.2).
     """
-    within_grace = -SET_BACK_SECONDS < now - row.consumed_at < issuer.grace_seconds
+    within_grace = in_grace(issuer, row.consumed_at, now)
     successor = _successor(session, token.refresh_token, row)
     for _ in range(GENERATIONS if within_grace else 0):
         if successor is None or successor.refresh.consumed_at is None:

@@ -13,7 +13,7 @@ from oauth_store.credentials import hash_secret
 from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.clients import OFFLINE_ACCESS, OwnersClient, check_redirect_uris, check_scopes
-from oauth_store.flows.connected import CLIENT_CREDENTIALS, DEVICE_CODE
+from oauth_store.flows.connected import AUTHORIZATION_CODE, CLIENT_CREDENTIALS, DEVICE_CODE
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.scopes import is_scope
 
@@ -45,6 +45,8 @@ async def register(issuer: Issuer, client: OAuthClientInformationFull) -> None:
     check_registration(client)
     if _is_for_a_machine(client):
         client = OwnersClient.model_validate(client.model_dump())
+    elif _is_for_a_device(client):
+        client = _without(client, AUTHORIZATION_CODE)
     refused = [scope for scope in (client.scope or "").split() if not is_valid_scope(issuer, scope)]
     if refused:
         raise RegistrationError("invalid_client_metadata", f"scopes not valid here: {' '.join(refused)}")
@@ -64,7 +66,7 @@ def check_registration(client: OAuthClientInformationFull) -> None:
         raise RegistrationError("invalid_client_metadata", f"client_id is longer than {CLIENT_ID_LENGTH} characters")
     if _is_for_a_machine(client):
         _check_machine(client)
-    elif DEVICE_CODE in client.grant_types and not client.redirect_uris:
+    elif _is_for_a_device(client):
         check_scopes(client)
     else:
         check_redirect_uris(client)
@@ -74,6 +76,16 @@ def check_registration(client: OAuthClientInformationFull) -> None:
 
 def _is_for_a_machine(client: OAuthClientInformationFull) -> bool:
     return client.grant_types == [CLIENT_CREDENTIALS]
+
+
+def _is_for_a_device(client: OAuthClientInformationFull) -> bool:
+    """Return whether a client can sign in as a device alone (RFC 8628)."""
+    return DEVICE_CODE in client.grant_types and not client.redirect_uris
+
+
+def _without(client: OAuthClientInformationFull, grant_type: str) -> OAuthClientInformationFull:
+    kept = [grant for grant in client.grant_types if grant != grant_type]
+    return client.model_copy(update={"grant_types": kept})
 
 
 def _check_machine(client: OAuthClientInformationFull) -> None:
@@ -112,8 +124,8 @@ def add_client(session: Session, client: OAuthClientInformationFull) -> None:
 
 
 async def withdraw(issuer: Issuer, client: OAuthClientInformationFull) -> None:
-    """Keep a client for its grants, but without a redirect URI: it gets no new grant until it has one again."""
-    metadata = _metadata(client.model_copy(update={"redirect_uris": None}))
+    """Keep a client for its grants, but without a way to a new one, until its document is good again."""
+    metadata = _metadata(_without(client, DEVICE_CODE).model_copy(update={"redirect_uris": None}))
     await issuer.store.write(_withdraw, client.client_id, metadata)
 
 

@@ -44,6 +44,9 @@ def default_approval(urls: list[str]) -> "PasswordApproval | LoopbackApproval":
 def device_page(provider: Approver, approval: Any, pages: "Pages") -> Route:
     """Return the page where the owner types the code of a device, and from which the browser goes to the approval."""
     from oauth_store.pages.device import DevicePage  # imports what the pages need only where devices can sign in
+    from oauth_store.pages.sign_in import SignIn
 
-    page = DevicePage(provider, partial(approval.authorize, provider), pages, getattr(approval, "sign_in", None))
+    sign_in = getattr(approval, "sign_in", None)
+    known = sign_in if isinstance(sign_in, SignIn) else None
+    page = DevicePage(provider, partial(approval.authorize, provider), pages, known)
     return Route(DEVICE_PATH, page.handle, methods=["GET", "POST"])

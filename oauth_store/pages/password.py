@@ -16,7 +16,7 @@ from oauth_store.pages.html import DEFAULT_ACCENT, Pages
 from oauth_store.pages.sign_in import OWNER, USER_LENGTH, SignIn, normalized
 from oauth_store.pages.wording import Wording
 
-TAKEN = (ConsentPage.path, DEVICE_PATH, "/authorize", "/device_authorization", "/token", "/register", "/revoke")
+TAKEN = (ConsentPage.path, "/authorize", "/token", "/register", "/revoke")
 """Paths in use, except the MCP endpoint's, which is not known yet."""
 
 
@@ -88,6 +88,8 @@ class PasswordApproval:
         """Return the routes of the pages."""
         consent = ConsentPage(provider, self.sign_in, self.pages, self._wording)
         routes = [Route(consent.path, consent.handle, methods=["GET", "POST"])]
+        if self._apps_path in (DEVICE_PATH, "/device_authorization") and provider.issuer.device_url is not None:
+            raise ConfigurationError(f"apps_path is {self._apps_path!r}, which devices need; choose another path")
         if self._apps_path is not None:
             apps = AppsPage(provider, self.sign_in, self.pages, self._wording, self._apps_path)
             routes.append(Route(apps.path, apps.handle, methods=["GET", "POST"]))

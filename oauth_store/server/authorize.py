@@ -117,7 +117,7 @@ class AuthorizeEndpoint:
         return self._server.message_page(
             "This app cannot sign in here",
             "The app's registration is not for signing in with a browser. A machine gets its tokens with its client "
-            "id and secret.",
+            "id and secret, and a device with the code that it shows.",
             "",
             400,
             {},

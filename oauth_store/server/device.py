@@ -34,8 +34,8 @@ class DeviceAuthorizationEndpoint:
             client_id, secret = await credentials(request)
             fields = single((await request.form()).multi_items(), issuer.resource)
             check_scope(fields)
-            await find_client(self._server, client_id, request)  # stores a documented client, and its changes
-            started = await devices.start(issuer, client_id, secret, fields.get("scope", ""), fields.get("resource"))
+            client = await find_client(self._server, client_id, request)
+            started = await devices.start(issuer, client, secret, fields.get("scope", ""), fields.get("resource"))
         except AuthenticationError as error:
             return invalid_client(request, error)
         except ParameterError as error:

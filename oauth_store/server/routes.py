@@ -62,8 +62,7 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
         _route(server, route, *replacements[route.path]) if route.path in replacements else route for route in routes
     ]
     if device_url is not None:
-        route = Route(device.path, device.handle, methods=["POST", "OPTIONS"])
-        replaced.append(_route(server, route, device.handle, True))
+        replaced.append(_route(server, Route(device.path, str, methods=["POST", "OPTIONS"]), device.handle, True))
     # RFC 8414, section 3.1: an issuer's path follows the well-known part. A proxy that strips a prefix passes such a
     # request on unchanged.
     issuer_path = urlsplit(issuer.url).path.rstrip("/")
