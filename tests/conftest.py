@@ -47,8 +47,8 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores: for half of the time, a test waits for another process."""
-    return (os.cpu_count() or 1) + 1
+    """Two workers more than there are cores: for half of the time, a test waits for another process."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
