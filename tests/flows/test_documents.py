@@ -515,6 +515,7 @@ class TestBounds:
             for answer in islice(asyncio.as_completed(asking), 24):
                 assert is_away(await answer)
             assert sum(task.done() for task in asking) == 24  # one is fetched
+            await names.asked_for(1)  # by a thread, which may have only just started
             assert len(names.asked) == 1
             names.answering.set()
             await asyncio.gather(*asking)
