@@ -28,8 +28,8 @@ from oauth_store.database.store import Store
 from oauth_store.errors import ConfigurationError
 from oauth_store.flows import access, authorization, clients, code, refresh, registration, revocation
 from oauth_store.flows.clients import StoredClient
+from oauth_store.flows.documented_clients import client_documents
 from oauth_store.flows.issuer import Issuer, ServerScopes, check_seconds
-from oauth_store.flows.metadata_documents import MetadataDocuments
 from oauth_store.pages.html import Pages, plain_pages
 from oauth_store.rate_limits import FloodGuard, RateLimits
 from oauth_store.server.authorize import Server
@@ -151,7 +151,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             required_scopes=required_scopes,
         )
         self._store = Store(database, schema.prepare)
-        self._documents = MetadataDocuments() if metadata_documents else None
+        self._documents = client_documents() if metadata_documents else None
         self._flood_guard = FloodGuard(rate_limits or RateLimits(), trusted_proxies)
         urls = [str(url) for url in (self.base_url, self.resource_base_url, self.issuer_url) if url is not None]
         self._approval = approval if approval is not None else default_approval(urls)

@@ -21,6 +21,8 @@ KINDS = {"access": "access token", "refresh": "refresh token", "code": "authoriz
 }
 """The prefixes of our secrets, and their meanings."""
 
+_is_presented = tokens.c.kind.in_((ACCESS, REFRESH, SESSION))
+
 AGAIN = "Connect its client again."
 NOTHING = "No action is needed."
 _MACHINE = "Its client can get a new one with its secret. To prevent that, use `oauth-store clients remove`."
@@ -83,7 +85,7 @@ class Explanation:
 def explain(session: Session, secret: str, now: int) -> Explanation:
     """Return what a secret is, whose it is, and why it works or does not. Only reads."""
     hashed = hash_secret(secret)
-    token = _first(session, _with_client(tokens).where(tokens.c.token_hash == hashed))
+    token = _first(session, _with_client(tokens).where(tokens.c.token_hash == hashed, _is_presented))
     if token is not None:
         return (_session if token.kind == SESSION else _token)(session, secret, token, now)
     code = _first(session, _with_client(codes).where(codes.c.code_hash == hashed))
@@ -211,7 +213,7 @@ def _successor(session: Session, secret: str, row: Row[Any], now: int) -> str | 
     if row.replay is None:  # the server never returns a pair twice, or the pair was wiped because nothing needs it
         return None
     _, refresh_token = unseal(secret, row.replay)
-    after = _first(session, select(tokens).where(tokens.c.token_hash == hash_secret(refresh_token)))
+    after = _first(session, select(tokens).where(tokens.c.token_hash == hash_secret(refresh_token), _is_presented))
     if after is None or after.revoked_at is not None or after.expires_at <= now:
         return "ended"
     if after.consumed_at is not None:

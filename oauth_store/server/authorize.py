@@ -18,9 +18,9 @@ from oauth_store.errors import OAuthStoreError
 from oauth_store.flows import documented_clients
 from oauth_store.flows.authorization import Started
 from oauth_store.flows.clients import SCOPES
-from oauth_store.flows.documented_clients import DocumentError, DocumentUnavailableError
+from oauth_store.flows.documented_clients import Documents
 from oauth_store.flows.issuer import Issuer
-from oauth_store.flows.metadata_documents import MetadataDocuments
+from oauth_store.flows.metadata_documents import DocumentError, DocumentUnavailableError, is_document_url
 from oauth_store.rate_limits import FloodGuard, OverLimitError
 from oauth_store.server.answers import MessagePage, error_answer
 from oauth_store.server.middleware import too_many
@@ -38,7 +38,7 @@ class Server:
     provider: OAuthProvider
     """For the SDK's handlers, and for its public methods, which an application may have overridden."""
     issuer: Issuer
-    documents: MetadataDocuments | None
+    documents: Documents | None
     floods: FloodGuard
     message_page: MessagePage
     cookies: Cookies | None
@@ -184,7 +184,7 @@ class _Attempt:
         """Look up the client, in its metadata document if it has one."""
         provider, documents = self._server.provider, self._server.documents
         try:
-            if documents is None or not documents.names(client_id):
+            if documents is None or not is_document_url(client_id):
                 self.client = await provider.get_client(client_id)
             else:
                 address = self._server.floods.address(self._request)

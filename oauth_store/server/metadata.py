@@ -3,11 +3,13 @@
 from typing import cast
 
 from fastmcp.server.auth import OAuthProvider
+from fastmcp.server.auth.cimd import ASSERTION_ALGORITHMS
 from mcp.server.auth.routes import build_metadata
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
 from mcp.shared.auth import OAuthMetadata
 from pydantic import AnyHttpUrl
 
+from oauth_store.flows.clients import PRIVATE_KEY_JWT
 from oauth_store.flows.connected import CLIENT_CREDENTIALS
 
 
@@ -23,7 +25,12 @@ def server_metadata(provider: OAuthProvider, *, takes_documents: bool) -> OAuthM
     # Always: the owner may add a machine while the server runs, and clients keep the metadata that they have read.
     metadata.grant_types_supported = [*(metadata.grant_types_supported or ()), CLIENT_CREDENTIALS]
     metadata.token_endpoint_auth_methods_supported = ["none", "client_secret_post", "client_secret_basic"]
+    if takes_documents:
+        metadata.token_endpoint_auth_methods_supported.append(PRIVATE_KEY_JWT)
+        metadata.token_endpoint_auth_signing_alg_values_supported = sorted(ASSERTION_ALGORITHMS)
     if metadata.revocation_endpoint is not None:
+        algorithms = metadata.token_endpoint_auth_signing_alg_values_supported
+        metadata.revocation_endpoint_auth_signing_alg_values_supported = algorithms
         metadata.revocation_endpoint_auth_methods_supported = metadata.token_endpoint_auth_methods_supported
     metadata.scopes_supported = metadata.scopes_supported or provider.required_scopes or None
     metadata.client_id_metadata_document_supported = takes_documents or None

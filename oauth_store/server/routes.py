@@ -19,6 +19,7 @@ from oauth_store.flows.clients import OFFLINE_ACCESS
 from oauth_store.flows.registration import is_valid_scope
 from oauth_store.server.answers import error_answer
 from oauth_store.server.authorize import AuthorizeEndpoint, Server
+from oauth_store.server.client_assertion import ClientAuthentication
 from oauth_store.server.metadata import server_metadata
 from oauth_store.server.middleware import (
     CookieLimitMiddleware,
@@ -45,12 +46,13 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
         RegistrationHandler(server.provider, _registration_options(server)).handle,
         lambda scope: is_valid_scope(issuer, scope),
     )
+    authentication = ClientAuthentication(server)
     metadata = server_metadata(server.provider, takes_documents=server.documents is not None)
     replacements: dict[str, tuple[Handler, bool]] = {
         _METADATA_PATH: (MetadataHandler(metadata).handle, True),
         "/authorize": (AuthorizeEndpoint(server).handle, False),
-        "/token": (TokenEndpoint(issuer, server.floods).handle, True),
-        "/revoke": (RevokeEndpoint(issuer, server.provider).handle, True),
+        "/token": (TokenEndpoint(issuer, server.floods, authentication).handle, True),
+        "/revoke": (RevokeEndpoint(issuer, server.provider, authentication).handle, True),
         "/register": (registration.handle, True),
     }
     replaced = [

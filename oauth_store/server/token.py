@@ -8,31 +8,37 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from oauth_store.flows import code, machine, refresh
+from oauth_store.flows.assertions import Secret
 from oauth_store.flows.code import PresentedCode
 from oauth_store.flows.connected import CLIENT_CREDENTIALS
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.machine import PresentedSecret
+from oauth_store.flows.metadata_documents import DocumentUnavailableError
 from oauth_store.flows.refresh import PresentedRefreshToken
 from oauth_store.rate_limits import FloodGuard
 from oauth_store.server.answers import error_answer
-from oauth_store.server.client_auth import credentials, invalid_client
+from oauth_store.server.client_assertion import ClientAuthentication, keys_unavailable
+from oauth_store.server.client_auth import invalid_client
 from oauth_store.server.parameters import ParameterError, single
 
 
 class TokenEndpoint:
     """The token endpoint: a code or a refresh token in, a pair out; for a machine's secret, an access token."""
 
-    def __init__(self, issuer: Issuer, floods: FloodGuard) -> None:
+    def __init__(self, issuer: Issuer, floods: FloodGuard, authentication: ClientAuthentication) -> None:
+        self._authentication = authentication
         self._issuer = issuer
         self._floods = floods
 
     async def handle(self, request: Request) -> Response:
         try:
-            client_id, secret = await credentials(request)
+            client_id, secret = await self._authentication.credentials(request)
             fields = single((await request.form()).multi_items(), self._issuer.resource)
             tokens = await self._tokens(client_id, secret, fields, self._floods.address(request))
         except AuthenticationError as error:
             return invalid_client(request, error)
+        except DocumentUnavailableError as error:
+            return keys_unavailable(error)
         except ParameterError as error:
             return error_answer(400, "invalid_request", str(error))
         except TokenError as error:
@@ -41,7 +47,7 @@ class TokenEndpoint:
             return error_answer(status, error.error, error.error_description)
         return PydanticJSONResponse(tokens)
 
-    async def _tokens(self, client_id: str, secret: str | None, fields: dict[str, str], address: str) -> OAuthToken:
+    async def _tokens(self, client_id: str, secret: Secret, fields: dict[str, str], address: str) -> OAuthToken:
         grant_type, resource = _required(fields, "grant_type"), fields.get("resource")
         if grant_type == "authorization_code":
             presented = PresentedCode(
