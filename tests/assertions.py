@@ -8,15 +8,19 @@ from typing import Any, Literal
 
 from joserfc import jwk, jwt
 
+from oauth_store.flows.assertions import ALGORITHMS
+
 CLIENT_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 Algorithm = Literal["ES256", "RS256"]
+TAKEN: list[Algorithm] = ["ES256", "RS256"] if "ES256" in ALGORITHMS else ["RS256"]
+"""The algorithms of clients: FastMCP's validator takes others from 4.2 on."""
 
 
 class Signer:
     """A key pair."""
 
-    def __init__(self, algorithm: Algorithm = "ES256", kid: str | None = None) -> None:
+    def __init__(self, algorithm: Algorithm = TAKEN[0], kid: str | None = None) -> None:
         self.algorithm = algorithm
         self.kid = kid or secrets.token_hex(4)
         self._key: jwk.ECKey | jwk.RSAKey

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastmcp.server.auth.cimd import ASSERTION_ALGORITHMS
+from fastmcp.server.auth import cimd
 from fastmcp.utilities.auth import decode_jwt_header, decode_jwt_payload
 from mcp.server.auth.middleware.client_auth import AuthenticationError
 from sqlalchemy import insert
@@ -24,6 +24,8 @@ JWT_BEARER = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 """The `client_assertion_type` of a JWT (RFC 7523, section 2.2)."""
 ASSERTION_BYTES = 8 * 1024
 """The longest assertion of a client that is read."""
+ALGORITHMS = sorted(getattr(cimd, "ASSERTION_ALGORITHMS", {"RS256"}))
+"""Those that FastMCP's validator takes: before 4.2, one."""
 CLOCK_SKEW_SECONDS = 30
 """How long a used assertion is remembered after its expiry: clocks of several servers may differ."""
 
@@ -74,10 +76,8 @@ def read_assertion(text: str, client_id: str, audiences: Sequence[str], now: flo
     No key is needed for that: nothing is fetched for any other.
     """
     header, claims = _parts(text)
-    if header.get("alg") not in sorted(ASSERTION_ALGORITHMS):
-        raise AuthenticationError(
-            f"client_assertion is not signed with one of {', '.join(sorted(ASSERTION_ALGORITHMS))}"
-        )
+    if header.get("alg") not in ALGORITHMS:
+        raise AuthenticationError(f"client_assertion is not signed with one of {', '.join(ALGORITHMS)}")
     if claims.get("iss") != client_id or claims.get("sub") != client_id:
         raise AuthenticationError("iss and sub of client_assertion are not the client_id")
     if any(claims.get(name) not in (None, client_id) for name in ("client_id", "azp")):  # FastMCP logs them
@@ -90,6 +90,8 @@ def read_assertion(text: str, client_id: str, audiences: Sequence[str], now: flo
         raise AuthenticationError("exp of client_assertion is missing, or a time in it is not a number of seconds")
     if expires_at <= now:
         raise AuthenticationError("client_assertion has expired")
+    if (claims.get("nbf") or 0) > now + CLOCK_SKEW_SECONDS:  # FastMCP checks that from 4.2 on
+        raise AuthenticationError("client_assertion is not valid yet")
     jti = claims.get("jti")
     if not isinstance(jti, str) or not jti:
         raise AuthenticationError("client_assertion has no jti")

@@ -3,12 +3,12 @@
 from typing import cast
 
 from fastmcp.server.auth import OAuthProvider
-from fastmcp.server.auth.cimd import ASSERTION_ALGORITHMS
 from mcp.server.auth.routes import build_metadata
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
 from mcp.shared.auth import OAuthMetadata
 from pydantic import AnyHttpUrl
 
+from oauth_store.flows.assertions import ALGORITHMS
 from oauth_store.flows.clients import PRIVATE_KEY_JWT
 from oauth_store.flows.connected import CLIENT_CREDENTIALS
 
@@ -27,7 +27,7 @@ def server_metadata(provider: OAuthProvider, *, takes_documents: bool) -> OAuthM
     metadata.token_endpoint_auth_methods_supported = ["none", "client_secret_post", "client_secret_basic"]
     if takes_documents:
         metadata.token_endpoint_auth_methods_supported.append(PRIVATE_KEY_JWT)
-        metadata.token_endpoint_auth_signing_alg_values_supported = sorted(ASSERTION_ALGORITHMS)
+        metadata.token_endpoint_auth_signing_alg_values_supported = ALGORITHMS
     if metadata.revocation_endpoint is not None:
         algorithms = metadata.token_endpoint_auth_signing_alg_values_supported
         metadata.revocation_endpoint_auth_signing_alg_values_supported = algorithms
