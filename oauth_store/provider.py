@@ -1,16 +1,13 @@
 """The provider: settings, FastMCP's methods, each a line or two of a flow, and its routes and pages."""
 
-import logging
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
-from urllib.parse import urlsplit
 
 from fastmcp.server.auth import AccessToken, OAuthProvider
-from fastmcp.server.auth.redirect_validation import is_loopback_host
-from mcp.server.auth.provider import AuthorizationCode, AuthorizationParams, RefreshToken
+from fastmcp.server.auth.identity_assertion import IdentityAssertion
+from mcp.server.auth.provider import AuthorizationCode, AuthorizationParams, IdentityAssertionParams, RefreshToken
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl
@@ -20,24 +17,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from oauth_store.approval import PASSWORD_HASH, AuthorizationRequest, AutoApproval, LoopbackApproval, request_of, start
+from oauth_store.approval import AuthorizationRequest, AutoApproval, LoopbackApproval, request_of, start
 from oauth_store.browser import Cookies, request_cookie
 from oauth_store.database import schema
 from oauth_store.database.purge import Purger
 from oauth_store.database.store import Store
-from oauth_store.errors import ConfigurationError
-from oauth_store.flows import access, authorization, clients, code, refresh, registration, revocation
+from oauth_store.flows import access, authorization, clients, code, identity, refresh, registration, revocation
 from oauth_store.flows.clients import StoredClient
 from oauth_store.flows.documented_clients import client_documents
 from oauth_store.flows.issuer import Issuer, ServerScopes, check_seconds
+from oauth_store.pages.default import default_approval
 from oauth_store.pages.html import Pages, plain_pages
 from oauth_store.rate_limits import FloodGuard, RateLimits
 from oauth_store.server.authorize import Server
 from oauth_store.server.middleware import ChallengeMiddleware, OutageMiddleware
 from oauth_store.server.routes import server_routes
 from oauth_store.urls import check_public_urls
-
-logger = logging.getLogger("oauth_store")
 
 
 class Approval(Protocol):
@@ -56,26 +51,6 @@ class Approval(Protocol):
         the result of one of these two instead.
         """
         ...
-
-
-def default_approval(urls: list[str]) -> Approval:
-    """Return the approval for a server with these public URLs whose owner has not chosen one.
-
-    Raises `ConfigurationError` if there is no password and one of the URLs is not loopback.
-    """
-    if os.environ.get(PASSWORD_HASH):
-        from oauth_store.pages.password import PasswordApproval  # imports argon2 and jinja2 only where needed
-
-        return PasswordApproval()
-    public = [url for url in urls if not is_loopback_host(urlsplit(url).hostname)]
-    if public:
-        raise ConfigurationError(
-            f"no approval is set for the public URL {public[0]}, so anyone who finds it could get a token; set "
-            f"{PASSWORD_HASH} to the output of `oauth-store hash-password`, pass approval=<your own Approval> to ask "
-            "the owner in another way, or pass approval=AutoApproval() to approve every client"
-        )
-    logger.warning("no approval is set: clients on this machine get in without one, all others are refused")
-    return LoopbackApproval()
 
 
 class SQLAlchemyOAuthProvider(OAuthProvider):
@@ -105,6 +80,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         rate_limits: RateLimits | None = None,
         trusted_proxies: Sequence[str] = (),
         metadata_documents: bool = True,
+        identity_assertion: IdentityAssertion | None = None,
     ) -> None:
         """Check the settings. The database is opened at first use, and need not exist before.
 
@@ -125,6 +101,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             trusted_proxies: Addresses or networks whose X-Forwarded-For is trusted, if uvicorn does not handle it.
             metadata_documents: Whether a client may name itself by the URL of its metadata document, which this server
                 then fetches. Set False if it cannot: clients then register. Clients already stored keep working.
+            identity_assertion: The identity providers that may sign users in (SEP-990). None means none.
 
         Raises:
             ConfigurationError: If a setting is missing, contradictory or unusable.
@@ -152,6 +129,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         )
         self._store = Store(database, schema.prepare)
         self._documents = client_documents() if metadata_documents else None
+        self._identities = identity.Identities.of(identity_assertion, str(self.issuer_url))
         self._flood_guard = FloodGuard(rate_limits or RateLimits(), trusted_proxies)
         urls = [str(url) for url in (self.base_url, self.resource_base_url, self.issuer_url) if url is not None]
         self._approval = approval if approval is not None else default_approval(urls)
@@ -250,6 +228,12 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         presented = refresh.PresentedRefreshToken(client.client_id, refresh_token.token, scope=scope, checked=True)
         return await refresh.refresh(self.issuer, presented)
 
+    async def exchange_identity_assertion(
+        self, client: OAuthClientInformationFull, params: IdentityAssertionParams
+    ) -> OAuthToken:
+        """Issue an access token to the user whom an identity provider asserts. Raises `TokenError`."""
+        return await identity.exchange(self.issuer, self._identities, client, params)
+
     async def load_access_token(self, token: str) -> AccessToken | None:
         """Return a live access token, or None. It has no side effects: the revocation endpoint calls it too."""
         return await access.load(self.issuer, token)
@@ -308,6 +292,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             floods=self._flood_guard,
             message_page=self.message_page,
             cookies=None if isinstance(self._approval, AutoApproval) else self.cookies,
+            takes_identities=self._identities is not None or _is_overridden(type(self)),
         )
         return server_routes(server, routes, pages(self) if pages else [])
 
@@ -318,3 +303,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             *super().get_middleware(),
             Middleware(ChallengeMiddleware, is_protected=lambda path: path == self._mcp_path),
         ]
+
+
+def _is_overridden(kind: type[SQLAlchemyOAuthProvider]) -> bool:
+    return kind.exchange_identity_assertion is not SQLAlchemyOAuthProvider.exchange_identity_assertion

@@ -37,6 +37,9 @@ _insert = insert(tokens)
 class UsedAssertionError(Exception):
     """An assertion was used before."""
 
+    def __init__(self) -> None:
+        super().__init__("it was used before")
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ClaimedAssertion:

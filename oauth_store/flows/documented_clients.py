@@ -89,6 +89,8 @@ def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
         raise InvalidDocumentError(f"its {error.errors()[0]['loc'][0]} is not valid") from error
     except RegistrationError as error:
         raise InvalidDocumentError(str(error.error_description)) from error
+    if "authorization_code" not in client.grant_types:
+        raise InvalidDocumentError("its grant_types lack authorization_code")
     return client
 
 

@@ -43,6 +43,8 @@ class Server:
     message_page: MessagePage
     cookies: Cookies | None
     """For browsers that come back to an approval's pages; None if it has none."""
+    takes_identities: bool
+    """Whether /token takes identity providers' assertions of users."""
 
 
 class AuthorizeEndpoint:

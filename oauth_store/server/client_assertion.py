@@ -56,7 +56,7 @@ class ClientAuthentication:
         client = await self._server.provider.get_client(client_id) if is_client_id(client_id) else None
         if not isinstance(client, StoredClient) or client.is_public:
             return client_id, secret
-        if secret is not None:
+        if secret:
             raise AuthenticationError("the request uses two authentication methods at once")
         if client.secret_hash is not None or client.token_endpoint_auth_method != PRIVATE_KEY_JWT:
             raise AuthenticationError("the client did not register for private_key_jwt")

@@ -3,9 +3,10 @@
 from typing import cast
 
 from fastmcp.server.auth import OAuthProvider
+from fastmcp.server.auth.identity_assertion import ID_JAG_GRANT_PROFILE
 from mcp.server.auth.routes import build_metadata
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
-from mcp.shared.auth import OAuthMetadata
+from mcp.shared.auth import JWT_BEARER_GRANT_TYPE, OAuthMetadata
 from pydantic import AnyHttpUrl
 
 from oauth_store.flows.assertions import ALGORITHMS
@@ -13,7 +14,7 @@ from oauth_store.flows.clients import PRIVATE_KEY_JWT
 from oauth_store.flows.connected import CLIENT_CREDENTIALS
 
 
-def server_metadata(provider: OAuthProvider, *, takes_documents: bool) -> OAuthMetadata:
+def server_metadata(provider: OAuthProvider, *, takes_documents: bool, takes_identities: bool) -> OAuthMetadata:
     """Return the metadata of a server."""
     metadata = build_metadata(
         cast(AnyHttpUrl, provider.base_url),  # neither of the two is ever None here
@@ -24,6 +25,9 @@ def server_metadata(provider: OAuthProvider, *, takes_documents: bool) -> OAuthM
     metadata.issuer = cast(AnyHttpUrl, provider.issuer_url)
     # Always: the owner may add a machine while the server runs, and clients keep the metadata that they have read.
     metadata.grant_types_supported = [*(metadata.grant_types_supported or ()), CLIENT_CREDENTIALS]
+    if takes_identities:
+        metadata.grant_types_supported.append(JWT_BEARER_GRANT_TYPE)
+        metadata.authorization_grant_profiles_supported = [ID_JAG_GRANT_PROFILE]
     metadata.token_endpoint_auth_methods_supported = ["none", "client_secret_post", "client_secret_basic"]
     if takes_documents:
         metadata.token_endpoint_auth_methods_supported.append(PRIVATE_KEY_JWT)

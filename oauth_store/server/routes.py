@@ -47,11 +47,13 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
         lambda scope: is_valid_scope(issuer, scope),
     )
     authentication = ClientAuthentication(server)
-    metadata = server_metadata(server.provider, takes_documents=server.documents is not None)
+    metadata = server_metadata(
+        server.provider, takes_documents=server.documents is not None, takes_identities=server.takes_identities
+    )
     replacements: dict[str, tuple[Handler, bool]] = {
         _METADATA_PATH: (MetadataHandler(metadata).handle, True),
         "/authorize": (AuthorizeEndpoint(server).handle, False),
-        "/token": (TokenEndpoint(issuer, server.floods, authentication).handle, True),
+        "/token": (TokenEndpoint(server, authentication).handle, True),
         "/revoke": (RevokeEndpoint(issuer, server.provider, authentication).handle, True),
         "/register": (registration.handle, True),
     }

@@ -3,7 +3,7 @@
 from mcp.server.auth.json_response import PydanticJSONResponse
 from mcp.server.auth.middleware.client_auth import AuthenticationError
 from mcp.server.auth.provider import TokenError
-from mcp.shared.auth import OAuthToken
+from mcp.shared.auth import JWT_BEARER_GRANT_TYPE, OAuthToken
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -11,24 +11,25 @@ from oauth_store.flows import code, machine, refresh
 from oauth_store.flows.assertions import Secret
 from oauth_store.flows.code import PresentedCode
 from oauth_store.flows.connected import CLIENT_CREDENTIALS
-from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.machine import PresentedSecret
 from oauth_store.flows.metadata_documents import DocumentUnavailableError
 from oauth_store.flows.refresh import PresentedRefreshToken
-from oauth_store.rate_limits import FloodGuard
 from oauth_store.server.answers import error_answer
+from oauth_store.server.authorize import Server
 from oauth_store.server.client_assertion import ClientAuthentication, keys_unavailable
 from oauth_store.server.client_auth import invalid_client
+from oauth_store.server.identity import identity_tokens
 from oauth_store.server.parameters import ParameterError, single
 
 
 class TokenEndpoint:
-    """The token endpoint: a code or a refresh token in, a pair out; for a machine's secret, an access token."""
+    """The token endpoint: a code or a refresh token in, a pair out; for other grants, an access token."""
 
-    def __init__(self, issuer: Issuer, floods: FloodGuard, authentication: ClientAuthentication) -> None:
+    def __init__(self, server: Server, authentication: ClientAuthentication) -> None:
+        self._server = server
         self._authentication = authentication
-        self._issuer = issuer
-        self._floods = floods
+        self._issuer = server.issuer
+        self._floods = server.floods
 
     async def handle(self, request: Request) -> Response:
         try:
@@ -67,6 +68,8 @@ class TokenEndpoint:
         if grant_type == CLIENT_CREDENTIALS:
             asked = PresentedSecret(client_id, secret, fields.get("scope", ""), resource)
             return await machine.grant(self._issuer, asked)
+        if grant_type == JWT_BEARER_GRANT_TYPE and self._server.takes_identities:
+            return await identity_tokens(self._server, client_id, secret, fields)
         raise TokenError(
             "unsupported_grant_type",
             "grant_type is not one of authorization_code, refresh_token and client_credentials",

@@ -342,6 +342,7 @@ class TestChanges:
                 "none of its redirect_uris can be used: a redirect URI has a user",
             ),
             (changed(client_uri="no URL"), "its client_uri is not valid"),
+            (changed(grant_types=["client_credentials"]), "its grant_types lack authorization_code"),
         ],
     )
     async def test_what_is_wrong_is_said(

@@ -202,6 +202,10 @@ def too_long(app: App) -> dict[str, str]:
     return app.assertion(padding="x" * ASSERTION_BYTES)
 
 
+def nested(_: App) -> dict[str, str]:
+    return asserting(".".join(["W1tb" * 2000, "e30", "x"]))  # of brackets
+
+
 def at_once_with_a_secret(app: App) -> dict[str, str]:
     return app.assertion() | {"client_secret": "x"}
 
@@ -231,6 +235,7 @@ NEVER_FETCHED = {
     "HS256": with_a_shared_secret,
     "another type": of_another_type,
     "too long": too_long,
+    "nested": nested,
     "a secret too": at_once_with_a_secret,
     "aud": saying(aud="https://other.example/token"),
     "no aud": saying(aud=[]),
