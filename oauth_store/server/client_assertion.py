@@ -1,6 +1,8 @@
 """private_key_jwt at /token and /revoke: a client authenticates with an assertion (RFC 7523, section 2.2)."""
 
+import logging
 import time
+from typing import cast
 
 from mcp.server.auth.middleware.client_auth import AuthenticationError
 from starlette.requests import Request
@@ -9,7 +11,6 @@ from starlette.responses import Response
 from oauth_store.flows import documented_clients
 from oauth_store.flows.assertions import (
     JWT_BEARER,
-    ClaimedAssertion,
     Secret,
     VerifiedAssertion,
     claimed_client,
@@ -18,10 +19,17 @@ from oauth_store.flows.assertions import (
 from oauth_store.flows.client_keys import KeySet, has_signed, key_sets, read_keys
 from oauth_store.flows.clients import PRIVATE_KEY_JWT, StoredClient, is_client_id
 from oauth_store.flows.documented_clients import RENEWAL_SECONDS
-from oauth_store.flows.metadata_documents import DocumentUnavailableError, InvalidDocumentError, is_document_url
+from oauth_store.flows.metadata_documents import (
+    LONGEST_LIFETIME_SECONDS,
+    DocumentUnavailableError,
+    InvalidDocumentError,
+    is_document_url,
+)
 from oauth_store.server.answers import error_answer
 from oauth_store.server.authorize import Server
 from oauth_store.server.client_auth import credentials
+
+logger = logging.getLogger("oauth_store")
 
 RENEWALS = 1000
 """Clients whose latest renewal is remembered."""
@@ -39,7 +47,7 @@ class ClientAuthentication:
         self._audiences = [f"{str(server.provider.base_url).rstrip('/')}/token", issuer, f"{issuer}/"]
         self._key_sets = key_sets()
         self._renewals: dict[str, float] = {}
-        """When the documents of clients with inline keys were last fetched for a signature that did not match."""
+        """When the documents of clients were last fetched for a signature that did not match."""
 
     async def credentials(self, request: Request) -> tuple[str, Secret]:
         """Return the client_id of a request, and its secret or its verified assertion.
@@ -66,36 +74,37 @@ class ClientAuthentication:
 
     async def _verified(self, client: StoredClient, text: str, address: str) -> VerifiedAssertion:
         assertion = read_assertion(text, str(client.client_id), self._audiences, time.time())
-        keys = await self._keys(client, address)
-        if not await self._matches(keys, assertion):
-            renewed = await self._renewed(client, address)
-            if renewed == keys or not await self._matches(renewed, assertion):
-                raise AuthenticationError("client_assertion is not valid, or not signed with a key of the client")
-        return VerifiedAssertion(assertion.client_id, assertion.jti, assertion.expires_at)
-
-    async def _matches(self, keys: KeySet | None, assertion: ClaimedAssertion) -> bool:
-        return keys is not None and await has_signed(keys, assertion, self._audiences)
-
-    async def _keys(self, client: StoredClient, address: str, oldest_seconds: float | None = None) -> KeySet | None:
-        """Return the keys of a client: those in its registration, or those at its jwks_uri. None if it has none."""
-        if client.jwks_uri is None:
+        unavailable: DocumentUnavailableError | None = None
+        tried: list[KeySet | None] = [None]
+        for source in (self._known_keys, self._newer_keys, self._moved_keys):
             try:
-                return read_keys(client.jwks)
-            except InvalidDocumentError:  # of the owner's own code, which is not checked
-                return None
-        url = str(client.jwks_uri)
-        if self._server.documents is None or not is_document_url(url):
-            raise self._key_sets.failed(url, "this server fetches no keys")
-        limits = () if oldest_seconds is None else (oldest_seconds,)
-        try:
-            return await self._key_sets.fetch(url, address, *limits)
-        except InvalidDocumentError as error:
-            raise self._key_sets.failed(url, error) from error
+                keys = await source(client, address)
+            except DocumentUnavailableError as error:
+                unavailable = error
+                continue
+            if keys not in tried and await has_signed(cast(KeySet, keys), assertion, self._audiences):
+                return VerifiedAssertion(assertion.client_id, assertion.jti, assertion.expires_at)
+            tried.append(keys)
+        if unavailable is not None:
+            logger.warning("keys of the client %s cannot be retrieved: %s", client.client_id, unavailable)
+            raise unavailable
+        raise AuthenticationError("client_assertion is not valid, or not signed with a key of the client")
 
-    async def _renewed(self, client: StoredClient, address: str) -> KeySet | None:
-        """Return the keys of a client as they are now, at most `RENEWAL_SECONDS` ago."""
+    async def _known_keys(self, client: StoredClient, address: str) -> KeySet | None:
+        """Return the keys of a client: those in its registration, or those at its jwks_uri. None if it has none."""
         if client.jwks_uri is not None:
-            return await self._keys(client, address, RENEWAL_SECONDS)
+            return await self._key_set(client, address, LONGEST_LIFETIME_SECONDS)
+        try:
+            return read_keys(client.jwks)
+        except InvalidDocumentError:  # of the owner's own code, which is not checked
+            return None
+
+    async def _newer_keys(self, client: StoredClient, address: str) -> KeySet | None:
+        """Return the keys at the jwks_uri of a client, as they were at most `RENEWAL_SECONDS` ago."""
+        return None if client.jwks_uri is None else await self._key_set(client, address, RENEWAL_SECONDS)
+
+    async def _moved_keys(self, client: StoredClient, address: str) -> KeySet | None:
+        """Return the keys of a client as its document has them now, or has named them within `RENEWAL_SECONDS`."""
         client_id, documents, provider = str(client.client_id), self._server.documents, self._server.provider
         if documents is None or not is_document_url(client_id):
             return None
@@ -110,7 +119,16 @@ class ClientAuthentication:
                 self._remember(client_id)
         if not isinstance(renewed, StoredClient) or renewed.token_endpoint_auth_method != PRIVATE_KEY_JWT:
             return None
-        return await self._keys(renewed, address)
+        return await self._known_keys(renewed, address)
+
+    async def _key_set(self, client: StoredClient, address: str, oldest_seconds: float) -> KeySet:
+        url = str(client.jwks_uri)
+        if self._server.documents is None or not is_document_url(url):
+            raise self._key_sets.failed(url, "this server fetches no keys")
+        try:
+            return await self._key_sets.fetch(url, address, oldest_seconds)
+        except InvalidDocumentError as error:
+            raise self._key_sets.failed(url, error) from error
 
     def _remember(self, client_id: str) -> None:
         while len(self._renewals) >= RENEWALS:

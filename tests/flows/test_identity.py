@@ -1,6 +1,6 @@
 """Enterprise sign-in: an identity provider asserts a user, and the client gets an access token (SEP-990, ID-JAG)."""
 
-import json
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastmcp.server.auth.identity_assertion import ID_JAG_GRANT_PROFILE
+from fastmcp.utilities.auth import decode_jwt_payload
 from mcp.server.auth.provider import IdentityAssertionParams, RegistrationError, TokenError
 from mcp.shared.auth import JWT_BEARER_GRANT_TYPE, OAuthClientInformationFull, OAuthToken
 from pydantic import AnyUrl
@@ -233,7 +234,6 @@ class TestRefused:
         (line,) = [record.getMessage() for record in caplog.records if record.name == "oauth_store"]
         assert line.startswith(f"identity assertion of the client {CLIENT_ID} refused: ")
         assert assertion not in caplog.text
-        assert assertion.rpartition(".")[2] not in line or len(assertion) < 20 or line.count("x") < 20
         assert await office.kinds() == []
         assert not is_refused(await office.ask(office.assertion()))
 
@@ -417,26 +417,19 @@ class TestKeyClients:
             assert (without.status_code, without.json()["error"]) == (401, "invalid_client")
 
 
+asked: list[tuple[str | None, IdentityAssertionParams]] = []
+
+
 class Overriding(SQLAlchemyOAuthProvider):
-    """An application that decides by itself."""
+    """An application that decides by itself, and notes what it was asked."""
 
     async def exchange_identity_assertion(
         self, client: OAuthClientInformationFull, params: IdentityAssertionParams
     ) -> OAuthToken:
         asked.append((client.client_id, params))
-        if json.loads(_payload(params.assertion))["client_id"] != client.client_id:
+        if decode_jwt_payload(params.assertion)["client_id"] != client.client_id:
             raise TokenError("invalid_grant", "the identity assertion is not valid")
         return OAuthToken(access_token="its own", expires_in=1)
-
-
-asked: list[tuple[str | None, IdentityAssertionParams]] = []
-
-
-def _payload(assertion: str) -> bytes:
-    import base64
-
-    part = assertion.split(".")[1]
-    return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
 
 
 class TestOverridden:
@@ -519,8 +512,6 @@ class TestOwner:
     async def test_the_command(self, database_url: str, company: Company) -> None:
         """The owner adds it by hand, under the id that the identity provider knows; no id is given twice."""
         added = ("clients", "add", "Assistant", "--identity-assertion", "--client-id", "okta-0oa1", "--scopes", "read")
-        import asyncio
-
         reply = await asyncio.to_thread(run_json, *added, database=database_url)
         assert (reply["client_id"], reply["redirect_uris"], reply["scopes"]) == ("okta-0oa1", [], ["read"])
         async with running(database_url, identity_assertion=company.settings()) as server:

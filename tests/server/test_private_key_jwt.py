@@ -482,7 +482,9 @@ class TestKeys:
     @pytest.mark.parametrize(
         "answer", [Answer(b"", 500), Answer(b"", 404), Answer(b"no JSON"), Answer(b'{"keys": []}')]
     )
-    async def test_keys_that_cannot_be_had(self, server: Server, host: DocumentHost, answer: Answer) -> None:
+    async def test_keys_that_cannot_be_had(
+        self, server: Server, host: DocumentHost, answer: Answer, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """The client is asked to come back, and keeps its registration; its host is not asked again for a minute."""
         app = App(server, host, inline=False)
         app.describe()
@@ -493,11 +495,25 @@ class TestKeys:
             refused = await server.http.post(path, data=form | {"token": "x"} | app.assertion())
             assert (refused.status_code, refused.json()["error"]) == (503, "temporarily_unavailable")
             assert 0 < int(refused.headers["retry-after"]) <= 60
+        assert f"keys of the client {app.client_id} cannot be retrieved: " in caplog.text
         assert host.fetches(host.keys_url) == 1
         assert await app.used() == 0
         host.keys = good
         with turned(61):
             assert not is_refused(await server.http.post("/token", data=form | app.assertion()))
+
+    async def test_keys_that_move(self, server: Server, host: DocumentHost) -> None:
+        """A client whose document names other keys gets in with them, although the old set is gone."""
+        app = App(server, host, inline=False)
+        app.describe()
+        tokens, new = await app.tokens(), Signer()
+        app.inline = True
+        app.describe(new)
+        host.keys = Answer(b"", 404)
+        with turned(3601):
+            answer = await app.refresh(tokens, app.assertion(new))
+            assert answer.status_code == 200, answer.text
+            assert is_refused(await app.refresh(answer.json(), app.assertion()))
 
     async def test_a_host_that_is_down(self, app: App) -> None:
         """Known keys still count. Where a signature needs newer ones, the client is asked to come back."""
