@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
 import httpx2
+from mcp.shared.auth import OAuthClientInformationFull
 
 from oauth_store.display import app_name, one_line
 from oauth_store.errors import ConfigurationError
@@ -65,8 +66,13 @@ Notify = str | Callable[[Notification], Awaitable[None] | None]
 class Notifier:
     """Sends notifications, off the path of the request that caused them: a failure costs nothing but its message."""
 
-    def __init__(self, notify: Notify, server: str, client_name: Callable[[str], Awaitable[str | None]]) -> None:
-        """`client_name` looks up the name of a client. Raises `ConfigurationError` for what cannot be used."""
+    def __init__(
+        self,
+        notify: Notify,
+        server: str,
+        get_client: Callable[[str], Awaitable[OAuthClientInformationFull | None]],
+    ) -> None:
+        """`get_client` looks up a client, for its name. Raises `ConfigurationError` for what cannot be used."""
         if isinstance(notify, str):
             url = urlsplit(notify)
             if url.scheme not in ("http", "https") or not url.hostname:
@@ -75,7 +81,7 @@ class Notifier:
             raise ConfigurationError(f"notify is of type {type(notify).__name__}; pass a URL or a function")
         self._notify = notify
         self._server = server
-        self._client_name = client_name
+        self._get_client = get_client
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="oauth_store-notify")
         self._last_failure = -math.inf
@@ -108,7 +114,8 @@ class Notifier:
 
     async def _notification(self, event: str, fields: dict[str, str | int], at: int) -> Notification:
         named = {name: str(fields[name]) for name in ("client_id", "subject", "address", "grant_id") if name in fields}
-        client_name = await self._client_name(named["client_id"]) if "client_id" in named else None
+        client = await self._get_client(named["client_id"]) if "client_id" in named else None
+        client_name = None if client is None else client.client_name
         text = _text(event, fields, self._server)
         if "client_id" in named:  # last, so that a name cannot continue in our words
             text += f" Name: {app_name(client_name)}"

@@ -18,11 +18,14 @@ from sqlalchemy.orm import Session
 
 from oauth_store.credentials import matches
 from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
+from oauth_store.flows.assertions import Secret, VerifiedAssertion
 from oauth_store.flows.issuer import Issuer, ServerScopes
 from oauth_store.flows.scopes import is_scope
 
 OFFLINE_ACCESS = "offline_access"
 """The scope with which clients request a refresh token. Accepted, whatever the server's scopes are."""
+PRIVATE_KEY_JWT = "private_key_jwt"
+"""The method of a client that signs an assertion with its own key (RFC 7523, section 2.2)."""
 REDIRECT_URIS = 50
 SCOPES = 100
 """The most that a registration may have."""
@@ -118,6 +121,11 @@ class StoredClient(OAuthClientInformationFull):
         return self._standing.secret_hash
 
     @property
+    def is_public(self) -> bool:
+        """Whether the client does not authenticate."""
+        return self.secret_hash is None and self.token_endpoint_auth_method in (None, "none")
+
+    @property
     def _listed(self) -> Mapping[str, None]:
         own = dict.fromkeys((self.scope or "").split())
         valid = self._standing.scopes.valid
@@ -203,16 +211,23 @@ def is_client_id(text: str) -> bool:
     return len(text) <= CLIENT_ID_LENGTH and "\0" not in text
 
 
-def authenticate(client: StoredClient | None, secret: str | None) -> StoredClient:
+def authenticate(client: StoredClient | None, secret: Secret) -> StoredClient:
     """Return the client if the secret matches its hash. The SDK's authenticator would need the secret in plain text.
 
+    A client without a secret needs an assertion if it registered for `private_key_jwt`; its step has to `spend` it.
     Raises `AuthenticationError`.
     """
     if client is None:
         raise AuthenticationError("client_id is not registered")
-    if client.secret_hash is None:
-        if client.token_endpoint_auth_method in (None, "none"):
+    if client.secret_hash is None and client.token_endpoint_auth_method == PRIVATE_KEY_JWT:
+        if isinstance(secret, VerifiedAssertion) and secret.client_id == client.client_id:
             return client
+        raise AuthenticationError("client_assertion is missing: the client registered for private_key_jwt")
+    if isinstance(secret, VerifiedAssertion):
+        raise AuthenticationError("the client did not register for private_key_jwt")
+    if client.is_public:
+        return client
+    if client.secret_hash is None:
         raise AuthenticationError("this server has lost the client's secret; register again")
     if secret is None or not matches(secret, client.secret_hash):
         raise AuthenticationError("client_secret is missing or wrong")
@@ -221,8 +236,11 @@ def authenticate(client: StoredClient | None, secret: str | None) -> StoredClien
     return client
 
 
-def admit(client: StoredClient | None, secret: str | None, grant_type: str) -> StoredClient:
-    """Return a client that authenticates and may use this grant type. Raises `AuthenticationError` or `TokenError`."""
+def admit(client: StoredClient | None, secret: Secret, grant_type: str) -> StoredClient:
+    """Return a client that authenticates and may use this grant type. Its step has to `spend` the secret at its end.
+
+    Raises `AuthenticationError` or `TokenError`.
+    """
     admitted = authenticate(client, secret)
     if grant_type not in admitted.grant_types:
         raise TokenError("unauthorized_client", f"the client did not register for {grant_type}")

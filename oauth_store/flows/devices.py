@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import device_handle, hash_secret, matches, mint, mint_grant_id, mint_user_code
 from oauth_store.database.models import ACCESS, DEVICE, codes, is_live, tokens
 from oauth_store.events import emit_after_commit
+from oauth_store.flows.assertions import Secret, spend
 from oauth_store.flows.authorization import REQUEST_EXPIRY_SECONDS
 from oauth_store.flows.clients import admit, as_stored, get_client
 from oauth_store.flows.connected import DEVICE_CODE, revoke_grants
@@ -92,7 +93,7 @@ class PresentedDeviceCode:
 
     client_id: str
     device_code: str
-    secret: str | None = None
+    secret: Secret = None
     resource: str | None = None
 
 
@@ -101,7 +102,7 @@ class PendingError(Exception):
 
 
 async def start(
-    issuer: Issuer, client: OAuthClientInformationFull | None, secret: str | None, scope: str, resource: str | None
+    issuer: Issuer, client: OAuthClientInformationFull | None, secret: Secret, scope: str, resource: str | None
 ) -> StartedDevice:
     """Store a device's request (RFC 8628, section 3.1). Raises `TokenError`, or `AuthenticationError`."""
     if client is None:
@@ -132,7 +133,7 @@ def _store(
     issuer: Issuer,
     started: StartedDevice,
     client_id: str,
-    secret: str | None,
+    secret: Secret,
     scopes: str,
     resource: str | None,
     now: int,
@@ -153,6 +154,7 @@ def _store(
         "expires_at": now + REQUEST_EXPIRY_SECONDS,
     }
     session.execute(insert(codes), row)
+    spend(session, secret, now)
     emit_after_commit(session, "approval_asked", grant_id=grant_id, client_id=client_id)
 
 
@@ -195,6 +197,12 @@ async def exchange(issuer: Issuer, device: PresentedDeviceCode) -> OAuthToken:
 
 def _exchange(session: Session, issuer: Issuer, device: PresentedDeviceCode, now: int) -> OAuthToken | None:
     """Exchange a device code, or return None if it was used."""
+    issued = _exchanged(session, issuer, device, now)
+    spend(session, device.secret, now)
+    return issued
+
+
+def _exchanged(session: Session, issuer: Issuer, device: PresentedDeviceCode, now: int) -> OAuthToken | None:
     client, row = presented(session, _client_and_request, issuer, device.client_id, device.device_code, now)
     client = admit(client, device.secret, DEVICE_CODE)
     if row is None or not issuer.is_ours(row.resource):

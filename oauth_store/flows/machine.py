@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import mint_grant_id
 from oauth_store.database.models import REFRESH, clients, tokens
 from oauth_store.events import emit_after_commit
+from oauth_store.flows.assertions import Secret
 from oauth_store.flows.clients import OFFLINE_ACCESS, StoredClient, authenticate, is_client_id
 from oauth_store.flows.connected import is_machine
 from oauth_store.flows.issuer import Issuer
@@ -57,7 +58,7 @@ class PresentedSecret:
     """A machine's request for an access token."""
 
     client_id: str
-    secret: str | None
+    secret: Secret
     scope: str = ""
     resource: str | None = None
 

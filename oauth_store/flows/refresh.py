@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import ACCESS, REFRESH, tokens
 from oauth_store.events import emit_after_commit
+from oauth_store.flows.assertions import Secret, spend
 from oauth_store.flows.clients import OFFLINE_ACCESS, admit
 from oauth_store.flows.connected import revoke_grants
 from oauth_store.flows.issuer import Issuer
@@ -67,7 +68,7 @@ class PresentedRefreshToken:
 
     client_id: str
     refresh_token: str
-    secret: str | None = None
+    secret: Secret = None
     scope: str = ""
     resource: str | None = None
     address: str | None = None
@@ -111,6 +112,12 @@ async def refresh(issuer: Issuer, token: PresentedRefreshToken) -> OAuthToken:
 
 def _refresh(session: Session, issuer: Issuer, token: PresentedRefreshToken, now: int) -> OAuthToken | None:
     """Rotate a live refresh token. For a consumed one, repeat the response, or end the grant and return None."""
+    issued = _rotated(session, issuer, token, now)
+    spend(session, token.secret, now)
+    return issued
+
+
+def _rotated(session: Session, issuer: Issuer, token: PresentedRefreshToken, now: int) -> OAuthToken | None:
     client, row = presented(session, _client_and_token, issuer, token.client_id, token.refresh_token, now)
     if not token.checked:
         admit(client, token.secret, "refresh_token")

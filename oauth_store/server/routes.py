@@ -19,6 +19,7 @@ from oauth_store.flows.clients import OFFLINE_ACCESS
 from oauth_store.flows.registration import is_valid_scope
 from oauth_store.server.answers import error_answer
 from oauth_store.server.authorize import AuthorizeEndpoint, Server
+from oauth_store.server.client_assertion import ClientAuthentication
 from oauth_store.server.device import DeviceAuthorizationEndpoint
 from oauth_store.server.metadata import server_metadata
 from oauth_store.server.middleware import (
@@ -48,14 +49,20 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
         lambda scope: is_valid_scope(issuer, scope),
         for_devices=issuer.device_url is not None,
     )
-    device = DeviceAuthorizationEndpoint(server)
+    authentication = ClientAuthentication(server)
+    device = DeviceAuthorizationEndpoint(server, authentication)
     device_url = None if issuer.device_url is None else f"{str(server.provider.base_url).rstrip('/')}{device.path}"
-    metadata = server_metadata(server.provider, takes_documents=server.documents is not None, device_url=device_url)
+    metadata = server_metadata(
+        server.provider,
+        takes_documents=server.documents is not None,
+        takes_identities=server.takes_identities,
+        device_url=device_url,
+    )
     replacements: dict[str, tuple[Handler, bool]] = {
         _METADATA_PATH: (MetadataHandler(metadata).handle, True),
         "/authorize": (AuthorizeEndpoint(server).handle, False),
-        "/token": (TokenEndpoint(issuer, server.floods).handle, True),
-        "/revoke": (RevokeEndpoint(issuer, server.provider).handle, True),
+        "/token": (TokenEndpoint(server, authentication).handle, True),
+        "/revoke": (RevokeEndpoint(issuer, server.provider, authentication).handle, True),
         "/register": (registration.handle, True),
     }
     replaced = [
