@@ -114,6 +114,27 @@ FAULTS = (
     ),
     # Devices
     Fault(
+        "A device whose request was revoked looks like a replay",
+        "oauth_store/flows/devices.py",
+        "    if row.state is None:\n",
+        "    if False:\n",
+        ("tests/flows/test_devices.py::TestFlow::test_revoked_before_the_device_came_back",),
+    ),
+    Fault(
+        "A device's assertion is good for many device codes",
+        "oauth_store/flows/devices.py",
+        "    session.execute(insert(codes), row)\n    spend(session, secret, now)\n",
+        "    session.execute(insert(codes), row)\n",
+        ("tests/flows/test_devices.py::TestFlow::test_a_device_with_keys",),
+    ),
+    Fault(
+        "A device's assertion is good for many pairs",
+        "oauth_store/flows/devices.py",
+        "    spend(session, device.secret, now)\n",
+        "",
+        ("tests/flows/test_devices.py::TestFlow::test_a_device_with_keys",),
+    ),
+    Fault(
         "A device code passes for an authorization code",
         "oauth_store/flows/code.py",
         "    codes.c.redirect_uri != DEVICE,\n",
@@ -139,7 +160,7 @@ FAULTS = (
         "oauth_store/flows/devices.py",
         '        revoke_grants(session, [row.grant_id], "code replayed", now)\n',
         "",
-        ("tests/flows/test_devices.py::TestFlow::test_once",),
+        ("tests/flows/test_devices.py::TestFlow::test_a_replay",),
     ),
     Fault(
         "A device gets its tokens at another server",
@@ -166,11 +187,11 @@ FAULTS = (
         ),
     ),
     Fault(
-        "A denied device gets its tokens, or looks like a replay",
+        "A code that was denied after all looks like a replay",
         "oauth_store/flows/authorization.py",
         "values(approved_at=null(), consumed_at",
         "values(consumed_at",
-        ("tests/flows/test_devices.py::TestFlow::test_denied",),
+        ("tests/pages/test_consent.py::TestAnswer::test_deny_after_allow",),
     ),
     Fault(
         "User codes may be guessed without end",

@@ -54,9 +54,9 @@ class RegistrationEndpoint:
         if isinstance(grant_types := metadata.get("grant_types"), list):
             dropped = (CLIENT_CREDENTIALS,) if self._for_devices else (CLIENT_CREDENTIALS, DEVICE_CODE)
             metadata["grant_types"] = [grant for grant in grant_types if grant not in dropped]
-            device_alone = DEVICE_CODE in metadata["grant_types"] and not metadata.get("redirect_uris")
-        if device_alone:
-            _complete(metadata)
+            if DEVICE_CODE in metadata["grant_types"]:
+                _complete(metadata)
+                device_alone = metadata["redirect_uris"] is None
         response = await self._handle(_with_body(request, json.dumps(metadata).encode()))
         if response.status_code == 400:
             return _shortened(response)
@@ -75,15 +75,18 @@ class RegistrationEndpoint:
 
 
 def _complete(metadata: dict[str, Any]) -> None:
-    """Add what the SDK's handler expects of every client to the registration of a device without a redirect URI."""
+    """Add what the SDK's handler expects of every client to a device's registration.
+
+    A device that has a redirect URI may use the code flow too.
+    """
     if AUTHORIZATION_CODE not in metadata["grant_types"]:
         metadata["grant_types"].append(AUTHORIZATION_CODE)
-    metadata["response_types"] = ["code"]
-    metadata["redirect_uris"] = None
+    metadata["response_types"] = metadata.get("response_types") or ["code"]
+    metadata["redirect_uris"] = metadata.get("redirect_uris") or None
 
 
 def _without_code(response: Response) -> Response:
-    """Return the response to such a registration as it was stored: without the code flow."""
+    """Return the response to the registration of a device without a redirect URI as it was stored."""
     registered = json.loads(bytes(response.body))
     registered["grant_types"].remove(AUTHORIZATION_CODE)
     registered["response_types"] = []

@@ -27,9 +27,11 @@ from oauth_store.flows.registered import remove_client
 from oauth_store.masking import masked
 from oauth_store.pages.sign_in import SignIn
 from tests.approvals import Asks
+from tests.assertions import Signer, asserting, claims_of
 from tests.clocks import turned
 from tests.databases import rows_of, transaction
 from tests.devices import Device, asking, error_of
+from tests.documents import DocumentHost
 from tests.endpoints import Server, running
 from tests.sites import USERS, Browser, Site, site
 from tests.steps import BASE_URL, registration_options
@@ -177,6 +179,12 @@ class TestFlow:
         await allowed(browser, devices, device)
         assert error_of(await device.poll()) == ""
 
+    async def test_a_device_with_a_redirect_uri(self, devices: Site) -> None:
+        """It may use the code flow too, whether it asked for that or not."""
+        device = Device(devices.url)
+        answer = await device.register(redirect_uris=["http://localhost:21547/callback"], response_types=["code"])
+        assert answer.json()["grant_types"] == [DEVICE_CODE, "refresh_token", "authorization_code"]
+
     async def test_users(self, tmp_path: Path, browser: Browser) -> None:
         """The tokens carry the name of the user who allowed the device."""
         async with site(tmp_path / "oauth.db", approval={"users": USERS}, device_authorization=True) as home:
@@ -253,6 +261,33 @@ class TestFlow:
         await allowed(browser, devices, device)
         assert error_of(await device.poll()) == "invalid_client"
         assert error_of(await device.poll(client_secret=secret)) == ""
+
+    async def test_a_device_with_keys(self, database_url: str, browser: Browser, host: DocumentHost) -> None:
+        """A client with a metadata document signs an assertion for each request; a used one is refused."""
+        signer = Signer()
+        grants = [DEVICE_CODE, "refresh_token"]
+        keys = {"token_endpoint_auth_method": "private_key_jwt", "jwks": {"keys": [signer.public]}}
+        host.describe(grant_types=grants, **keys)
+        async with site(database_url, device_authorization=True) as home:
+
+            def asserted() -> dict[str, str]:
+                return asserting(signer.sign(claims_of(host.client_id, f"{home.url}/token")))
+
+            device = Device(home.url, host.client_id)
+            assert error_of(await device.ask()) == "invalid_client"
+            used = asserted()
+            assert error_of(await device.ask(**used)) == ""
+            assert error_of(await device.ask(**used)) == "invalid_client"
+            await device.ask(**asserted())
+            assert error_of(await device.poll()) == "invalid_client"
+            waiting = asserted()
+            assert error_of(await device.poll(**waiting)) == "authorization_pending"
+            page = await typed(browser, home, device.user_code)
+            assert host.name in page.text
+            await browser.allow(page)
+            assert error_of(await device.poll(**waiting)) == ""  # it has got nothing so far
+            assert error_of(await device.poll(**waiting)) == "invalid_client"
+            assert error_of(await device.poll(**asserted())) == ""
 
 
 class TestOff:
