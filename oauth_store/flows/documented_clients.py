@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from oauth_store.flows.client_keys import read_keys
 from oauth_store.flows.clients import PRIVATE_KEY_JWT, check_redirect_uris
+from oauth_store.flows.connected import AUTHORIZATION_CODE, DEVICE_CODE
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.metadata_documents import (
     LONGEST_LIFETIME_SECONDS,
@@ -89,7 +90,7 @@ def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
         raise InvalidDocumentError(f"its {error.errors()[0]['loc'][0]} is not valid") from error
     except RegistrationError as error:
         raise InvalidDocumentError(str(error.error_description)) from error
-    if "authorization_code" not in client.grant_types:
+    if not {AUTHORIZATION_CODE, DEVICE_CODE} & {*client.grant_types}:
         raise InvalidDocumentError("its grant_types lack authorization_code")
     return client
 

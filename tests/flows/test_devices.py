@@ -265,9 +265,8 @@ class TestFlow:
     async def test_a_device_with_keys(self, database_url: str, browser: Browser, host: DocumentHost) -> None:
         """A client with a metadata document signs an assertion for each request; a used one is refused."""
         signer = Signer()
-        grants = [DEVICE_CODE, "refresh_token"]
-        keys = {"token_endpoint_auth_method": "private_key_jwt", "jwks": {"keys": [signer.public]}}
-        host.describe(grant_types=grants, **keys)
+        keys: dict[str, Any] = {"token_endpoint_auth_method": "private_key_jwt", "jwks": {"keys": [signer.public]}}
+        host.describe(grant_types=[DEVICE_CODE, "refresh_token"], **keys)
         async with site(database_url, device_authorization=True) as home:
 
             def asserted() -> dict[str, str]:
