@@ -21,8 +21,9 @@ from oauth_store.database.models import DEVICE
 from oauth_store.errors import ConfigurationError
 from oauth_store.flows import authorization
 from oauth_store.flows.authorization import Started
-from oauth_store.flows.clients import as_stored, foreign
+from oauth_store.flows.clients import as_stored
 from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.redirect_uris import foreign
 
 logger = logging.getLogger("oauth_store")
 

@@ -472,15 +472,15 @@ FAULTS = (
     Fault(
         "A client that the owner did not add as a machine gets tokens for its secret",
         "oauth_store/flows/machine.py",
-        "if not is_machine(row.client_metadata) or client.secret_hash is None:",
+        "if not client.is_machine or client.secret_hash is None:",
         "if client.secret_hash is None:",
         ("tests/flows/test_machine.py::TestToken::test_any_other_client",),
     ),
     Fault(
         "A machine needs no secret",
         "oauth_store/flows/machine.py",
-        "client = authenticate(StoredClient.of(row, issuer.scopes, limited=True), machine.secret)",
-        "client = StoredClient.of(row, issuer.scopes, limited=True)",
+        "client = authenticate(get_client(session, issuer.scopes, machine.client_id), machine.secret)",
+        "client = get_client(session, issuer.scopes, machine.client_id) or authenticate(None, None)",
         ("tests/flows/test_machine.py::TestToken::test_a_wrong_secret",),
     ),
     Fault(
@@ -1452,7 +1452,7 @@ FAULTS = (
     # Redirects
     Fault(
         "A redirect URI of javascript: is registered",
-        "oauth_store/flows/clients.py",
+        "oauth_store/flows/redirect_uris.py",
         "        if refused:",
         "        if False:",
         ("tests/server/test_conformance.py::TestRegistration::test_bad_redirect_uris_are_refused",),
@@ -1473,7 +1473,7 @@ FAULTS = (
     ),
     Fault(
         "Any port will do, not on loopback alone",
-        "oauth_store/flows/clients.py",
+        "oauth_store/flows/redirect_uris.py",
         'if presented.scheme != "http" or not is_loopback_host(registered.hostname) or "@" in presented.netloc:',
         'if "@" in presented.netloc:',
         ("tests/flows/test_provider.py::TestStoredClient::test_redirect_uris",),

@@ -10,10 +10,10 @@ from fastmcp.server.auth import OAuthProvider
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.provider import RegistrationError
 from mcp.shared.auth import OAuthClientInformationFull
-from pydantic import ValidationError
+from pydantic import AnyUrl, ValidationError
 
 from oauth_store.flows.client_keys import read_keys
-from oauth_store.flows.clients import PRIVATE_KEY_JWT, check_redirect_uris
+from oauth_store.flows.clients import PRIVATE_KEY_JWT, check_scopes
 from oauth_store.flows.connected import AUTHORIZATION_CODE, DEVICE_CODE
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.metadata_documents import (
@@ -23,6 +23,7 @@ from oauth_store.flows.metadata_documents import (
     MetadataDocuments,
     is_document_url,
 )
+from oauth_store.flows.redirect_uris import check_redirect_uris
 from oauth_store.flows.registration import is_valid_scope, withdraw
 
 _FIELDS = (
@@ -85,7 +86,8 @@ def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
     }
     try:
         client = OAuthClientInformationFull.model_validate(defaults | metadata)
-        check_redirect_uris(client)
+        check_redirect_uris(client.redirect_uris)
+        check_scopes(client)
     except ValidationError as error:
         raise InvalidDocumentError(f"its {error.errors()[0]['loc'][0]} is not valid") from error
     except RegistrationError as error:
@@ -122,7 +124,7 @@ def _redirect_uris(given: object) -> list[str]:
     for entry in given:
         try:
             uri = _any_port(entry)
-            check_redirect_uris(OAuthClientInformationFull.model_validate({"client_id": "-", "redirect_uris": [uri]}))
+            check_redirect_uris([AnyUrl(uri)])
             good[uri] = None
         except RegistrationError as error:
             reason = f": {error.error_description}"

@@ -13,10 +13,11 @@ from oauth_store.credentials import hash_secret
 from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.client_keys import read_keys
-from oauth_store.flows.clients import OFFLINE_ACCESS, PRIVATE_KEY_JWT, OwnersClient, check_redirect_uris, check_scopes
+from oauth_store.flows.clients import OFFLINE_ACCESS, PRIVATE_KEY_JWT, OwnersClient, check_scopes
 from oauth_store.flows.connected import AUTHORIZATION_CODE, CLIENT_CREDENTIALS, DEVICE_CODE, OF_OWNERS
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.metadata_documents import InvalidDocumentError
+from oauth_store.flows.redirect_uris import check_redirect_uris
 from oauth_store.flows.scopes import is_scope
 
 METADATA_BYTES = 32 * 1024
@@ -68,10 +69,9 @@ def check_registration(client: OAuthClientInformationFull) -> None:
         raise RegistrationError("invalid_client_metadata", f"client_id is longer than {CLIENT_ID_LENGTH} characters")
     if client.grant_types in OF_OWNERS:
         _check_confidential(client)
-    elif _is_for_a_device(client):
-        check_scopes(client)
-    else:
-        check_redirect_uris(client)
+    elif not _is_for_a_device(client):
+        check_redirect_uris(client.redirect_uris)
+    check_scopes(client)
     if len(_metadata(client).encode()) > METADATA_BYTES:
         raise RegistrationError("invalid_client_metadata", f"more than {METADATA_BYTES} bytes of metadata")
 
@@ -99,7 +99,6 @@ def _check_confidential(client: OAuthClientInformationFull) -> None:
         _check_keys(client)
     elif not client.client_secret or method == "none":
         raise RegistrationError("invalid_client_metadata", f"a client for {grant} needs a secret")
-    check_scopes(client)
 
 
 def _check_keys(client: OAuthClientInformationFull) -> None:
