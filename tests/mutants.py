@@ -1377,6 +1377,13 @@ FAULTS = (
         ("tests/database/test_ephemeral.py::test_what_is_lost",),
     ),
     Fault(
+        "The provider starts with a wrong MCP_OAUTH_EPHEMERAL",
+        "oauth_store/provider.py",
+        "ephemeral.is_intended()  # raises now, if its variable has a value that it cannot have",
+        "",
+        ("tests/database/test_ephemeral.py::test_another_value_is_an_error",),
+    ),
+    Fault(
         "Any value accepts that the database is lost",
         "oauth_store/database/ephemeral.py",
         'if value not in ("1", None):',
