@@ -50,6 +50,10 @@ if [ -z "$(ls -A "$VOLUME")" ]; then
 fi
 mount --bind "$VOLUME" data
 """
+SOCKET = """
+touch "tmp/${SOCKET##*/}"
+mount --bind "$SOCKET" "tmp/${SOCKET##*/}"
+"""
 READ_ONLY = """
 mount -o remount,bind,ro "$WORK/root"
 """
@@ -97,9 +101,18 @@ def require_namespaces(directory: Path) -> None:
 
 
 class Container:
-    """A process of the image, from its root to its user and command."""
+    """A process of the image, from its root to its user and command. The socket of a database server is in its /tmp."""
 
-    def __init__(self, directory: Path, port: int, volume: Path | None, *, read_only: bool, **environment: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        port: int,
+        volume: Path | None = None,
+        *,
+        socket: Path | None = None,
+        read_only: bool = True,
+        **environment: str,
+    ) -> None:
         directory.mkdir()
         self.log = directory / "log"
         self.port = port
@@ -111,12 +124,13 @@ class Container:
         words += [f"PATH={Path(sys.executable).parent}:/usr/bin:/bin", *shlex.split(value("ENV"))]
         words += [f"{name}={text}" for name, text in environment.items()]
         words += ["sh", "-c", f'cd {value("WORKDIR")} && exec "$@"', "sh", *command]
-        script = "".join([LAYER, BASE, build(), DOCKER, VOLUME if volume else "", READ_ONLY if read_only else ""])
+        mounts = [VOLUME if volume else "", SOCKET if socket else "", READ_ONLY if read_only else ""]
+        script = "".join([LAYER, BASE, build(), DOCKER, *mounts])
+        paths = {"WORK": f"{directory}/mounts", "VOLUME": str(volume), "SOCKET": str(socket)}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 ["unshare", "--mount", "sh", "-ec", f"{script}\nexec {shlex.join(words)}"],
-                env=os.environ
-                | {"WORK": f"{directory}/mounts", "VOLUME": str(volume), "PYTHONS": " ".join(sorted(pythons()))},
+                env=os.environ | paths | {"PYTHONS": " ".join(sorted(pythons()))},
                 stdout=log,
                 stderr=log,
             )

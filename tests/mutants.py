@@ -1351,7 +1351,7 @@ FAULTS = (
     Fault(
         "What was exported from Docker is taken for a container",
         "oauth_store/database/ephemeral.py",
-        '(DOCKER in markers and named is not None and str(named.point) == "/etc/hostname")',
+        'DOCKER in markers and named is not None and str(named.point) == "/etc/hostname"',
         "DOCKER in markers",
         ("tests/database/test_ephemeral.py::test_what_is_kept",),
     ),

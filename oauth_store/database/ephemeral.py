@@ -123,7 +123,8 @@ def _own_mounts(mountinfo: str, environment: Mapping[str, str], markers: Collect
     """
     own = {point for name, points in PLATFORMS.items() if environment.get(name) for point in points}
     named = find_mount(Path("/etc/hostname"), mountinfo)
-    if PODMAN in markers or (DOCKER in markers and named is not None and str(named.point) == "/etc/hostname"):
+    in_docker = DOCKER in markers and named is not None and str(named.point) == "/etc/hostname"
+    if in_docker or PODMAN in markers or environment.get("container") == "podman":  # a tmpfs on /run hides the marker
         own.add("/")
     return own
 

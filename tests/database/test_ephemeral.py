@@ -50,6 +50,7 @@ LOST = {
     "Docker, a tmpfs": (mounts.DOCKER_READ_ONLY + mounts.TMPFS_MOUNT, NOTHING, [DOCKER], "/data/oauth.db", MEMORY),
     "Podman": (mounts.PODMAN, NOTHING, [PODMAN], "/app/oauth.db", OWN),
     "Podman, fuse-overlayfs": (mounts.PODMAN_FUSE, NOTHING, [PODMAN], "/app/oauth.db", OWN),
+    "Podman, vfs, with a tmpfs on /run": (mounts.DOCKER_VFS, {"container": "podman"}, [], "/app/oauth.db", OWN),
     "Podman, a volume without a name": (
         mounts.PODMAN + mounts.PODMAN_ANONYMOUS,
         NOTHING,
@@ -119,7 +120,7 @@ KEPT = {
     "Kubernetes in Docker, a claim": (mounts.CONTAINERD + mounts.INSIDE_KIND, IN_KUBERNETES, [], "/data/oauth.db"),
     "Fly, a volume": (mounts.FLY + mounts.FLY_VOLUME, IN_FLY, [], "/data/oauth.db"),
     "Lambda, a network drive": (mounts.LAMBDA, IN_LAMBDA, [], "/mnt/efs/oauth.db"),
-    "LXC": (mounts.LXC, NOTHING, [], "/srv/oauth.db"),
+    "LXC": (mounts.LXC, {"container": "lxc"}, [], "/srv/oauth.db"),
     "LXC, made of a Docker image": (mounts.LXC, NOTHING, [DOCKER], "/srv/oauth.db"),
     "systemd-nspawn": (mounts.NSPAWN, NOTHING, [], "/srv/oauth.db"),
     "Debian": (mounts.DEBIAN, NOTHING, [], "/var/lib/wiki/oauth.db"),

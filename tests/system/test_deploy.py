@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import httpx2
 import kubernetes_validate
 import pytest
 import yaml
+from fastmcp import Client
+from sqlalchemy.engine import make_url
 
 from examples.demo import ClientApp
 from oauth_store.pages.sign_in import hash_password
 from tests.containers import DEPLOY, ROOT, Container, instructions, require_namespaces, value
+from tests.databases import create_postgres_database, drop_postgres_database
 from tests.serving import free_port
 
 METADATA = "/.well-known/oauth-authorization-server"
@@ -194,11 +197,11 @@ def run(tmp_path: Path, port: int) -> Iterator[Run]:
     require_namespaces(tmp_path / "probe")
     containers: list[Container] = []
 
-    def start(volume: Path | None = None, *, read_only: bool = True, **environment: str) -> Container:
-        environment = {"MCP_OAUTH_PASSWORD_HASH": hash_password(PASSWORD), **environment}
-        environment["BASE_URL"] = f"http://127.0.0.1:{port}"
-        directory = tmp_path / f"container-{len(containers)}"
-        containers.append(Container(directory, port, volume, read_only=read_only, **environment))
+    password_hash = hash_password(PASSWORD)
+
+    def start(*arguments: Any, at: int = port, **options: Any) -> Container:
+        options |= {"MCP_OAUTH_PASSWORD_HASH": password_hash, "BASE_URL": f"http://127.0.0.1:{port}"}
+        containers.append(Container(tmp_path / f"container-{len(containers)}", at, *arguments, **options))
         return containers[-1]
 
     yield start
@@ -251,6 +254,36 @@ async def test_the_next_container_knows_nobody(database: str, read_only: bool, p
     await app.call_tool()
     assert app.authorizations == 2
     assert LOST not in second.log.read_text()
+
+
+@pytest.fixture
+async def empty_postgresql(postgres_server: str) -> AsyncIterator[str]:
+    """A database that nothing was ever done to."""
+    url = await create_postgres_database(postgres_server)
+    yield url
+    await drop_postgres_database(postgres_server, url)
+
+
+async def test_three_replicas_share_one_database(run: Run, port: int, empty_postgresql: str) -> None:
+    """Three containers that start at once on an empty PostgreSQL upgrade it once, and know each other's clients."""
+    database = make_url(empty_postgresql)
+    directory, socket = database.query.get("host"), None
+    if directory is not None:  # no other user can enter it
+        socket = Path(str(directory)) / ".s.PGSQL.5432"
+        database = database.update_query_dict({"host": "/tmp"})
+    replicas = [
+        run(at=at, socket=socket, MCP_OAUTH_DB=database.render_as_string(hide_password=False))
+        for at in (port, free_port(), free_port())
+    ]
+    for replica in replicas:
+        replica.wait()
+    app = ClientApp(f"http://127.0.0.1:{port}/mcp", PASSWORD)
+    await app.call_tool()
+    token = (await app.tokens()).access_token
+    for replica in replicas:
+        async with Client(f"http://127.0.0.1:{replica.port}/mcp", auth=token) as client:
+            await client.call_tool("read_page", {"title": "Home"})
+        assert LOST not in replica.log.read_text()
 
 
 def test_a_forgotten_volume_is_an_error_where_the_root_is_read_only(run: Run) -> None:
