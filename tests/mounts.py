@@ -119,6 +119,10 @@ DEBIAN = """\
 25 22 0:25 / /tmp rw,nosuid,nodev shared:6 - tmpfs tmpfs rw,nr_inodes=1048576,inode64
 26 22 8:2 / /srv rw,relatime shared:9 - xfs /dev/sda2 rw
 """
+PRIVATE_TMP = DEBIAN + (
+    "70 22 8:1 /tmp/systemd-private-5b0f6f2c8d0e4b7e9a3c1d2e4f5a6b7c-wiki.service-Qh3kLm/tmp /tmp rw,relatime "
+    "shared:80 master:1 - ext4 /dev/sda1 rw\n"
+)
 DOCKER_HOST = (
     DEBIAN
     + f"60 22 0:50 / /var/lib/docker/overlay2/{ID}/merged rw,relatime shared:70 - overlay overlay rw,lowerdir="

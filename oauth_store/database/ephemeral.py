@@ -33,6 +33,8 @@ PLATFORMS = {
 
 ANONYMOUS_VOLUME = re.compile(r"/volumes/[0-9a-f]{64}/_data$")
 EMPTY_DIR = "/kubernetes.io~empty-dir/"
+PRIVATE_TMP = "/systemd-private-"
+"""A directory that systemd makes for the /tmp of one unit, and deletes when the unit stops (systemd.exec(5))."""
 
 _KEEP = (
     "keep it on a volume or a disk, for example one that is mounted on /data, and set MCP_OAUTH_DB=/data/oauth.db; "
@@ -105,6 +107,8 @@ def find_loss(path: Path, mountinfo: str, environment: Mapping[str, str], marker
     elif ANONYMOUS_VOLUME.search(mount.root):
         place, event = "on a volume without a name", "with the next container"
         advice = f"give the volume a name, as in: docker run -v wiki:{mount.point}"
+    elif PRIVATE_TMP in mount.root:
+        place, event, advice = "in the private /tmp of a systemd unit", "after a restart", _KEEP
     elif str(mount.point) in own or (own and mount.kind in LAYERS):
         place, event, advice = "in the container's own file system", "with the next container", _KEEP
     elif mount.kind in LAYERS and not _is_kept(mount, mountinfo):

@@ -25,6 +25,7 @@ IN_HEROKU = {"DYNO": "web.1"}
 IN_LAMBDA = {"AWS_LAMBDA_FUNCTION_NAME": "wiki"}
 MEMORY, OWN, UNNAMED = "in memory", "in the container's own file system", "on a volume without a name"
 EMPTY_DIR, LAYER = "in an emptyDir", "in a layer that is not kept"
+PRIVATE = "in the private /tmp of a systemd unit"
 
 LOST = {
     "Docker": (mounts.DOCKER, NOTHING, [DOCKER], "/app/oauth.db", OWN),
@@ -86,6 +87,7 @@ LOST = {
     "Heroku": (mounts.FLY_BEFORE + mounts.HEROKU_APP, IN_HEROKU, [], "/app/oauth.db", OWN),
     "Lambda": (mounts.LAMBDA, IN_LAMBDA, [], "/tmp/oauth.db", OWN),
     "Debian, /tmp in memory": (mounts.DEBIAN, NOTHING, [], "/tmp/oauth.db", MEMORY),
+    "a unit with PrivateTmp=true": (mounts.PRIVATE_TMP, NOTHING, [], "/tmp/oauth.db", PRIVATE),
     "nspawn, /tmp in memory": (mounts.NSPAWN, NOTHING, [], "/tmp/oauth.db", MEMORY),
     "OpenWrt, /tmp in memory": (mounts.OPENWRT, NOTHING, [], "/tmp/oauth.db", MEMORY),
     "a live system": (mounts.LIVE, NOTHING, [], "/srv/oauth.db", LAYER),
@@ -125,6 +127,7 @@ KEPT = {
     "systemd-nspawn": (mounts.NSPAWN, NOTHING, [], "/srv/oauth.db"),
     "Debian": (mounts.DEBIAN, NOTHING, [], "/var/lib/wiki/oauth.db"),
     "Debian, another disk": (mounts.DEBIAN, NOTHING, [], "/srv/oauth.db"),
+    "the disk of a unit with PrivateTmp=true": (mounts.PRIVATE_TMP, NOTHING, [], "/srv/oauth.db"),
     "Debian, with a directory that begins like /tmp": (mounts.DEBIAN, NOTHING, [], "/tmpfiles/oauth.db"),
     "a machine that runs Docker": (mounts.DOCKER_HOST, NOTHING, [], "/var/lib/wiki/oauth.db"),
     "a developer's machine, with `railway run`": (mounts.DEBIAN, {"RAILWAY_ENVIRONMENT": "x"}, [], "/home/oauth.db"),
@@ -157,6 +160,14 @@ def test_what_is_kept(case: str) -> None:
     """A volume, a disk, and a container that is a machine are no finding, whatever else looks like a container."""
     mountinfo, environment, markers, path = KEPT[case]
     assert find_loss(Path(path), mountinfo, environment, markers) is None
+
+
+def test_the_message_that_troubleshooting_quotes() -> None:
+    """docs/troubleshooting.md quotes the whole warning of a container without a volume."""
+    loss = find_loss(Path("/app/oauth.db"), mounts.DOCKER, NOTHING, [DOCKER])
+    assert loss is not None
+    page = (Path(__file__).parent.parent.parent / "docs" / "troubleshooting.md").read_text()
+    assert f"\n{loss.found}; {loss.advice}. To accept this, set {EPHEMERAL}=1\n" in page
 
 
 @pytest.fixture
