@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from oauth_store.database.files import mount_of
+
 ID = "c1a5e4b7" * 8
 """Of a container, a layer or a volume without a name."""
 POD = "/var/lib/kubelet/pods/0a5f7c62-93c2-4d9c-8a3e-3f1d6a2b9e10"
@@ -157,7 +159,8 @@ OPENWRT = """\
 def memory_directory() -> Path:
     """A directory in memory, of this process. Skips where there is none."""
     shared = Path("/dev/shm")
-    if not any(line.split()[1:3] == [str(shared), "tmpfs"] for line in Path("/proc/mounts").read_text().splitlines()):
+    mount = mount_of(shared)
+    if mount is None or mount.kind != "tmpfs":
         pytest.skip("/dev/shm is not in memory here")
     directory = shared / f"oauth_store_test_{os.getpid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
