@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from oauth_store.approval import AuthorizationRequest, AutoApproval, LoopbackApproval, request_of, start
 from oauth_store.browser import Cookies, request_cookie
-from oauth_store.database import schema
+from oauth_store.database import ephemeral, schema
 from oauth_store.database.purge import Purger
 from oauth_store.database.store import Store
 from oauth_store.flows import access, authorization, clients, code, identity, refresh, registration, revocation
@@ -134,6 +134,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             revocation_options=revocation_options or RevocationOptions(enabled=True),
             required_scopes=required_scopes,
         )
+        ephemeral.is_intended()  # raises now, if its variable has a value that it cannot have
         self._store = Store(database, schema.prepare)
         self._documents = client_documents() if metadata_documents else None
         self._identities = identity.Identities.of(identity_assertion, str(self.issuer_url))

@@ -15,6 +15,7 @@ from jinja2 import Environment
 from mcp.shared.auth import OAuthClientInformationFull
 
 from oauth_store import AutoApproval, SQLAlchemyOAuthProvider
+from oauth_store.database.ephemeral import EPHEMERAL
 from oauth_store.database.names import VERSION_TABLE
 from oauth_store.database.schema import HEAD, upgrade
 from oauth_store.database.sqlite import Lane
@@ -43,6 +44,7 @@ LOG_CHARACTERS = 8000
 def pytest_configure() -> None:
     """Let Ctrl-C reach what the tests start, also where the shell that runs them has switched it off, as for a job."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ[EPHEMERAL] = "1"  # also for the tests that run in a container
 
 
 @pytest.hookimpl(optionalhook=True)
