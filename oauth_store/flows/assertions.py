@@ -12,7 +12,7 @@ from typing import Any
 from fastmcp.server.auth import cimd
 from fastmcp.utilities.auth import decode_jwt_header, decode_jwt_payload
 from mcp.server.auth.middleware.client_auth import AuthenticationError
-from sqlalchemy import insert
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -26,12 +26,15 @@ ASSERTION_BYTES = 8 * 1024
 """The longest assertion of a client that is read."""
 ALGORITHMS = sorted(getattr(cimd, "ASSERTION_ALGORITHMS", {"RS256"}))
 """Those that FastMCP's validator takes: before 4.2, one."""
+LIFETIME_SECONDS = 300
+"""How long an assertion may be valid, as FastMCP's validator has it."""
 CLOCK_SKEW_SECONDS = 30
 """How long a used assertion is remembered after its expiry: clocks of several servers may differ."""
 
 _LATEST = 10**12
 """More than any time in seconds."""
 _insert = insert(tokens)
+_used = select(tokens.c.token_hash).where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind == ASSERTION)
 
 
 class UsedAssertionError(Exception):
@@ -89,10 +92,15 @@ def read_assertion(text: str, client_id: str, audiences: Sequence[str], now: flo
     if not any(audience in audiences for audience in (named if isinstance(named, list) else [named])):
         raise AuthenticationError("aud of client_assertion is neither this token endpoint nor this issuer")
     expires_at = claims.get("exp")
-    if expires_at is None or not all(_is_time(claims.get(name)) for name in ("exp", "iat", "nbf")):
+    if expires_at is None or not has_times(claims):
         raise AuthenticationError("exp of client_assertion is missing, or a time in it is not a number of seconds")
     if expires_at <= now:
         raise AuthenticationError("client_assertion has expired")
+    issued_at = claims.get("iat", now)
+    if issued_at > now + CLOCK_SKEW_SECONDS:
+        raise AuthenticationError("iat of client_assertion is in the future")
+    if expires_at - issued_at > LIFETIME_SECONDS:
+        raise AuthenticationError(f"client_assertion is valid for more than {LIFETIME_SECONDS} seconds")
     if (claims.get("nbf") or 0) > now + CLOCK_SKEW_SECONDS:  # FastMCP checks that from 4.2 on
         raise AuthenticationError("client_assertion is not valid yet")
     jti = claims.get("jti")
@@ -113,9 +121,26 @@ def _parts(text: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     raise AuthenticationError(f"client_assertion is not a signed JWT of at most {ASSERTION_BYTES} bytes")
 
 
+def has_times(claims: Mapping[str, Any]) -> bool:
+    """Return whether each time in the claims is one."""
+    return all(_is_time(claims.get(name)) for name in ("exp", "iat", "nbf"))
+
+
 def _is_time(value: object) -> bool:
     """Return whether a claim is absent or a time. NaN, which JSON can hold, is smaller than nothing."""
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LATEST)
+
+
+def check_unused(session: Session, secret: Secret) -> None:
+    """Raise `AuthenticationError` if a client has authenticated by an assertion that was used before."""
+    if not isinstance(secret, VerifiedAssertion):
+        return
+    if session.execute(_used, {"b_hash": hash_secret(_name(secret))}).first() is not None:
+        raise AuthenticationError("client_assertion was used before")
+
+
+def _name(assertion: VerifiedAssertion) -> str:
+    return json.dumps([JWT_BEARER, assertion.client_id, assertion.jti])
 
 
 def spend(session: Session, secret: Secret, now: int) -> None:
@@ -125,9 +150,8 @@ def spend(session: Session, secret: Secret, now: int) -> None:
     """
     if not isinstance(secret, VerifiedAssertion):
         return
-    name = json.dumps([JWT_BEARER, secret.client_id, secret.jti])
     try:
-        use_once(session, name, secret.client_id, secret.expires_at, now)
+        use_once(session, _name(secret), secret.client_id, secret.expires_at, now)
     except UsedAssertionError as error:
         raise AuthenticationError("client_assertion was used before") from error
     except IntegrityError as error:

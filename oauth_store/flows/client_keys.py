@@ -80,5 +80,5 @@ async def has_signed(keys: KeySet, assertion: ClaimedAssertion, audiences: Seque
         return bool(usable) and await validator.validate_assertion(
             assertion.text, assertion.client_id, cast(str, list(audiences)), document
         )
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

@@ -284,10 +284,15 @@ def is_machine(client_metadata: str) -> bool:
 
 
 def presents_users(client_metadata: str) -> bool:
-    """Return whether a stored client may present an identity provider's assertions of users."""
-    return JWT_BEARER_GRANT in client_metadata and JWT_BEARER_GRANT in json.loads(client_metadata).get(
-        "grant_types", ()
-    )
+    """Return whether an access token of a stored client without a refresh token is for an asserted user."""
+    grants = json.loads(client_metadata).get("grant_types", ())
+    return JWT_BEARER_GRANT in grants and (AUTHORIZATION_CODE not in grants or "refresh_token" in grants)
+
+
+def has_keys(client_metadata: str) -> bool:
+    """Return whether a stored client authenticates with a key of its own (RFC 7523, section 2.2)."""
+    metadata: dict[str, Any] = json.loads(client_metadata)
+    return metadata.get("token_endpoint_auth_method") == "private_key_jwt"
 
 
 def _host(redirect_uri: str) -> str:

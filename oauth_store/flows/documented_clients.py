@@ -14,7 +14,7 @@ from pydantic import AnyUrl, ValidationError
 
 from oauth_store.flows.client_keys import read_keys
 from oauth_store.flows.clients import PRIVATE_KEY_JWT, check_scopes
-from oauth_store.flows.connected import AUTHORIZATION_CODE, DEVICE_CODE
+from oauth_store.flows.connected import AUTHORIZATION_CODE, DEVICE_CODE, JWT_BEARER_GRANT
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.metadata_documents import (
     LONGEST_LIFETIME_SECONDS,
@@ -92,6 +92,7 @@ def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
         raise InvalidDocumentError(f"its {error.errors()[0]['loc'][0]} is not valid") from error
     except RegistrationError as error:
         raise InvalidDocumentError(str(error.error_description)) from error
+    client.grant_types = [grant for grant in client.grant_types if grant != JWT_BEARER_GRANT]  # the owner's to give
     if not {AUTHORIZATION_CODE, DEVICE_CODE} & {*client.grant_types}:
         raise InvalidDocumentError("its grant_types lack authorization_code")
     return client

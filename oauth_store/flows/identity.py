@@ -30,7 +30,7 @@ from oauth_store.credentials import hash_secret, mint_grant_id
 from oauth_store.database.models import ACCESS, clients, tokens
 from oauth_store.display import one_line
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.assertions import Secret, UsedAssertionError, spend, use_once
+from oauth_store.flows.assertions import Secret, UsedAssertionError, has_times, spend, use_once
 from oauth_store.flows.clients import OFFLINE_ACCESS, offered_to
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.scopes import is_scope
@@ -58,7 +58,7 @@ class PresentedIdentity(IdentityAssertionParams):
     """A client's request for a user's access token, with what the client has authenticated with."""
 
     _secret: Secret = PrivateAttr(default=None)
-    _is_spent: bool = PrivateAttr(default=False)
+    _steps: list[str] = PrivateAttr(default_factory=list)  # shared by copies, which an application may make
 
     @classmethod
     def of(cls, assertion: str, scope: str, resource: str | None, secret: Secret) -> "PresentedIdentity":
@@ -74,11 +74,11 @@ class PresentedIdentity(IdentityAssertionParams):
     @property
     def is_spent(self) -> bool:
         """Whether a step has used up the client's assertion. An application's own method runs none of ours."""
-        return self._is_spent
+        return bool(self._steps)
 
     def spent(self) -> None:
         """Note that a step has used up the client's assertion, and is committed."""
-        self._is_spent = True
+        self._steps.append("spent")
 
 
 class Identities:
@@ -170,6 +170,8 @@ def _asserted(
     claims: Mapping[str, Any],
 ) -> _Asserted:
     """Return what the claims of a valid assertion give. Raises `IdentityAssertionError` or `TokenError`."""
+    if not has_times(claims):
+        raise IdentityAssertionError("a time in it is not a number of seconds")
     subject = claims["sub"]
     if not isinstance(subject, str) or not subject.isprintable() or len(subject) > SUBJECT_LENGTH:
         raise IdentityAssertionError(f"its sub is not a name of at most {SUBJECT_LENGTH} printable characters")
@@ -179,7 +181,7 @@ def _asserted(
         client_id=str(client.client_id),
         subject=subject,
         scopes=_scopes(issuer, config, client, params.scopes or (), claims),
-        resource=issuer.resource or params.resource,
+        resource=issuer.resource or str(claims.get("resource") or "") or None,
         lifetime_seconds=config.access_token_expiry_seconds,
     )
 
@@ -244,6 +246,7 @@ async def use_up(issuer: Issuer, secret: Secret) -> None:
     Raises `AuthenticationError` if it was used before.
     """
     await issuer.store.write(_use_up, secret, int(time.time()))
+    issuer.after_commit()
 
 
 def _use_up(session: Session, secret: Secret, now: int) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from oauth_store.database.models import NEVER, Client, Code, Token, is_live
-from oauth_store.flows.connected import BATCH, GrantName, described, end_grants, grants_to_end
+from oauth_store.database.models import ACCESS, NEVER, REFRESH, Client, Code, Token, is_live
+from oauth_store.flows.connected import BATCH, GrantName, described, end_grants, grants_to_end, has_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ def registered_clients(
                 client_id=row.client_id,
                 client_name=name,
                 hosts=hosts,
-                confidential=row.client_secret_hash is not None,
+                confidential=row.client_secret_hash is not None or has_keys(row.client_metadata),
                 created_at=row.created_at,
                 last_approved_at=row.last_used_at or None,
                 live_grants=grants.get(row.client_id, 0),
@@ -54,8 +54,11 @@ def _live_grants(session: Session, client_ids: list[str]) -> dict[str, int]:
     """Return the number of live grants of each of these clients."""
     counts: dict[str, int] = {}
     for start in range(0, len(client_ids), BATCH):
-        of_these = Token.client_id.in_(client_ids[start : start + BATCH]) & is_live(int(time.time()))
-        query = select(Token.client_id, func.count(Token.grant_id.distinct())).where(of_these).group_by(Token.client_id)
+        of_these = Token.client_id.in_(client_ids[start : start + BATCH]) & Token.kind.in_((ACCESS, REFRESH))
+        query = select(Token.client_id, func.count(Token.grant_id.distinct())).where(
+            of_these & is_live(int(time.time()))
+        )
+        query = query.group_by(Token.client_id)
         counts |= {str(client_id): number for client_id, number in session.execute(query)}
     return counts
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.client_keys import read_keys
+from oauth_store.flows.client_keys import KeySet, read_keys
 from oauth_store.flows.clients import OFFLINE_ACCESS, PRIVATE_KEY_JWT, OwnersClient, check_scopes
 from oauth_store.flows.connected import AUTHORIZATION_CODE, CLIENT_CREDENTIALS, DEVICE_CODE, OF_OWNERS
 from oauth_store.flows.issuer import Issuer
@@ -50,6 +50,7 @@ async def register(issuer: Issuer, client: OAuthClientInformationFull) -> None:
         client = OwnersClient.model_validate(client.model_dump())
     elif _is_for_a_device(client):
         client = _without(client, AUTHORIZATION_CODE)
+    client = client.model_copy(update={"jwks": _keys(client)})
     refused = [scope for scope in (client.scope or "").split() if not is_valid_scope(issuer, scope)]
     if refused:
         raise RegistrationError("invalid_client_metadata", f"scopes not valid here: {' '.join(refused)}")
@@ -96,15 +97,21 @@ def _check_confidential(client: OAuthClientInformationFull) -> None:
         raise RegistrationError("invalid_redirect_uri", f"a client for {grant} has no redirect URI")
     method = client.token_endpoint_auth_method
     if grant != CLIENT_CREDENTIALS and method == PRIVATE_KEY_JWT and not client.client_secret:
-        _check_keys(client)
+        if not client.jwks_uri and not _keys(client):
+            raise RegistrationError("invalid_client_metadata", "a client for private_key_jwt needs jwks or jwks_uri")
     elif not client.client_secret or method == "none":
         raise RegistrationError("invalid_client_metadata", f"a client for {grant} needs a secret")
 
 
-def _check_keys(client: OAuthClientInformationFull) -> None:
-    """Raise `RegistrationError` unless a client has keys."""
+def _keys(client: OAuthClientInformationFull) -> KeySet | None:
+    """Return the public keys with which a client authenticates, if they are in its registration.
+
+    Raises `RegistrationError` if none of them can be used.
+    """
+    if client.token_endpoint_auth_method != PRIVATE_KEY_JWT or client.jwks is None:
+        return None
     try:
-        _ = client.jwks_uri or read_keys(client.jwks)
+        return read_keys(client.jwks)
     except InvalidDocumentError as error:
         raise RegistrationError("invalid_client_metadata", str(error)) from error
 

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import ACCESS, REFRESH, tokens
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.assertions import Secret, spend
+from oauth_store.flows.assertions import Secret, check_unused, spend
 from oauth_store.flows.connected import revoke_grants
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.tokens import lookup
@@ -23,17 +23,25 @@ async def revoke(issuer: Issuer, client_id: str, token: str, secret: Secret = No
     Raises `AuthenticationError` for an assertion that was used before.
     """
     await issuer.store.write(_revoke_token, issuer, client_id, token, secret, int(time.time()))
+    issuer.after_commit()
 
 
 def _revoke_token(session: Session, issuer: Issuer, client_id: str, token: str, secret: Secret, now: int) -> None:
-    """End the grant of a token of this client and this server."""
-    _end_grant(session, issuer, client_id, token, now)
-    spend(session, secret, now)
+    """End the grant of a token of this client and this server.
+
+    A request that ends nothing leaves no row: anyone may send any number of them.
+    """
+    if _end_grant(session, issuer, client_id, token, now):
+        spend(session, secret, now)
+    else:
+        check_unused(session, secret)
 
 
-def _end_grant(session: Session, issuer: Issuer, client_id: str, token: str, now: int) -> None:
+def _end_grant(session: Session, issuer: Issuer, client_id: str, token: str, now: int) -> bool:
+    """End the grant of a token, and return whether there was one to end."""
     row = lookup(session, _token_by_hash, b_hash=hash_secret(token))
     if row is None or row.client_id != client_id or row.revoked_at is not None or not issuer.is_ours(row.resource):
-        return
+        return False
     emit_after_commit(session, "revoked", grant_id=row.grant_id, client_id=row.client_id, by="the client")
     revoke_grants(session, [row.grant_id], "revoked by the client", now)
+    return True

@@ -15,7 +15,7 @@ from oauth_store.flows.metadata_documents import DocumentUnavailableError, Inval
 from oauth_store.rate_limits import OverLimitError
 from oauth_store.server.answers import error_answer
 from oauth_store.server.authorize import Server, find_client
-from oauth_store.server.client_assertion import ClientAuthentication
+from oauth_store.server.client_assertion import ClientAuthentication, keys_unavailable
 from oauth_store.server.client_auth import invalid_client
 from oauth_store.server.middleware import too_many
 from oauth_store.server.parameters import ParameterError, check_scope, single
@@ -37,7 +37,10 @@ class DeviceAuthorizationEndpoint:
             fields = single((await request.form()).multi_items(), issuer.resource)
             check_scope(fields)
             client = await find_client(self._server, client_id, request)  # with its keys, if its document has some
-            _, secret = await self._authentication.credentials(request)
+            try:
+                _, secret = await self._authentication.credentials(request)
+            except DocumentUnavailableError as error:
+                return keys_unavailable(error)
             started = await devices.start(issuer, client, secret, fields.get("scope", ""), fields.get("resource"))
         except AuthenticationError as error:
             return invalid_client(request, error)

@@ -20,10 +20,8 @@ async def identity_tokens(server: Server, client_id: str, secret: Secret, fields
     client = clients.authenticate(found if isinstance(found, StoredClient) else None, secret)
     if "assertion" not in fields:
         raise TokenError("invalid_request", "assertion is missing")
-    if JWT_BEARER_GRANT_TYPE not in client.grant_types:
-        raise TokenError("unauthorized_client", f"the client did not register for {JWT_BEARER_GRANT_TYPE}")
-    if client.is_public:
-        raise TokenError("unauthorized_client", "identity assertions are for clients that authenticate")
+    if JWT_BEARER_GRANT_TYPE not in client.grant_types or client.is_public:  # which the owner alone adds
+        raise TokenError("unauthorized_client", "the owner of this server did not add the client for this grant_type")
     params = PresentedIdentity.of(fields["assertion"], fields.get("scope", ""), fields.get("resource"), secret)
     tokens = await server.provider.exchange_identity_assertion(client, params)
     if not params.is_spent:

@@ -386,13 +386,38 @@ class TestOnce:
 
 
 class TestKeyClients:
-    """A client with a document that names the grant, and with a key."""
+    """A client that the owner added with a key."""
 
     @pytest.mark.parametrize("overridden", [False, True])
-    async def test_both_assertions_are_good_once(self, host: DocumentHost, company: Company, overridden: bool) -> None:
+    async def test_both_assertions_are_good_once(self, company: Company, overridden: bool) -> None:
         """Its own is used up with the user's, in one transaction: a request that fails uses neither."""
         kind = Overriding if overridden else SQLAlchemyOAuthProvider
         async with running(kind=kind, identity_assertion=company.settings()) as server:
+            signer = Signer()
+            keys = {"keys": [signer.whole]}
+            client = assistant(client_secret=None, token_endpoint_auth_method="private_key_jwt", jwks=keys)
+            await server.provider.register_client(client)
+            [stored] = await rows_of(server.provider, "SELECT client_metadata FROM oauth_clients")
+            assert '"d"' not in stored.client_metadata  # its owner has published too much
+            office = Office(server, company)
+
+            def form(jti: str) -> dict[str, str]:
+                claims = claims_of(CLIENT_ID, str(server.http.base_url.join("/token")), jti=jti)
+                return {"client_secret": "", **asserting(signer.sign(claims))}
+
+            user = office.assertion()
+            assert is_refused(await office.ask(office.assertion(client_id="another"), **form("one")))
+            assert await office.kinds() == []
+            assert (await office.ask(user, **form("one"))).status_code == 200
+            assert await office.kinds() == ([ASSERTION] if overridden else [ACCESS, ASSERTION, ASSERTION])
+            again = await office.ask(office.assertion(), **form("one"))
+            assert (again.status_code, again.json()["error"]) == (401, "invalid_client")
+            without = await office.ask(user, client_secret="")
+            assert (without.status_code, without.json()["error"]) == (401, "invalid_client")
+
+    async def test_a_document_is_not_enough(self, host: DocumentHost, company: Company) -> None:
+        """A client that nobody added, however its document describes it, presents no user."""
+        async with running(identity_assertion=company.settings()) as server:
             signer = Signer()
             host.describe(
                 token_endpoint_auth_method="private_key_jwt",
@@ -401,20 +426,40 @@ class TestKeyClients:
             )
             await server.code(host.client_id)
             office = Office(server, company)
+            claims = claims_of(host.client_id, str(server.http.base_url.join("/token")))
+            form = {"client_id": host.client_id, "client_secret": "", **asserting(signer.sign(claims))}
+            answer = await office.ask(office.assertion(client_id=host.client_id), **form)
+            assert (answer.status_code, answer.json()["error"]) == (400, "unauthorized_client")
+            assert company.requests == []
 
-            def form(jti: str) -> dict[str, str]:
-                claims = claims_of(host.client_id, str(server.http.base_url.join("/token")), jti=jti)
-                return {"client_id": host.client_id, "client_secret": "", **asserting(signer.sign(claims))}
+    async def test_an_application_that_copies_the_request(self, company: Company) -> None:
+        """A subclass may narrow it by a copy: the client's own assertion is used up once."""
 
-            user = office.assertion(client_id=host.client_id)
-            assert is_refused(await office.ask(office.assertion(), **form("one")))
+        class Narrows(SQLAlchemyOAuthProvider):
+            async def exchange_identity_assertion(
+                self, client: OAuthClientInformationFull, params: IdentityAssertionParams
+            ) -> OAuthToken:
+                narrowed = params.model_copy(update={"scopes": ["read"]})
+                return await super().exchange_identity_assertion(client, narrowed)
+
+        async with running(kind=Narrows, identity_assertion=company.settings()) as server:
+            signer = Signer()
+            keys = {"keys": [signer.public]}
+            client = assistant(client_secret=None, token_endpoint_auth_method="private_key_jwt", jwks=keys)
+            await server.provider.register_client(client)
+            office = Office(server, company)
+            claims = claims_of(CLIENT_ID, str(server.http.base_url.join("/token")))
+            answer = await office.ask(office.assertion(), client_secret="", **asserting(signer.sign(claims)))
+            assert answer.json()["scope"] == "read"
+
+    async def test_times_that_are_none(self, company: Company) -> None:
+        """NaN, with which every comparison is false, gives no token."""
+        async with running(identity_assertion=company.settings()) as server:
+            await server.provider.register_client(assistant())
+            office = Office(server, company)
+            for changed in ({"iat": float("nan"), "exp": time.time() + 10**8}, {"iat": float("nan")}):
+                assert is_refused(await office.ask(office.assertion(**changed)))
             assert await office.kinds() == []
-            assert (await office.ask(user, **form("one"))).status_code == 200
-            assert await office.kinds() == ([ASSERTION] if overridden else [ACCESS, ASSERTION, ASSERTION])
-            again = await office.ask(office.assertion(client_id=host.client_id), **form("one"))
-            assert (again.status_code, again.json()["error"]) == (401, "invalid_client")
-            without = await office.ask(user, client_id=host.client_id, client_secret="")
-            assert (without.status_code, without.json()["error"]) == (401, "invalid_client")
 
 
 asked: list[tuple[str | None, IdentityAssertionParams]] = []

@@ -374,7 +374,7 @@ class TestOnce:
         assert "revoked" not in caplog.text
         store = app.server.provider._store
         assert (await store.read(explain, name, int(time.time()))).state == "unknown"
-        assert await app.used() == 3
+        assert await app.used() == 2
         listed, _ = await store.read(live_grants)
         inventory = await store.read(take_inventory, store, int(time.time()))
         assert (len(listed), inventory.tables["oauth_tokens"].live) == (1, 2)
