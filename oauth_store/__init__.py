@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from oauth_store.approval import AuthorizationRequest, AutoApproval
     from oauth_store.database.names import include_name
     from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
+    from oauth_store.pages.passkey import PasskeyApproval
     from oauth_store.pages.password import PasswordApproval
     from oauth_store.provider import Approval, SQLAlchemyOAuthProvider
     from oauth_store.rate_limits import RateLimits
@@ -18,6 +19,7 @@ __all__ = [
     "ConfigurationError",
     "DatabaseUnavailable",
     "OAuthStoreError",
+    "PasskeyApproval",
     "PasswordApproval",
     "RateLimits",
     "SQLAlchemyOAuthProvider",
@@ -30,6 +32,7 @@ _MODULES = {
     "database.names": ("include_name",),
     "errors": ("ConfigurationError", "DatabaseUnavailable", "OAuthStoreError", "SchemaError"),
     "rate_limits": ("RateLimits",),
+    "pages.passkey": ("PasskeyApproval",),
     "pages.password": ("PasswordApproval",),
     "provider": ("Approval", "SQLAlchemyOAuthProvider"),
 }

@@ -6,13 +6,13 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret
-from oauth_store.database.models import tokens
+from oauth_store.database.models import ACCESS, REFRESH, tokens
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.connected import revoke_grants
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.tokens import lookup
 
-_token_by_hash = select(tokens).where(tokens.c.token_hash == bindparam("b_hash"))
+_token_by_hash = select(tokens).where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind.in_((ACCESS, REFRESH)))
 
 
 async def revoke(issuer: Issuer, client_id: str, token: str) -> None:
