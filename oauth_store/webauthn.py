@@ -215,7 +215,7 @@ def _is_address(host: str) -> bool:
 
 
 def _state(challenge: str) -> dict[str, Any]:
-    """Return what `fido2` compares with: the challenge is compared by whoever stored it."""
+    """Return what `fido2` compares with: the caller compares the challenge with the stored one."""
     from fido2.webauthn import UserVerificationRequirement
 
     return {"challenge": challenge, "user_verification": UserVerificationRequirement.REQUIRED}

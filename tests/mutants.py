@@ -262,6 +262,13 @@ FAULTS = (
         ("tests/pages/test_passkeys.py::TestApps::test_a_form_after_the_session",),
     ),
     Fault(
+        "Anyone can guess at links without end",
+        "oauth_store/pages/enrollment.py",
+        "wait = self._limiter.retry_after((PER_ADDRESS, address))",
+        "wait = None",
+        ("tests/pages/test_passkeys.py::TestEnrollment::test_guesses_are_limited",),
+    ),
+    Fault(
         "Anyone can ask for challenges without end",
         "oauth_store/pages/sign_in.py",
         'counted = [(QUESTIONS, f"question {about or known or address}")]',

@@ -34,7 +34,8 @@ async def passkey_site(
     port = port or free_port()
     if passkeys_only:
         settings["approval"] = PasskeyApproval(**settings.get("approval", {}))
-    async with site(database, base_url=f"http://localhost:{port}", port=port, **settings) as served:
+    base_url = f"http://localhost:{port}{settings.get('path', '')}"
+    async with site(database, base_url=base_url, port=port, **settings) as served:
         yield served
 
 
@@ -68,6 +69,10 @@ class Authenticator:
     key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
     credential_id: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     user_handle: str = ""
+
+    def __post_init__(self) -> None:
+        """Leave out the path of a server's URL."""
+        self.origin = "/".join(self.origin.split("/")[:3])
 
     def create(self, options: dict[str, Any]) -> str:
         """Make the passkey, and return the browser's response to the options of the server."""

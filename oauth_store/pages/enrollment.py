@@ -15,7 +15,8 @@ from oauth_store.flows import passkeys
 from oauth_store.flows.passkeys import Link
 from oauth_store.pages.html import Pages
 from oauth_store.pages.passkeys import PASSKEY, Passkeys
-from oauth_store.pages.sign_in import SignIn
+from oauth_store.pages.sign_in import PER_ADDRESS, SignIn, too_many
+from oauth_store.rate_limits import Limiter
 from oauth_store.urls import same_resource
 from oauth_store.webauthn import EXTRA, InvalidPasskeyError, RelyingParty
 
@@ -36,6 +37,7 @@ class EnrollmentPage:
         self._way = sign_in.ways.get(PASSKEY)
         self._pages = pages
         self._url = approver.public_url(self.path)
+        self._limiter = Limiter()
 
     async def handle(self, request: Request) -> Response:
         """Show the page or its result, ask the browser for a passkey, or store the one that it made."""
@@ -52,10 +54,14 @@ class EnrollmentPage:
         form = await form_of(request)
         if not from_our_page(request, self._url):
             return self._page("That form was not sent from our page. Open the link again.", 403)
-        link = await self._link(form.get("link", ""), party, self._way)
+        address = self._approver.address_of(request)
+        wait = self._limiter.retry_after((PER_ADDRESS, address))
+        link = str(too_many(wait)) if wait else await self._link(form.get("link", ""), party, self._way)
         if isinstance(link, str):
-            emit("sign_in_failed", address=self._approver.address_of(request), reason="wrong link")
-            return JSONResponse({"error": link}, 403) if "question" in form else self._page(link, 403)
+            emit("sign_in_failed", address=address, reason="too many attempts" if wait else "wrong link")
+            status_code = 429 if wait else 403
+            return JSONResponse({"error": link}, status_code) if "question" in form else self._page(link, status_code)
+        self._limiter.refund((PER_ADDRESS, address))
         purpose = passkeys.about("enroll", party.url, link.secret)
         if "question" in form:
             challenge = await passkeys.ask(self._approver.issuer, purpose)
@@ -64,7 +70,7 @@ class EnrollmentPage:
             ]
             options = await asyncio.to_thread(party.creation_options, challenge, link.user, known)
             return JSONResponse(options, headers={"Cache-Control": "no-store"})
-        return await self._add(request, form, link, party, purpose)
+        return await self._add(form, link, party, purpose, address)
 
     async def _link(self, secret: str, party: RelyingParty, way: Passkeys) -> Link | str:
         """Return a link that can be used at this server, or why it cannot."""
@@ -75,13 +81,13 @@ class EnrollmentPage:
             return f"This server has no user {short_line(link.user)}, so the passkey could not sign in."
         return replace(link, url=party.url)
 
-    async def _add(self, request: Request, form: Form, link: Link, party: RelyingParty, purpose: str) -> Response:
+    async def _add(self, form: Form, link: Link, party: RelyingParty, purpose: str, address: str) -> Response:
         try:
             created = await asyncio.to_thread(party.check_created, form.get(PASSKEY, ""))
             await passkeys.enroll(self._approver.issuer, link, created, purpose)
         except (InvalidPasskeyError, passkeys.RefusedError) as error:
             reason = str(error) if isinstance(error, passkeys.RefusedError) else "wrong"
-            emit("sign_in_failed", address=self._approver.address_of(request), reason=reason)
+            emit("sign_in_failed", address=address, reason=reason)
             return self._page("That passkey was not accepted, and nothing was added. Open the link again.", 403)
         return RedirectResponse(f"{self._url}?answer=added", 303, headers={"Cache-Control": "no-store"})
 

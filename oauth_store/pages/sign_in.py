@@ -67,7 +67,8 @@ class SignIn:
             counted.insert(0, (QUESTIONS_IN_TOTAL, "questions"))
         wait = self._limiter.retry_after(*counted)
         if wait is not None:
-            error = _too_many(wait)
+            emit("sign_in_failed", address=address, reason="too many attempts")
+            error = too_many(wait)
             return JSONResponse(
                 {"error": str(error)}, error.status_code, {"Cache-Control": "no-store", **error.headers}
             )
@@ -91,7 +92,7 @@ class SignIn:
         wait = self._limiter.retry_after(*counted)
         if wait is not None:
             emit("sign_in_failed", address=address, reason="too many attempts")
-            raise _too_many(wait)
+            raise too_many(wait)
         try:
             signed_in = await way.check(approver, user, form.get(way.name, ""), purpose)
         except SignInError as error:
@@ -134,6 +135,7 @@ class SignIn:
         return [way for way in self.ways.values() if way.guessable]
 
 
-def _too_many(wait: int) -> SignInError:
+def too_many(wait: int) -> SignInError:
+    """Return the error for an attempt over a limit, which ends in so many seconds."""
     minutes = -(-wait // 60)
     return SignInError(f"Too many attempts. Wait {minutes} minute{'s' if minutes > 1 else ''}, and try again.", wait)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from sqlalchemy import select, update
 
 from oauth_store import ConfigurationError, PasskeyApproval, SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
+from oauth_store.database.backup import backup
+from oauth_store.database.copy import copy
 from oauth_store.database.models import CHALLENGE, ENROLLMENT, PASSKEY, SESSION, Token
+from oauth_store.database.purge import purge
 from oauth_store.flows.passkeys import create_link
 from oauth_store.webauthn import decoded, encoded
 from tests.clocks import turned
@@ -87,11 +91,11 @@ class TestEnrollment:
         async with passkey_site(database_url) as wiki:
             secret = (await link_of(wiki)).partition("#")[2]
 
-            async def one() -> int:
-                async with Browser() as browser:
+            async def one(number: int) -> int:
+                async with Browser(**{"X-Forwarded-For": f"203.0.113.{number}"}) as browser:
                     return (await add(browser, wiki, Authenticator(wiki.url), secret)).status_code
 
-            statuses = await asyncio.gather(*(one() for _ in range(50)))
+            statuses = await asyncio.gather(*(one(number) for number in range(50)))
             assert sorted(statuses) == [303] + [403] * 49
             assert len(await passkeys_of(wiki)) == 1
 
@@ -183,6 +187,17 @@ class TestEnrollment:
             provider = SQLAlchemyOAuthProvider(":memory:", base_url=url, approval=PasskeyApproval())
             with pytest.raises(ConfigurationError, match="passkeys are for a host name"):
                 provider.get_routes("/mcp")
+
+    async def test_guesses_are_limited(self, wiki: Site) -> None:
+        """After ten wrong links an address has to wait, also with a right one; another address does not."""
+        secret = (await link_of(wiki)).partition("#")[2]
+        async with Browser() as browser, Browser(**{"X-Forwarded-For": "203.0.113.1"}) as other:
+            statuses = [
+                (await add(browser, wiki, Authenticator(wiki.url), "enrollment_x")).status_code for _ in range(11)
+            ]
+            assert statuses == [403] * 10 + [429]
+            assert (await add(browser, wiki, Authenticator(wiki.url), secret)).status_code == 429
+            assert (await add(other, wiki, Authenticator(wiki.url), secret)).status_code == 303
 
     async def test_a_foreign_form(self, wiki: Site) -> None:
         """A page elsewhere cannot use a link that it knows."""
@@ -300,6 +315,48 @@ class TestConsent:
                 assert (await send(browser, page, passkey=signed, scope=other)).status_code == 403
             answered = await send(browser, page, passkey=signed, scope=["write", "read"])
             assert (await wiki.redeem(url, answered.headers["location"])).scope == "read write"
+
+    async def test_a_host_that_the_request_names(self, wiki: Site, device: Authenticator) -> None:
+        """The origin is compared with base_url, whatever Host and forwarding headers say."""
+        device.origin = "http://evil.example"
+        headers = {"Host": "evil.example", "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http"}
+        async with Browser() as browser:
+            page = await browser.open(await wiki.authorize_url())
+            browser.http.headers.update(headers)
+            answered = await touch(browser, page, device)
+            assert (answered.status_code, "was not accepted" in answered.text) == (403, True)
+            device.origin = wiki.url
+            assert (await touch(browser, page, device)).status_code == 303
+
+    async def test_under_a_path(self, tmp_path: Path) -> None:
+        """A server under a path of its host has passkeys too."""
+        port = free_port()
+        async with (
+            passkey_site(tmp_path / "oauth.db", port=port, path="/wiki") as wiki,
+            Browser() as browser,
+        ):
+            device = await enroll(wiki)
+            page = await browser.open(await wiki.authorize_url())
+            assert (await touch(browser, page, device)).status_code == 303
+            assert "Sign out" in (await sign_in(browser, wiki, device)).text
+
+    async def test_a_device(self, tmp_path: Path) -> None:
+        """One touch lets in a device that showed a code (RFC 8628)."""
+        async with passkey_site(tmp_path / "oauth.db", device_authorization=True) as wiki, Browser() as browser:
+            passkey = await enroll(wiki)
+            metadata: dict[str, Any] = {
+                "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"],
+                "redirect_uris": None,
+            }
+            client_id = await wiki.register(**metadata)
+            url, form = f"{wiki.url}/device_authorization", {"client_id": client_id}
+            codes = (await browser.http.post(url, data=form)).json()
+            typed = await browser.http.post(f"{wiki.url}/device", data={"user_code": codes["user_code"]})
+            page = await browser.open(typed.headers["location"])
+            answered = await touch(browser, page, passkey)
+            assert answered.headers["location"].endswith("/device?answer=allowed")
+            form |= {"grant_type": metadata["grant_types"][0], "device_code": codes["device_code"]}
+            assert "access_token" in (await browser.http.post(f"{wiki.url}/token", data=form)).json()
 
     async def test_another_browser(self, wiki: Site, device: Authenticator) -> None:
         """A response that was stolen on its way is refused in another browser."""
@@ -653,6 +710,30 @@ class TestDatabase:
             for other in (token.access_token, texts[1], texts[2]):
                 answered = await add(browser, wiki, Authenticator(wiki.url), other)
                 assert answered.status_code == 403
+
+    async def test_a_copy_and_a_backup(self, tmp_path: Path) -> None:
+        """The passkeys of a database that was copied, or restored from a backup, sign in."""
+        path, port = tmp_path / "oauth.db", free_port()
+        async with passkey_site(path, port=port) as wiki:
+            device = await enroll(wiki)
+        await copy(str(path), str(tmp_path / "copy.db"))
+        await asyncio.to_thread(backup, str(path), tmp_path / "backup.db")
+        for name in ("copy.db", "backup.db"):
+            async with passkey_site(tmp_path / name, port=port) as wiki, Browser() as browser:
+                assert "Sign out" in (await sign_in(browser, wiki, device)).text
+
+    async def test_the_purge(self, database_url: str) -> None:
+        """On every database, links and challenges are deleted once they have expired, and passkeys never."""
+        async with passkey_site(database_url) as wiki, Browser() as browser:
+            await enroll(wiki)
+            await link_of(wiki)
+            await browser.http.post(f"{wiki.url}/apps", data={"question": "passkey"})
+            assert len(await tokens_of(wiki.provider)) == 3
+            later = int(time.time()) + 10 * 365 * 24 * 3600
+            for now, left in ((int(time.time()) + 299, 3), (later, 1)):
+                await wiki.provider._store.write(purge, now)
+                assert len(await tokens_of(wiki.provider)) == left
+            assert len(await passkeys_of(wiki)) == 1
 
     async def test_a_name_in_two_spellings(self, tmp_path: Path) -> None:
         """A link for a name in another spelling of Unicode is for the same user."""
