@@ -29,7 +29,7 @@ demo: $(VENV)/installed
 serve: $(VENV)/installed
 	@$(BIN)/python -m examples.serve
 
-# One process more than there are cores. Tests that measure a cost count processor time.
+# Two processes more than there are cores. Tests that measure a cost count processor time.
 PARALLEL = --numprocesses auto --dist worksteal
 test: $(VENV)/installed-dev
 	$(BIN)/pytest $(PARALLEL)

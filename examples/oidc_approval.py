@@ -181,18 +181,26 @@ def _choices(asked: AuthorizationRequest) -> list[str]:
     return [scope for scope in asked.scopes if scope != "offline_access"]
 
 
-def _ask(asked: AuthorizationRequest, signed_in: dict[str, str], error: str | None = None) -> Response:
+def _target(asked: AuthorizationRequest) -> str:
+    """Return where the access goes, in words."""
+    if asked.user_code is not None:
+        return f"the device that shows the code {asked.user_code}"
     target = urlsplit(asked.redirect_uri)
-    web = target.scheme in ("http", "https")
+    if target.scheme in ("http", "https"):
+        return target.netloc
     # the host of a private-use scheme proves nothing
     link = f"{target.scheme}:{'//' if target.netloc else ''}{target.netloc}"
+    return f"an app on this device that opens links that begin with {link}"
+
+
+def _ask(asked: AuthorizationRequest, signed_in: dict[str, str], error: str | None = None) -> Response:
     name = "".join(one for one in asked.client.client_name or "" if one.isprintable())[:80]  # the client chose it
     return _html(
         200 if error is None else 400,
         title="Allow this app?",
         error=error,
         client=name or "nothing",
-        target=target.netloc if web else f"an app on this device that opens links that begin with {link}",
+        target=_target(asked),
         scopes=_choices(asked),
         name=signed_in["name"],
         csrf=signed_in["csrf"],

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from oauth_store.approval import AuthorizationRequest, AutoApproval
     from oauth_store.database.names import include_name
     from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
+    from oauth_store.notifications import Notification
     from oauth_store.pages.passkey import PasskeyApproval
     from oauth_store.pages.password import PasswordApproval
     from oauth_store.provider import Approval, SQLAlchemyOAuthProvider
@@ -18,6 +19,7 @@ __all__ = [
     "AutoApproval",
     "ConfigurationError",
     "DatabaseUnavailable",
+    "Notification",
     "OAuthStoreError",
     "PasskeyApproval",
     "PasswordApproval",
@@ -32,6 +34,7 @@ _MODULES = {
     "database.names": ("include_name",),
     "errors": ("ConfigurationError", "DatabaseUnavailable", "OAuthStoreError", "SchemaError"),
     "rate_limits": ("RateLimits",),
+    "notifications": ("Notification",),
     "pages.passkey": ("PasskeyApproval",),
     "pages.password": ("PasswordApproval",),
     "provider": ("Approval", "SQLAlchemyOAuthProvider"),

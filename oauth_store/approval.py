@@ -21,8 +21,9 @@ from oauth_store.database.models import DEVICE
 from oauth_store.errors import ConfigurationError
 from oauth_store.flows import authorization
 from oauth_store.flows.authorization import Started
-from oauth_store.flows.clients import Standing, StoredClient, foreign
+from oauth_store.flows.clients import as_stored
 from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.redirect_uris import foreign
 
 logger = logging.getLogger("oauth_store")
 
@@ -65,9 +66,7 @@ async def start(
     issuer: Issuer, client: OAuthClientInformationFull, params: AuthorizationParams
 ) -> AuthorizationRequest:
     """Store a client's request, and return it. Raises `AuthorizeError`."""
-    if not isinstance(client, StoredClient):  # an application has overridden get_client()
-        client = StoredClient.load(client.model_dump_json(), Standing(scopes=issuer.scopes))
-    started = await authorization.start(issuer, client, params)
+    started = await authorization.start(issuer, as_stored(client, issuer.scopes), params)
     if isinstance(params, RequestParams):
         params.start(started)
     return request_of(started.handle, client, started)
@@ -88,6 +87,8 @@ class Approver(Protocol):
     def public_url(self, path: str) -> str: ...
 
     def address_of(self, request: Request) -> str: ...
+
+    async def get_client(self, client_id: str) -> OAuthClientInformationFull | None: ...
 
     async def pending(self, handle: str, request: Request) -> AuthorizationRequest | None: ...
 

@@ -1,6 +1,8 @@
 """Events for operators: log records with fields, counters and span events. Never a secret."""
 
 import logging
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 
 from opentelemetry import context, metrics, trace
 from sqlalchemy.orm import Session
@@ -38,6 +40,10 @@ _counter = metrics.get_meter("oauth_store").create_counter(
 _tracer = trace.get_tracer("oauth_store")
 _EVENTS = "oauth_store_events"
 """The key of a session's `info` under which events wait for its COMMIT."""
+Listener = Callable[[str, Mapping[str, str | int]], None]
+"""Gets an event, with its fields."""
+listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+"""Gets the events that are reported in this context."""
 
 
 def emit(event: str, **fields: str | int | bytes | None) -> None:
@@ -50,6 +56,8 @@ def emit(event: str, **fields: str | int | bytes | None) -> None:
         details = " ".join(f"{name}={_on_one_line(value)}" for name, value in attributes.items())
         logger.log(level, "%s: %s", sentence, details, extra={"event": event, **attributes}, stacklevel=2)
     _counter.add(1, {"event": event})
+    if (listening := listener.get()) is not None:
+        listening(event, attributes)
     trace.get_current_span().add_event(f"oauth_store.{event}", {name: str(value) for name, value in attributes.items()})
 
 
@@ -58,9 +66,10 @@ def emit_after_commit(session: Session, event: str, **fields: str | int | bytes 
     session.info.setdefault(_EVENTS, []).append((event, fields))
 
 
-def emit_committed(session: Session) -> None:
-    """Report the events of a committed session."""
+def emit_committed(session: Session, to: Listener | None) -> None:
+    """Report the events of a committed session, `to` a listener too. Called in the step's own task."""
     for event, fields in session.info.pop(_EVENTS, ()):
+        listener.set(to)
         emit(event, **fields)
 
 

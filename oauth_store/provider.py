@@ -1,13 +1,13 @@
 """The provider: settings, FastMCP's methods, each a line or two of a flow, and its routes and pages."""
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from fastmcp.server.auth import AccessToken, OAuthProvider
-from mcp.server.auth.provider import AuthorizationCode, AuthorizationParams, RefreshToken
+from fastmcp.server.auth.identity_assertion import IdentityAssertion
+from mcp.server.auth.provider import AuthorizationCode, AuthorizationParams, IdentityAssertionParams, RefreshToken
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import AnyHttpUrl
@@ -17,25 +17,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from oauth_store.approval import PASSWORD_HASH, AuthorizationRequest, AutoApproval, LoopbackApproval, request_of, start
+from oauth_store.approval import AuthorizationRequest, AutoApproval, LoopbackApproval, request_of, start
 from oauth_store.browser import Cookies, request_cookie
-from oauth_store.database import schema
+from oauth_store.database import ephemeral, schema
 from oauth_store.database.purge import Purger
 from oauth_store.database.store import Store
-from oauth_store.errors import ConfigurationError
-from oauth_store.flows import access, authorization, clients, code, refresh, registration, revocation
+from oauth_store.flows import access, authorization, clients, code, identity, refresh, registration, revocation
 from oauth_store.flows.clients import StoredClient
+from oauth_store.flows.documented_clients import client_documents
 from oauth_store.flows.issuer import Issuer, ServerScopes, check_seconds
-from oauth_store.flows.metadata_documents import MetadataDocuments
-from oauth_store.pages.default import DEVICE_PATH, default_approval, device_page
+from oauth_store.notifications import Notifier, Notify
+from oauth_store.pages.default import DEVICE_PATH, check_asks, default_approval, device_page
 from oauth_store.pages.html import Pages, plain_pages
 from oauth_store.rate_limits import FloodGuard, RateLimits
 from oauth_store.server.authorize import Server
 from oauth_store.server.middleware import ChallengeMiddleware, OutageMiddleware
 from oauth_store.server.routes import server_routes
 from oauth_store.urls import check_public_urls
-
-logger = logging.getLogger("oauth_store")
 
 
 class Approval(Protocol):
@@ -84,6 +82,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         trusted_proxies: Sequence[str] = (),
         metadata_documents: bool = True,
         device_authorization: bool = False,
+        notify: Notify | None = None,
+        identity_assertion: IdentityAssertion | None = None,
     ) -> None:
         """Check the settings. The database is opened at first use, and need not exist before.
 
@@ -106,6 +106,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
                 then fetches. Set False if it cannot: clients then register. Clients already stored keep working.
             device_authorization: Whether devices without a browser can sign in: they show a code, which the owner
                 types at /device (RFC 8628).
+            notify: A URL that gets a JSON POST, or a function that gets a `Notification`, when an app is allowed or
+                denied, a sign-in fails, a token is used again after its successor, or a personal token is created.
+            identity_assertion: The identity providers that may sign users in (SEP-990). None means none.
 
         Raises:
             ConfigurationError: If a setting is missing, contradictory or unusable.
@@ -131,8 +134,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             revocation_options=revocation_options or RevocationOptions(enabled=True),
             required_scopes=required_scopes,
         )
+        ephemeral.is_intended()  # raises now, if its variable has a value that it cannot have
         self._store = Store(database, schema.prepare)
-        self._documents = MetadataDocuments() if metadata_documents else None
+        self._documents = client_documents() if metadata_documents else None
+        self._identities = identity.Identities.of(identity_assertion, str(self.issuer_url))
         self._flood_guard = FloodGuard(rate_limits or RateLimits(), trusted_proxies)
         urls = [str(url) for url in (self.base_url, self.resource_base_url, self.issuer_url) if url is not None]
         self._approval = approval if approval is not None else default_approval(urls)
@@ -148,11 +153,10 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             after_commit=Purger(self._store).nudge,
             device_url=self.public_url(DEVICE_PATH) if device_authorization else None,
         )
-        if device_authorization and isinstance(self._approval, LoopbackApproval):
-            raise ConfigurationError(
-                "device_authorization lets in devices on other machines, and no approval is set; "
-                f"set {PASSWORD_HASH} to the output of `oauth-store hash-password`, or pass approval="
-            )
+        self._notifier = None if notify is None else Notifier(notify, self.public_name, self.get_client)
+        self._store.listener = self._notifier
+        if device_authorization:
+            check_asks(self._approval)
 
     async def check_schema(self) -> None:
         """Open the database now, as in a server's lifespan. Raises `SchemaError` or `DatabaseUnavailable`."""
@@ -160,6 +164,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
 
     async def aclose(self) -> None:
         """Finish the steps in progress and close all connections. Using the provider again reopens them."""
+        if self._notifier is not None:
+            await self._notifier.close()
         await self._store.close()
 
     async def __aenter__(self) -> Self:
@@ -237,6 +243,12 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         presented = refresh.PresentedRefreshToken(client.client_id, refresh_token.token, scope=scope, checked=True)
         return await refresh.refresh(self.issuer, presented)
 
+    async def exchange_identity_assertion(
+        self, client: OAuthClientInformationFull, params: IdentityAssertionParams
+    ) -> OAuthToken:
+        """Issue an access token to the user whom an identity provider asserts. Raises `TokenError`."""
+        return await identity.exchange(self.issuer, self._identities, client, params)
+
     async def load_access_token(self, token: str) -> AccessToken | None:
         """Return a live access token, or None. It has no side effects: the revocation endpoint calls it too."""
         return await access.load(self.issuer, token)
@@ -296,13 +308,17 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         pages = list(routes_of(self)) if routes_of else []
         if self.issuer.device_url is not None:
             pages.append(device_page(self, self._approval, self._pages))
+        own = type(self).exchange_identity_assertion
         server = Server(
             provider=self,
             issuer=self.issuer,
             documents=self._documents,
             floods=self._flood_guard,
             message_page=self.message_page,
+            listening=self._notifier,
             cookies=None if isinstance(self._approval, AutoApproval) else self.cookies,
+            takes_identities=self._identities is not None
+            or own is not SQLAlchemyOAuthProvider.exchange_identity_assertion,
         )
         return server_routes(server, routes, pages)
 

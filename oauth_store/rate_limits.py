@@ -43,7 +43,8 @@ class RateLimits:
 
     The defaults are generous, since the users of one client often share an address. A request over a limit gets 429
     with Retry-After. A registration that is never approved is kept for 30 days, so `registrations` bounds what a flood
-    can leave behind. A client with a metadata document counts as a registration when it is stored.
+    can leave behind. A client with a metadata document counts as a registration when it is stored, and a device that
+    asks for a code as an authorization request.
     """
 
     registrations_per_address: str | None = "60/hour"
@@ -96,7 +97,8 @@ class Polls:
         """Count a request of a device that waits for its owner, and return whether it came too early."""
         if self._limiter is None:
             self._limiter = Limiter()
-        return self._limiter.retry_after((_parsed("polls", POLLS), derive(device_code, "polls"))) is not None
+            self._limit = _parsed("polls", POLLS)
+        return self._limiter.retry_after((self._limit, derive(device_code, "polls"))) is not None
 
 
 class FloodGuard:
@@ -117,10 +119,10 @@ class FloodGuard:
         return Limiter()
 
     @cached_property
-    def _limits(self) -> dict[str, tuple["RateLimitItem | None", "RateLimitItem | None"]]:
+    def _limits(self) -> dict[str, tuple[str, "RateLimitItem | None", "RateLimitItem | None"]]:
         limits = self._rate_limits
         return {
-            path: (_parsed(name, total), _parsed(f"{name}_per_address", per_address))
+            path: (name, _parsed(name, total), _parsed(f"{name}_per_address", per_address))
             for path, name, total, per_address in (
                 ("/register", "registrations", limits.registrations, limits.registrations_per_address),
                 ("/authorize", "authorizations", limits.authorizations, limits.authorizations_per_address),
@@ -140,8 +142,8 @@ class FloodGuard:
         self._limiter.refund(*self._counted(path, request))
 
     def _counted(self, path: str, request: Request) -> tuple[tuple["RateLimitItem | None", str], ...]:
-        total, per_address = self._limits[path]
-        return (total, path), (per_address, f"{path} {self.address(request)}")
+        name, total, per_address = self._limits[path]
+        return (total, name), (per_address, f"{name} {self.address(request)}")
 
     def count_document(self, request: Request) -> None:
         """Count a client with a metadata document, whose row is kept as long as a registration.

@@ -1,6 +1,8 @@
 """Clocks that tests turn."""
 
+import asyncio
 import time
+from collections.abc import Callable
 
 import time_machine
 
@@ -20,3 +22,10 @@ def stopped(seconds: int = 0) -> time_machine.travel:
 def stopped_at(second: int) -> time_machine.travel:
     """A clock that stands still at this second."""
     return time_machine.travel(second, tick=False)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait, a minute at most, until something holds."""
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0.01)

@@ -48,22 +48,31 @@ async def administer(url: str, *statements: str) -> None:
         await connection.close()
 
 
+def memory() -> Path | None:
+    """Where files are in memory, if there is room."""
+    path = Path("/dev/shm")
+    return path if path.is_dir() and shutil.disk_usage(path).free > ROOM_BYTES else None
+
+
 @contextmanager
 def postgres_directory() -> Iterator[Path]:
     """A directory for the data of a server: in memory, where there is room, since a disk makes a database in a second.
 
     Not in pytest's own: as root, the server runs as a user of its own, whom the next pytest would lock out.
     """
-    memory = Path("/dev/shm")
-    roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOM_BYTES
-    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as directory:
+    with tempfile.TemporaryDirectory(dir=memory()) as directory:
         yield Path(directory)
 
 
 async def create_postgres_database(server: str, template: str = "template0") -> str:
-    """Create a database, as a copy of another one, and return its URL."""
+    """Create a database, as a copy of another one, and return its URL.
+
+    In memory, to copy its files takes half the time of the default, which writes each page into a log.
+    """
     name = f"oauth_store_test_{secrets.token_hex(8)}"
-    await administer(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    in_memory = memory() and not os.environ.get("OAUTH_STORE_TEST_POSTGRES")
+    strategy = "STRATEGY FILE_COPY" if in_memory else ""
+    await administer(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}" {strategy}')
     return make_url(server).set(database=name).render_as_string(hide_password=False)
 
 

@@ -1,4 +1,4 @@
-"""Client ID metadata documents, served over HTTPS by a host of the tests, through FastMCP's own fetcher.
+"""Client ID metadata documents and key sets, served over HTTPS by a host of the tests, through FastMCP's own fetcher.
 
 Only what the fetcher asks the world for is pointed at the test: the names' addresses, which addresses are public, and
 which certificates to trust.
@@ -45,6 +45,8 @@ class DocumentHost:
         self.public = public
         self.requests: list[Request] = []
         self.answer = Answer(b"")
+        self.keys_url = f"https://{self.name}/keys.json"
+        self.keys = Answer(b"", 404)
         self._certificate = certificate
         self._server: HTTPServer | None = None
         self._task: asyncio.Task[None] | None = None
@@ -61,6 +63,15 @@ class DocumentHost:
         }
         body = {key: value for key, value in (document | metadata).items() if value is not None}
         self.answer = Answer(json.dumps(body).encode(), headers=REVALIDATE if cache is None else cache)
+
+    def publish(self, *keys: dict[str, Any], cache: dict[str, str] | None = None) -> None:
+        """Serve a set of these keys at `keys_url`."""
+        headers = {"cache-control": "max-age=3600"} if cache is None else cache
+        self.keys = Answer(json.dumps({"keys": keys}).encode(), headers=headers)
+
+    def fetches(self, url: str) -> int:
+        """How often a URL was asked for."""
+        return sum(str(request.url.path) == url.removeprefix(f"https://{self.name}") for request in self.requests)
 
     async def start(self) -> None:
         """Answer requests."""
@@ -85,7 +96,7 @@ class DocumentHost:
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         self.requests.append(request)
-        answer = self.answer
+        answer = self.keys if request.url.path == "/keys.json" else self.answer
         etag = answer.headers.get("etag")
         if etag is not None and request.headers.get("if-none-match") == etag:
             answer = Answer(b"", 304, answer.headers)

@@ -16,6 +16,8 @@ SECONDS = 60
 class ExampleServer:
     """A process of examples/server.py, on the same port at every start. Its log grows with each."""
 
+    program = staticmethod(main)
+
     def __init__(self, log: Path, database: str, **settings: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/mcp"
@@ -24,7 +26,7 @@ class ExampleServer:
 
     def start(self) -> None:
         """Start the process, and wait until it listens."""
-        self._process = fork(main, [str(SERVER)], self._environment, [Path(os.devnull), self._log, self._log])
+        self._process = fork(self.program, [str(SERVER)], self._environment, [Path(os.devnull), self._log, self._log])
         deadline = time.monotonic() + SECONDS
         while not self._listens():
             assert self._process.is_alive(), self._log.read_text()

@@ -5,6 +5,7 @@ from mcp.shared.auth import OAuthToken
 from tests.approvals import Asks
 from tests.databases import grant_id_of
 from tests.steps import Provider, authorization_params, new_client, query_of, redeem
+from tests.workers import settle
 
 
 class House:
@@ -28,8 +29,13 @@ class House:
         return await redeem(self.provider, new_client(client_id=client_id), code)
 
     async def lives(self, token: OAuthToken) -> bool:
-        """Whether the server accepts a token."""
-        return await self.provider.verify_token(token.access_token) is not None
+        """Whether the server accepts a token.
+
+        A command that a test runs then blocks this event loop: a stamp under way would keep its lock from the command.
+        """
+        accepted = await self.provider.verify_token(token.access_token)
+        await settle(self.provider)
+        return accepted is not None
 
     async def grant_id(self, token: OAuthToken) -> str:
         """The id of a token's grant."""

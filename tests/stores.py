@@ -73,7 +73,8 @@ def fill(path: str, tokens: int = 10) -> None:
         token(-2, token_hash=b"\xff" * 32, client_id=None, kind="session", subject="ada "),
         token(-3, token_hash=b" " * 31, resource="", granted_at=BIG, revoked_at=3, revoked_reason="\u00e4" * 64),
         token(-4, token_hash=b" " * 32, replay=b"\x00\xff' \x1a" * 100, consumed_at=5, first_used_at=0),
-        *(token(number, paired_hash=os.urandom(32)) for number in range(tokens - 4)),
+        token(-5, token_hash=b"\x01" * 32, kind="assertion"),
+        *(token(number, paired_hash=os.urandom(32)) for number in range(tokens - 5)),
     ]
     every = {column.name for column in Base.metadata.tables["oauth_tokens"].columns}
     assert every == {name for row in rows for name in row}, "a new column wants a value here"

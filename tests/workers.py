@@ -6,16 +6,18 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
+import httpx2
 from fastmcp.server.auth import AccessToken
 from mcp.server.auth.middleware.client_auth import AuthenticationError
 from mcp.server.auth.provider import RefreshToken, TokenError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
+from starlette.applications import Starlette
 
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.flows import machine
 from oauth_store.flows.machine import PresentedSecret
 from tests.forks import context
-from tests.steps import provider_on
+from tests.steps import BASE_URL, provider_on
 
 Answer = OAuthToken | str
 """What a client gets: a token pair, or an error code."""
@@ -130,6 +132,15 @@ async def machine_until_refused(
         if isinstance(answers[-1], str):
             break
     return answers
+
+
+async def send_forms(provider: SQLAlchemyOAuthProvider, forms: list[dict[str, str]]) -> list[Answer]:
+    """Send forms to /token, all at once."""
+    transport = httpx2.ASGITransport(Starlette(routes=provider.get_routes("/mcp")))
+    async with httpx2.AsyncClient(transport=transport, base_url=BASE_URL) as http:
+        answers = await asyncio.gather(*(http.post("/token", data=form) for form in forms))
+    bodies = [answer.json() for answer in answers]
+    return [str(body["error"]) if "error" in body else OAuthToken.model_validate(body) for body in bodies]
 
 
 class Processes:

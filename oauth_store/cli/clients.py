@@ -1,5 +1,6 @@
 """The commands for registered clients: `clients`, `clients add` and `clients remove`."""
 
+import re
 import secrets
 import time
 import uuid
@@ -35,13 +36,17 @@ clients_app = App(name="clients", help="List, add and remove registered clients.
 
 def _app_or_machine(chosen: ArgumentCollection) -> None:
     given = {argument.name: argument.value for argument in chosen.filter_by(value_set=True)}
-    machine = given.get("--machine")
+    machine, identity = given.get("--machine"), given.get("--identity-assertion")
     if machine and given.get("--redirect-uri"):
         raise ValueError("A machine has no redirect URI: give either --machine or --redirect-uri.")
-    if not machine and not given.get("--redirect-uri"):
+    if identity and (machine or given.get("--redirect-uri")):
+        raise ValueError("Give --identity-assertion alone: its users come from the identity provider.")
+    if not machine and not identity and not given.get("--redirect-uri"):
         raise ValueError("Give --redirect-uri for an app, or --machine for a program without a user.")
-    if machine and given.get("--auth-method") == "none":
+    if (machine or identity) and given.get("--auth-method") == "none":
         raise ValueError("A machine needs a secret: --auth-method none is for apps.")
+    if given.get("--client-id") and not identity:
+        raise ValueError("--client-id is for --identity-assertion: all other ids are random.")
 
 
 _kind = Group("Which client", sort_key=0, validator=_app_or_machine)
@@ -105,6 +110,14 @@ def add(
     machine: Annotated[
         bool, flag("--machine", group=_kind, help="For a program without a user: it gets tokens with its secret alone.")
     ] = False,
+    identity_assertion: Annotated[
+        bool,
+        flag("--identity-assertion", group=_kind, help="For a program whose users an identity provider signs in."),
+    ] = False,
+    client_id: Annotated[
+        str | None,
+        Parameter(name="--client-id", group=_kind, help="The id that the identity provider knows. Default: random."),
+    ] = None,
     scopes: Annotated[
         str | None,
         Parameter(name="--scopes", help='The scopes that it may have, as in "read write". Default: the server\'s.'),
@@ -129,9 +142,10 @@ def add(
     """
     from mcp.server.auth.provider import RegistrationError
     from pydantic import ValidationError
+    from sqlalchemy.exc import IntegrityError
 
     from oauth_store.flows.clients import OwnersClient
-    from oauth_store.flows.connected import CLIENT_CREDENTIALS
+    from oauth_store.flows.connected import OF_OWNERS
     from oauth_store.flows.registration import add_client, check_registration
 
     if verbose:
@@ -139,11 +153,19 @@ def add(
     if not one_line(name):
         raise OAuthStoreError("the name has no visible characters; give the client a name that people can read")
     secret = None if auth_method == "none" else secrets.token_urlsafe(32)
+    if client_id is not None and (
+        not re.fullmatch(r"[!-~]+", client_id) or client_id.startswith(("https://", "token-"))
+    ):
+        raise OAuthStoreError(
+            f"{one_line(client_id)!r} cannot be a client id here; use printable ASCII without spaces, and no URL"
+        )
+    machines, of_users = OF_OWNERS
+    grants = machines if machine else of_users if identity_assertion else ["authorization_code", "refresh_token"]
     now = int(time.time())
     try:
         client = OwnersClient.model_validate(
             {
-                "client_id": str(uuid.uuid4()),
+                "client_id": client_id or str(uuid.uuid4()),
                 "client_id_issued_at": now,
                 "client_secret": secret,
                 "client_secret_expires_at": None if secret is None else 0,
@@ -151,8 +173,8 @@ def add(
                 "redirect_uris": redirect_uri or None,
                 "scope": " ".join(scopes.split()) or None if scopes else None,
                 "token_endpoint_auth_method": auth_method,
-                "grant_types": [CLIENT_CREDENTIALS] if machine else ["authorization_code", "refresh_token"],
-                "response_types": [] if machine else ["code"],
+                "grant_types": grants,
+                "response_types": [] if machine or identity_assertion else ["code"],
             }
         )
         check_registration(client)
@@ -162,7 +184,12 @@ def add(
     except RegistrationError as error:
         raise OAuthStoreError(f"the client cannot be registered: {error.error_description}") from None
     with opened(database) as store:
-        store.write(add_client, client)
+        try:
+            store.write(add_client, client)
+        except IntegrityError:
+            raise OAuthStoreError(
+                f"a client with the id {client.client_id!r} exists; remove it, or choose another"
+            ) from None
     emit("client_registered", client_id=client.client_id, by=f"{operator()}, with oauth-store")
     reply: dict[str, Any] = {
         "client_id": client.client_id,

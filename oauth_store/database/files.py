@@ -1,13 +1,10 @@
 """An SQLite file as the system sees it: its kind, and the mount that it is on."""
 
-import logging
 import os
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-
-logger = logging.getLogger("oauth_store")
 
 MOUNTS = Path("/proc/self/mountinfo")
 """The list of mounts that this process sees. Only Linux has it."""
@@ -31,29 +28,43 @@ class Mount:
     point: Path
     kind: str
     """Its file system, such as ext4."""
+    root: str
+    """The directory of that file system which is mounted, such as /var/lib/docker/volumes/wiki/_data."""
+    options: str
+    """Those of the file system, such as upperdir=... of an overlay."""
+
+
+def read_mounts() -> str | None:
+    """Return the text of /proc/self/mountinfo, or None if the system has none. Raises `OSError`."""
+    try:
+        return os.fsdecode(MOUNTS.read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def mount_of(path: Path) -> Mount | None:
     """Return the mount that a path is on, or None if the system does not list its mounts. Raises `OSError`."""
-    try:
-        mountinfo = os.fsdecode(MOUNTS.read_bytes())
-    except FileNotFoundError:
-        return None
-    return find_mount(Path(os.path.realpath(path)), mountinfo)
+    mountinfo = read_mounts()
+    return None if mountinfo is None else find_mount(Path(os.path.realpath(path)), mountinfo)
 
 
 def find_mount(path: Path, mountinfo: str) -> Mount | None:
     """Find the mount of a resolved path in the text of /proc/self/mountinfo (proc(5)), or None."""
     found = None
     for line in mountinfo.splitlines():
-        mounted, separator, file_system = line.partition(" - ")
-        if not separator:
+        mounted, _, behind = line.partition(" - ")
+        fields, file_system = mounted.split(), behind.split()
+        if len(fields) < 5 or not file_system:
             continue
-        point = Path(re.sub(r"\\(\d{3})", lambda escaped: chr(int(escaped[1], 8)), mounted.split()[4]))
+        point = Path(_unescaped(fields[4]))
         # of two mounts on one point, the later one is visible
         if path.is_relative_to(point) and (found is None or len(point.parts) >= len(found.point.parts)):
-            found = Mount(point, file_system.split()[0])
+            found = Mount(point, file_system[0], _unescaped(fields[3]), _unescaped(file_system[-1]))
     return found
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda escaped: chr(int(escaped[1], 8)), field)
 
 
 def is_mounted_alone(path: Path) -> bool:
@@ -63,17 +74,3 @@ def is_mounted_alone(path: Path) -> bool:
     """
     mount = mount_of(path)
     return mount is not None and mount.point == Path(os.path.realpath(path))
-
-
-def warn_of_mounted_file(path: str) -> None:
-    """Log a warning if a file is a mount of its own. Blocks while it reads /proc/self/mountinfo."""
-    try:
-        alone = is_mounted_alone(Path(path))
-    except OSError:  # the file can be used, wherever it is
-        return
-    if alone:
-        logger.warning(
-            "%s is mounted alone: its -wal, which has the latest grants, stays in the container and is lost with it; "
-            "mount the directory of the file instead",
-            path,
-        )

@@ -17,10 +17,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
-ACCESS, REFRESH, SESSION, SCOPES = "access_token", "refresh_token", "session", "scopes"
+ACCESS, REFRESH, SESSION, SCOPES, ASSERTION = "access_token", "refresh_token", "session", "scopes", "assertion"
 PASSKEY, ENROLLMENT, CHALLENGE = "passkey", "enrollment", "challenge"
 """The kinds of rows in `oauth_tokens`: the two tokens, by the hints of RFC 7009, the session on the page of connected
-apps, the record of a change of a grant's scopes, a passkey, the link that adds one, and what a passkey is to sign."""
+apps, the record of a change of a grant's scopes, an assertion that was used, a passkey, the link that adds one, and
+what a passkey is to sign."""
 
 DEVICE = "device"
 """The `redirect_uri` of a device's request (RFC 8628), which has none. It is no URI, so no client can register it."""
@@ -111,7 +112,7 @@ class Token(Base):
 
     token_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
-    """One of the seven above. Every lookup names it."""
+    """One of the eight above. Every lookup names it."""
     paired_hash: Mapped[bytes | None] = mapped_column(_Hash)
     grant_id: Mapped[bytes] = mapped_column(_GrantId, index=True)
     client_id: Mapped[str | None] = mapped_column(

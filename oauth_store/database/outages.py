@@ -19,6 +19,9 @@ _CONFLICT_STATES = {"40001", "40P01"}
 _CONFLICT_NUMBERS = {1213, 1205, 1020}
 """MySQL's numbers for a deadlock, a timeout while waiting for a lock, and a row that changed since it was read."""
 
+_DUPLICATE_NUMBER = 1062
+"""MySQL's number for a key that exists."""
+
 
 def is_conflict(error: Exception) -> bool:
     if not isinstance(error, exc.DBAPIError) or error.orig is None:
@@ -26,6 +29,16 @@ def is_conflict(error: Exception) -> bool:
     if getattr(error.orig, "sqlstate", None) in _CONFLICT_STATES:
         return True
     return bool(error.orig.args) and error.orig.args[0] in _CONFLICT_NUMBERS
+
+
+def is_duplicate(error: exc.IntegrityError) -> bool:
+    """Return whether a row with this key exists, rather than that one which it refers to is missing."""
+    name = getattr(error.orig, "sqlite_errorname", "")
+    if name in ("SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"):
+        return True
+    if getattr(error.orig, "sqlstate", None) == "23505":
+        return True
+    return error.orig is not None and bool(error.orig.args) and error.orig.args[0] == _DUPLICATE_NUMBER
 
 
 def hung_up(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from oauth_store.database.engines import BUSY_TIMEOUT_SECONDS, create_engine, create_file, take_lock
-from oauth_store.database.files import warn_of_mounted_file
+from oauth_store.database.ephemeral import warn_of_loss
 from oauth_store.database.models import Base
 from oauth_store.database.names import VERSION_TABLE
 from oauth_store.database.outages import outage
@@ -123,7 +123,7 @@ async def prepare(store: Store) -> None:
         return await store.transact(_create_tables, True)
     if store.sqlite and store.owned:
         await asyncio.to_thread(create_file, store.url)
-        await asyncio.to_thread(warn_of_mounted_file, str(store.url.database))
+        await asyncio.to_thread(warn_of_loss, str(store.url.database))
     revision = await state(store)
     if revision == EMPTY:
         # finish even if this start is cancelled, which would cost an engine that was passed in a connection

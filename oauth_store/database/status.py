@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from oauth_store.database.models import (
     ACCESS,
+    ASSERTION,
     REFRESH,
     SCOPES,
     Base,
@@ -71,7 +72,7 @@ def take_inventory(session: Session, store: Store, now: int) -> Inventory:
             session, Code, live=Code.consumed_at.is_(None) & (Code.expires_at > now), expired=is_expired(Code, now)
         ),
         Token.__tablename__: _rows(
-            session, Token, live=is_live(now) & (Token.kind != SCOPES), expired=is_expired(Token, now)
+            session, Token, live=is_live(now) & Token.kind.not_in((SCOPES, ASSERTION)), expired=is_expired(Token, now)
         ),
     }
     return Inventory(

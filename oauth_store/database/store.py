@@ -22,7 +22,7 @@ from oauth_store.database.remembered import Remembered
 from oauth_store.database.sqlite import Lane
 from oauth_store.database.url import database_url, display_name, is_memory, sqlite_name
 from oauth_store.errors import ConfigurationError, DatabaseUnavailable, LostRaceError, OAuthStoreError
-from oauth_store.events import Span, emit_committed
+from oauth_store.events import Listener, Span, emit_committed
 
 logger = logging.getLogger("oauth_store")
 
@@ -40,10 +40,11 @@ class Store(forks.Holder):
 
     A step is a function of a `Session`, whose statements are not awaited, and of values. It runs in one go: on a server
     in one greenlet of the event loop, on an SQLite file in the thread of its connection. A file has two connections, a
-    writer and a reader in autocommit, which never waits for it. Servers are read in autocommit too: that saves a BEGIN
-    and a ROLLBACK, and makes a lookup 1.7 times faster on PostgreSQL, where one pool serves both. MariaDB would need a
-    command each time to switch, and a connection that was killed meanwhile would never be returned to the pool.
+    writer and a reader in autocommit, which never waits for it. Servers are read in autocommit too: a lookup is 1.7
+    times faster on PostgreSQL, where one pool serves both. MariaDB would need a command each time to switch.
     """
+
+    listener: Listener | None = None
 
     def __init__(self, database: str | Path | AsyncEngine | None, check: Callable[["Store"], Awaitable[None]]) -> None:
         """Name the database; nothing is opened yet. `check` is awaited once, before the first step."""
@@ -93,8 +94,7 @@ class Store(forks.Holder):
 
         The step is a task of its own: a client that hangs up cancels its request, and a cancelled database call would
         cost the pooled connection. If another writer was faster, or the database reports a deadlock or a serialization
-        failure, or hangs up before the COMMIT, the whole step is retried. Its span has the name of the function. Raises
-        `SchemaError`, and `DatabaseUnavailable` for an outage.
+        failure, or hangs up before the COMMIT, the step runs again. Raises `SchemaError` or `DatabaseUnavailable`.
         """
         return await asyncio.shield(self._start(step, True, *args, **kwargs))
 
@@ -167,7 +167,7 @@ class Store(forks.Holder):
         inode = self._inode
         async with self._turn if self._turn and (write or self.in_memory) else nullcontext():
             answer = await session.run_sync(self._whole, step, write, inode, *args, **kwargs)
-        emit_committed(session.sync_session)  # here, on the loop: log handlers may need it
+        emit_committed(session.sync_session, self.listener)  # here, on the loop: log handlers may need it
         return answer
 
     def _whole(

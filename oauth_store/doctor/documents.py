@@ -3,8 +3,8 @@
 import asyncio
 
 from oauth_store.doctor.finding import Finding, ok, warning
-from oauth_store.flows.documented_clients import DocumentError
-from oauth_store.flows.metadata_documents import MetadataDocuments
+from oauth_store.flows.documented_clients import client_documents
+from oauth_store.flows.metadata_documents import DocumentError
 
 CLAUDE = "https://claude.ai/oauth/mcp-oauth-client-metadata"
 """The document of Claude.ai, which never registers with a server that accepts documents."""
@@ -14,7 +14,7 @@ def examine_documents(url: str = CLAUDE) -> Finding:
     """Fetch a document from this machine, as the server does. Blocks for at most ten seconds."""
     check = "client documents"
     try:
-        asyncio.run(MetadataDocuments().fetch(url, address=""))
+        asyncio.run(client_documents().fetch(url, address=""))
     except DocumentError as error:
         return warning(
             check,

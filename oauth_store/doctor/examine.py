@@ -12,12 +12,14 @@ from argon2.exceptions import InvalidHashError
 
 from oauth_store.approval import PASSWORD_HASH
 from oauth_store.database import schema
+from oauth_store.database.ephemeral import EPHEMERAL, is_intended, loss_of
 from oauth_store.database.files import file_kind
 from oauth_store.database.store import Store
 from oauth_store.doctor.database import examine_database
 from oauth_store.doctor.files import examine_files
 from oauth_store.doctor.finding import Finding, examined, failure, ok, problem, warning
 from oauth_store.doctor.url import examine_url
+from oauth_store.errors import ConfigurationError
 
 PACKAGES = ("fastmcp-oauth-store", "fastmcp", "mcp", "sqlalchemy", "alembic")
 DRIVERS = {"sqlite": "aiosqlite", "postgresql": "asyncpg", "mysql": "asyncmy"}
@@ -48,6 +50,7 @@ def examine(database: str | None, url: str | None) -> Iterator[Finding]:
 def _inside(store: Store, url: str | None) -> Iterator[Finding]:
     yield from examined("versions", _versions, store.url.get_backend_name())
     yield from examined("password", _password)
+    yield from examined("persistence", _persistence, store)
     if store.in_memory:
         yield warning(
             "database",
@@ -66,6 +69,20 @@ def _inside(store: Store, url: str | None) -> Iterator[Finding]:
             yield from missing
             return
     yield from examine_database(store, url)
+
+
+def _persistence(store: Store) -> Iterator[Finding]:
+    """Check whether the file, which need not exist yet, will be lost with its container."""
+    try:
+        intended = is_intended()
+    except ConfigurationError as error:
+        yield problem("persistence", str(error), "until then the server does not start")
+        return
+    loss = loss_of(Path(str(store.url.database))) if store.sqlite and not store.in_memory else None
+    if loss is not None and intended:
+        yield ok("persistence", f"{loss.found}, which {EPHEMERAL}=1 accepts")
+    elif loss is not None:
+        yield warning("persistence", loss.found, f"{loss.advice}. To accept this, set {EPHEMERAL}=1")
 
 
 def _path(path: Path) -> Iterator[Finding]:

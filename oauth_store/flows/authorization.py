@@ -155,8 +155,9 @@ def _approve(
     row = _waiting(session, issuer, handle, now)
     if row.registered_id is None:
         raise AuthorizeError("unauthorized_client", "the client is not registered")
-    values: dict[str, Any] = {"b_subject": subject, "b_expires_at": now + issuer.code_expiry_seconds}
-    values["b_code_hash"] = row.code_hash if row.redirect_uri == DEVICE else hash_secret(code)
+    device = row.redirect_uri == DEVICE  # it asks for its tokens every few seconds
+    values: dict[str, Any] = {"b_subject": subject, "b_code_hash": row.code_hash if device else hash_secret(code)}
+    values["b_expires_at"] = now + (REQUEST_EXPIRY_SECONDS if device else issuer.code_expiry_seconds)
     values["b_scopes"] = row.scopes if scopes is None else " ".join(_granted(issuer, row, scopes))
     update_one(session, _give_code, b_hash=row.handle_hash, b_now=now, **values)
     if row.last_used_at == NEVER:  # added by the owner before registrations recorded that

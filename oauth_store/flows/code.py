@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import DEVICE, codes
 from oauth_store.events import emit_after_commit
+from oauth_store.flows.assertions import Secret, spend
 from oauth_store.flows.clients import admit
 from oauth_store.flows.connected import revoke_grants
 from oauth_store.flows.issuer import Issuer
@@ -43,7 +44,7 @@ class PresentedCode:
 
     client_id: str
     code: str
-    secret: str | None = None
+    secret: Secret = None
     code_verifier: str = ""
     redirect_uri: str = ""
     resource: str | None = None
@@ -91,6 +92,12 @@ async def exchange(issuer: Issuer, code: PresentedCode) -> OAuthToken:
 
 def _exchange_authorization_code(session: Session, issuer: Issuer, code: PresentedCode, now: int) -> OAuthToken | None:
     """Exchange a code, or end its grant and return None if it was consumed."""
+    issued = _exchanged(session, issuer, code, now)
+    spend(session, code.secret, now)
+    return issued
+
+
+def _exchanged(session: Session, issuer: Issuer, code: PresentedCode, now: int) -> OAuthToken | None:
     client, row = presented(session, _client_and_code, issuer, code.client_id, code.code, now)
     if not code.checked:
         admit(client, code.secret, "authorization_code")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from mcp.shared.auth import JWT_BEARER_GRANT_TYPE
 from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, null, select, true, update
 from sqlalchemy.orm import Session
 
@@ -23,6 +24,8 @@ CLIENT_CREDENTIALS = "client_credentials"
 """The grant type of machines (RFC 6749, section 4.4)."""
 DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 """The grant type of devices (RFC 8628, section 3.4)."""
+OF_OWNERS = ([CLIENT_CREDENTIALS], [JWT_BEARER_GRANT_TYPE])
+"""The grant types of clients without a code, which only the owner adds: machines, and those of identity providers."""
 
 
 _close_codes = (
@@ -277,6 +280,13 @@ def is_machine(client_metadata: str) -> bool:
         return False
     metadata: dict[str, Any] = json.loads(client_metadata)
     return metadata.get("added_by_owner") is True and metadata.get("grant_types") == [CLIENT_CREDENTIALS]
+
+
+def presents_users(client_metadata: str) -> bool:
+    """Return whether a stored client may present an identity provider's assertions of users."""
+    return JWT_BEARER_GRANT_TYPE in client_metadata and JWT_BEARER_GRANT_TYPE in json.loads(client_metadata).get(
+        "grant_types", ()
+    )
 
 
 def _host(redirect_uri: str) -> str:

@@ -3,17 +3,27 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastmcp.server.auth import OAuthProvider
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 from mcp.server.auth.provider import RegistrationError
 from mcp.shared.auth import OAuthClientInformationFull
-from pydantic import ValidationError
+from pydantic import AnyUrl, ValidationError
 
-from oauth_store.flows.clients import check_redirect_uris
+from oauth_store.flows.client_keys import read_keys
+from oauth_store.flows.clients import PRIVATE_KEY_JWT, check_scopes
+from oauth_store.flows.connected import AUTHORIZATION_CODE, DEVICE_CODE
 from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.metadata_documents import (
+    LONGEST_LIFETIME_SECONDS,
+    DocumentUnavailableError,
+    InvalidDocumentError,
+    MetadataDocuments,
+    is_document_url,
+)
+from oauth_store.flows.redirect_uris import check_redirect_uris
 from oauth_store.flows.registration import is_valid_scope, withdraw
 
 _FIELDS = (
@@ -29,40 +39,28 @@ _FIELDS = (
     "grant_types",
     "response_types",
 )
-"""The fields taken from a document, besides its redirect URIs. Keys and secrets are not: the client is public."""
+"""The fields taken from a document, besides its redirect URIs, and the keys of a client that needs them."""
 
+DOCUMENT_BYTES = 5 * 1024
+"""The largest document that is read, as the specification recommends."""
+RENEWAL_SECONDS = 30
+"""How old keys have to be for a signature that they do not match to make this server fetch them again."""
 
 logger = logging.getLogger("oauth_store")
 
-
-class Documents(Protocol):
-    """The source of documents: `MetadataDocuments`."""
-
-    async def fetch(self, client_id: str, address: str) -> OAuthClientInformationFull: ...
+Documents = MetadataDocuments[OAuthClientInformationFull]
 
 
-class DocumentError(Exception):
-    """A client_id is the URL of a document, and no client can be made from it."""
-
-
-class InvalidDocumentError(DocumentError):
-    """A document was retrieved, but describes no acceptable client. The message says what is wrong with it."""
-
-
-class DocumentUnavailableError(DocumentError):
-    """A document cannot be retrieved right now, so nothing is known about the client."""
-
-    def __init__(self, reason: str, retry_after: int) -> None:
-        """`retry_after` is in seconds."""
-        super().__init__(reason)
-        self.retry_after = retry_after
+def client_documents() -> Documents:
+    """Return a source of metadata documents, which has fetched none yet."""
+    return MetadataDocuments(read_document, DOCUMENT_BYTES)
 
 
 def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
     """Return the client that the document at `client_id` describes, without its unsafe redirect URIs.
 
-    A client that can do without authentication is public, whatever method it prefers. Empty fields count as absent.
-    Raises `InvalidDocumentError`.
+    A client that can do without authentication is public, whatever method it prefers. Any other needs public keys (RFC
+    7523, section 2.2). Empty fields count as absent. Raises `InvalidDocumentError`.
     """
     try:
         document = json.loads(content)
@@ -73,24 +71,29 @@ def read_document(client_id: str, content: bytes) -> OAuthClientInformationFull:
         raise InvalidDocumentError("it is not a JSON object")
     if document.get("client_id") != client_id:
         raise InvalidDocumentError("its client_id is not its own URL")
-    if "none" not in _methods(document):
+    method = next((method for method in ("none", PRIVATE_KEY_JWT) if method in _methods(document)), None)
+    if method is None:
         raise InvalidDocumentError(
-            "it does not offer token_endpoint_auth_method none, the only one that is supported for documents"
+            "it offers neither of the supported values of token_endpoint_auth_method: none and private_key_jwt"
         )
     metadata = {name: document[name] for name in _FIELDS if document.get(name) not in (None, "", [], {})}
     defaults = {
         "client_id": client_id,
-        "token_endpoint_auth_method": "none",
+        "token_endpoint_auth_method": method,
         "grant_types": ["authorization_code"],  # RFC 7591, section 2
         "redirect_uris": _redirect_uris(document.get("redirect_uris")),
+        **({} if method == "none" else _keys(document)),
     }
     try:
         client = OAuthClientInformationFull.model_validate(defaults | metadata)
-        check_redirect_uris(client)
+        check_redirect_uris(client.redirect_uris)
+        check_scopes(client)
     except ValidationError as error:
         raise InvalidDocumentError(f"its {error.errors()[0]['loc'][0]} is not valid") from error
     except RegistrationError as error:
         raise InvalidDocumentError(str(error.error_description)) from error
+    if not {AUTHORIZATION_CODE, DEVICE_CODE} & {*client.grant_types}:
+        raise InvalidDocumentError("its grant_types lack authorization_code")
     return client
 
 
@@ -102,6 +105,16 @@ def _methods(document: Mapping[str, Any]) -> list[Any]:
     return methods or ["none"]
 
 
+def _keys(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where the client's keys are, or the keys. Raises `InvalidDocumentError` without any."""
+    address = document.get("jwks_uri")
+    if address in (None, ""):
+        return {"jwks": read_keys(document.get("jwks"))}
+    if not isinstance(address, str) or not is_document_url(address):
+        raise InvalidDocumentError("its jwks_uri is not an https URL with a path")
+    return {"jwks_uri": address}
+
+
 def _redirect_uris(given: object) -> list[str]:
     """Return the redirect URIs to which a code may be sent, each once. Raises `InvalidDocumentError` without any."""
     if not isinstance(given, list) or not given:
@@ -111,7 +124,7 @@ def _redirect_uris(given: object) -> list[str]:
     for entry in given:
         try:
             uri = _any_port(entry)
-            check_redirect_uris(OAuthClientInformationFull.model_validate({"client_id": "-", "redirect_uris": [uri]}))
+            check_redirect_uris([AnyUrl(uri)])
             good[uri] = None
         except RegistrationError as error:
             reason = f": {error.error_description}"
@@ -140,29 +153,61 @@ async def find(
 ) -> OAuthClientInformationFull | None:
     """Return the client of an authorization request whose client_id is the URL of its metadata document.
 
-    The client is read from the document, and stored: /token and /revoke read only the database, so that they cannot be
-    used to make this server fetch URLs, and a refresh works while the document's host is down. `address` is the
-    requester's; `count_new` is called for a new client, and raises if there are too many.
+    The client is read from the document, and stored: /token and /revoke read the database, and a refresh works while
+    the document's host is down. They make this server fetch only the keys of a stored client that authenticates by
+    them. `address` is the requester's; `count_new` is called for a new client, and raises if there are too many.
 
     Raises `InvalidDocumentError`, or `DocumentUnavailableError` if there is no stored client to fall back on.
     """
     stored = await provider.get_client(client_id)
     try:
-        described = await documents.fetch(client_id, address)
-    except InvalidDocumentError as error:
-        logger.warning("client metadata document %s cannot be used: %s", client_id, error)
-        if stored is not None and stored.redirect_uris:
-            await withdraw(issuer, stored)  # otherwise an outage of its host would bring back what the document removed
-        raise
+        described = await _described(issuer, documents, client_id, address, stored)
     except DocumentUnavailableError as error:
         logger.warning("client metadata document %s cannot be retrieved: %s", client_id, error)
         if stored is None or not stored.redirect_uris:
             raise
         return stored
-    if described.scope is not None:  # the document is for other servers too
-        described.scope = " ".join(scope for scope in described.scope.split() if is_valid_scope(issuer, scope)) or None
     if stored is None:
         count_new()
+    return await _kept(provider, described, stored)
+
+
+async def renew(
+    issuer: Issuer, provider: OAuthProvider, documents: Documents, stored: OAuthClientInformationFull, address: str
+) -> OAuthClientInformationFull | None:
+    """Return a stored client as its document describes it now, at most `RENEWAL_SECONDS` ago.
+
+    Raises `InvalidDocumentError` or `DocumentUnavailableError`.
+    """
+    described = await _described(issuer, documents, str(stored.client_id), address, stored, RENEWAL_SECONDS)
+    return await _kept(provider, described, stored)
+
+
+async def _described(
+    issuer: Issuer,
+    documents: Documents,
+    client_id: str,
+    address: str,
+    stored: OAuthClientInformationFull | None,
+    oldest_seconds: float = LONGEST_LIFETIME_SECONDS,
+) -> OAuthClientInformationFull:
+    """Return the client that a document describes, with the scopes of it that this server has."""
+    try:
+        described = (await documents.fetch(client_id, address, oldest_seconds)).model_copy()
+    except InvalidDocumentError as error:
+        logger.warning("client metadata document %s cannot be used: %s", client_id, error)
+        if stored is not None and stored.redirect_uris:
+            await withdraw(issuer, stored)  # otherwise an outage of its host would bring back what the document removed
+        raise
+    if described.scope is not None:  # the document is for other servers too
+        described.scope = " ".join(scope for scope in described.scope.split() if is_valid_scope(issuer, scope)) or None
+    return described
+
+
+async def _kept(
+    provider: OAuthProvider, described: OAuthClientInformationFull, stored: OAuthClientInformationFull | None
+) -> OAuthClientInformationFull | None:
+    """Store a client if it has changed, and return it."""
     if stored is None or stored.model_dump() != described.model_dump():
         await provider.register_client(described)
-    return await provider.get_client(client_id)
+    return await provider.get_client(str(described.client_id))

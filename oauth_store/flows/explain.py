@@ -9,23 +9,26 @@ from sqlalchemy import Row, Select, func, select
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import device_handle, hash_secret, user_code_of
-from oauth_store.database.models import ACCESS, DEVICE, PASSKEY, REFRESH, clients, codes, tokens
+from oauth_store.database.models import ACCESS, ASSERTION, DEVICE, PASSKEY, REFRESH, SCOPES, clients, codes, tokens
 from oauth_store.display import one_line, with_age
-from oauth_store.flows.connected import described, is_machine, live_grants
+from oauth_store.flows.connected import described, is_machine, live_grants, presents_users
 from oauth_store.flows.scopes import ScopeChange, changes_of
 from oauth_store.sealing import unseal
 
 KINDS = {"access": "access token", "refresh": "refresh token", "code": "authorization code"} | {
     "device": "device code",
     "request": "authorization request",
-    "session": "session",
-    "enrollment": "enrollment",
+    **{kind: kind for kind in ("session", "enrollment")},
 }
 """The prefixes of our secrets, and their meanings."""
+
+_is_presented = tokens.c.kind.not_in((SCOPES, ASSERTION))
 
 AGAIN = "Connect its client again."
 NOTHING = "No action is needed."
 _MACHINE = "Its client can get a new one with its secret. To prevent that, use `oauth-store clients remove`."
+_OF_A_USER = "Its client can get a new one with a new assertion of the identity provider."
+_NOT_OF_A_USER = f"{_OF_A_USER} To prevent that, end the user's access there, or use `oauth-store clients remove`."
 
 _ENDED = {
     "reuse detected": (
@@ -85,7 +88,7 @@ class Explanation:
 def explain(session: Session, secret: str, now: int) -> Explanation:
     """Return what a secret is, whose it is, and why it works or does not. Only reads."""
     hashed = hash_secret(secret)
-    token = _first(session, _with_client(tokens).where(tokens.c.token_hash == hashed))
+    token = _first(session, _with_client(tokens).where(tokens.c.token_hash == hashed, _is_presented))
     if token is not None:
         return _token(session, secret, token, now) if token.kind in (ACCESS, REFRESH) else _of_no_grant(token, now)
     code = _first(session, _with_client(codes).where(codes.c.code_hash == hashed))
@@ -145,9 +148,10 @@ def _token(session: Session, secret: str, row: Row[Any], now: int) -> Explanatio
     if row.client_metadata is None:
         return _client_gone(about)
     machine = is_machine(row.client_metadata)
+    of_a_user = row.kind == ACCESS and row.paired_hash is None and presents_users(row.client_metadata)
     if row.revoked_at is not None and row.revoked_at < row.expires_at:
         ended = _ended(about, row.revoked_at, row.revoked_reason, now)
-        return replace(ended, advice=_MACHINE) if machine else ended
+        return replace(ended, advice=_MACHINE if machine else _NOT_OF_A_USER if of_a_user else ended.advice)
     if row.consumed_at is not None:
         return _rotated(session, secret, about, row, now)
     if row.expires_at > now:
@@ -161,6 +165,8 @@ def _token(session: Session, secret: str, row: Row[Any], now: int) -> Explanatio
     text = f"It expired at {with_age(row.expires_at, now)}."
     if machine:
         return replace(about, text=f"{text} Its client gets a new one with its secret.", advice=NOTHING)
+    if of_a_user:
+        return replace(about, text=f"{text} {_OF_A_USER}", advice=NOTHING)
     if row.kind == REFRESH:
         text += " A refresh token expires if its client does not refresh in time."
         return replace(about, text=text, advice=AGAIN)
@@ -215,7 +221,7 @@ def _successor(session: Session, secret: str, row: Row[Any], now: int) -> str | 
     if row.replay is None:  # the server never returns a pair twice, or the pair was wiped because nothing needs it
         return None
     _, refresh_token = unseal(secret, row.replay)
-    after = _first(session, select(tokens).where(tokens.c.token_hash == hash_secret(refresh_token)))
+    after = _first(session, select(tokens).where(tokens.c.token_hash == hash_secret(refresh_token), _is_presented))
     if after is None or after.revoked_at is not None or after.expires_at <= now:
         return "ended"
     if after.consumed_at is not None:
@@ -231,17 +237,17 @@ _PURPOSES = {
 
 
 def _of_no_grant(row: Row[Any], now: int) -> Explanation:
-    live = row.expires_at > now
+    live, expires_at = row.expires_at > now, None if row.kind == PASSKEY else row.expires_at
     purpose = _PURPOSES.get(row.kind, "It is what a passkey is to sign").format(one_line(row.subject or ""))
     until = f", and {'is valid until' if live else 'expired at'} {with_age(row.expires_at, now)}"
     return Explanation(
         kind=row.kind,
         state="live" if live else "expired",
-        text=f"{purpose}{'' if row.kind == PASSKEY else until}.",
+        text=f"{purpose}{until if expires_at else ''}.",
         advice=NOTHING,
         subject=row.subject,
         created_at=row.created_at,
-        expires_at=None if row.kind == PASSKEY else row.expires_at,
+        expires_at=expires_at,
     )
 
 

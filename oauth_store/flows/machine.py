@@ -24,13 +24,12 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import mint_grant_id
 from oauth_store.database.models import REFRESH, clients, tokens
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.clients import OFFLINE_ACCESS, StoredClient, authenticate, is_client_id
-from oauth_store.flows.connected import is_machine
+from oauth_store.flows.assertions import Secret
+from oauth_store.flows.clients import OFFLINE_ACCESS, StoredClient, authenticate, get_client
 from oauth_store.flows.issuer import Issuer
-from oauth_store.flows.tokens import Pair, check_resource, issue, lookup, names_of, update_one
+from oauth_store.flows.tokens import Pair, check_resource, issue, names_of, update_one
 
 _is_client = clients.c.client_id == bindparam("b_client_id")
-_client_by_id = select(clients).where(_is_client)
 _lock_client = update(clients).where(_is_client).values(client_metadata=clients.c.client_metadata)
 _is_live = (tokens.c.revoked_at.is_(None), tokens.c.expires_at > bindparam("b_now"))
 _live_grants = (
@@ -57,7 +56,7 @@ class PresentedSecret:
     """A machine's request for an access token."""
 
     client_id: str
-    secret: str | None
+    secret: Secret
     scope: str = ""
     resource: str | None = None
 
@@ -87,11 +86,8 @@ def _grant_to_machine(session: Session, issuer: Issuer, machine: PresentedSecret
 
 def _admitted(session: Session, issuer: Issuer, machine: PresentedSecret) -> StoredClient:
     """Return the machine. Raises `AuthenticationError`, or `TokenError` for any other client, whatever it says."""
-    row = lookup(session, _client_by_id, b_client_id=machine.client_id) if is_client_id(machine.client_id) else None
-    if row is None or row.client_id != machine.client_id:  # MariaDB pads: 'abc ' equals 'abc'
-        return authenticate(None, machine.secret)
-    client = authenticate(StoredClient.of(row, issuer.scopes, limited=True), machine.secret)
-    if not is_machine(row.client_metadata) or client.secret_hash is None:
+    client = authenticate(get_client(session, issuer.scopes, machine.client_id), machine.secret)
+    if not client.is_machine or client.secret_hash is None:
         raise TokenError(
             "unauthorized_client", "the owner of this server did not add the client for client_credentials"
         )

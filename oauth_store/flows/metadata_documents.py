@@ -1,26 +1,23 @@
-"""Client ID metadata documents: the client_id is the https URL of the client's own description."""
+"""Fetch what clients publish: the metadata document at the URL that is their client_id, and their sets of keys."""
 
 import asyncio
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 from fastmcp.server.auth.cimd import CIMDFetcher
 from fastmcp.server.auth.ssrf import SSRFError, SSRFFetchError, ssrf_safe_fetch_response
-from mcp.shared.auth import OAuthClientInformationFull
 
-from oauth_store.flows.documented_clients import DocumentUnavailableError, InvalidDocumentError, read_document
+from oauth_store.database.models import CLIENT_ID_LENGTH
 
-DOCUMENT_BYTES = 5 * 1024
-"""The largest document that is read, as the specification recommends."""
 FETCH_SECONDS = 10.0
 """How long a request waits for a document."""
 CONNECT_SECONDS = 4.0
@@ -44,147 +41,180 @@ _TOO_LARGE = "Response too large"
 _NO_ADDRESS = "DNS resolution"
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A document in memory, kept as long as its cache headers say (RFC 9111)."""
+T = TypeVar("T")
 
-    client: OAuthClientInformationFull
+_fetcher = CIMDFetcher()  # it judges a URL as a fetch does
+
+
+class DocumentError(Exception):
+    """Nothing can be made of the document at a URL."""
+
+
+class InvalidDocumentError(DocumentError):
+    """A document was retrieved, but is not acceptable. The message says what is wrong with it."""
+
+
+class DocumentUnavailableError(DocumentError):
+    """A document cannot be retrieved right now, so nothing is known about it."""
+
+    def __init__(self, reason: str, retry_after: int) -> None:
+        """`retry_after` is in seconds."""
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+def is_document_url(url: str) -> bool:
+    """Return whether a document can be at a URL: https, with a path, without fragment, user or dots.
+
+    Only ASCII, as URLs are (RFC 3986, section 2): the consent page shows its host, and letters of other scripts can
+    look like ours.
+    """
+    if len(url) > CLIENT_ID_LENGTH or not re.fullmatch(r"[!-~]+", url) or "#" in url:
+        return False
+    if not _fetcher.is_cimd_client_id(url):
+        return False
+    parts = urlsplit(url)
+    return "@" not in parts.netloc and not {".", ".."} & set(parts.path.split("/"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept(Generic[T]):
+    """What was read from a document, kept as long as its cache headers say (RFC 9111)."""
+
+    content: T
     validators: dict[str, str]
     lifetime: float
-    fresh_until: float
+    fetched_at: float
+
+    def is_fresh(self, oldest_seconds: float) -> bool:
+        return time.time() < self.fetched_at + min(self.lifetime, oldest_seconds)
 
 
 @dataclass(frozen=True, slots=True)
-class _Fetch:
+class _Fetch(Generic[T]):
     """A fetch in progress, and the address that requested it."""
 
     address: str
-    client: Future[OAuthClientInformationFull]
+    content: Future[T]
 
 
-class MetadataDocuments:
-    """Fetches documents, a few at a time, and keeps them; FastMCP guards each fetch against SSRF.
+class MetadataDocuments(Generic[T]):
+    """Fetches documents of one kind, a few at a time, and keeps them; FastMCP guards each fetch against SSRF.
 
     Each fetch has its own thread and event loop. Name lookups run in threads of the loop's executor and can hang for a
     minute, and an HTTP client reads the system's certificates: neither happens on the server's loop.
     """
 
-    def __init__(self) -> None:
-        self._fetcher = CIMDFetcher()  # it judges a URL as a fetch does
-        self._kept: dict[str, _Kept] = {}
+    def __init__(self, read: Callable[[str, bytes], T], most_bytes: int, least_seconds: float = -1) -> None:
+        """`read` makes something of a URL and its content, or raises `InvalidDocumentError`.
+
+        `least_seconds` is how long it is kept whatever its host says; -1 keeps it as its host says.
+        """
+        self._read, self._most_bytes, self._least_seconds = read, most_bytes, least_seconds
+        self._kept: dict[str, _Kept[T]] = {}
         self._failures: dict[str, float] = {}
-        """By client_id, or by host if that has no address: the time until which no request is made."""
-        self._under_way: dict[str, _Fetch] = {}
+        """By URL, or by host if that has no address: the time until which no request is made."""
+        self._under_way: dict[str, _Fetch[T]] = {}
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         """Requests that wait for any fetch to end."""
 
-    def names(self, client_id: str) -> bool:
-        """Return whether a client_id is a document's URL: https, with a path, without fragment, user or dots.
+    async def fetch(self, url: str, address: str, oldest_seconds: float = LONGEST_LIFETIME_SECONDS) -> T:
+        """Return what a document describes. `address` is the requester's: each gets one fetch at a time.
 
-        Only ASCII, as URLs are (RFC 3986, section 2): the consent page shows its host, and letters of other scripts can
-        look like ours.
-        """
-        if not self._fetcher.is_cimd_client_id(client_id) or not re.fullmatch(r"[!-~]+", client_id) or "#" in client_id:
-            return False
-        url = urlsplit(client_id)
-        return "@" not in url.netloc and not {".", ".."} & set(url.path.split("/"))
-
-    async def fetch(self, client_id: str, address: str) -> OAuthClientInformationFull:
-        """Return the client that a document describes. `address` is the requester's: each gets one fetch at a time.
-
-        Raises `InvalidDocumentError`, or `DocumentUnavailableError` if the document cannot be retrieved right now.
+        One that was fetched `oldest_seconds` ago is fetched again. Raises `InvalidDocumentError`, or
+        `DocumentUnavailableError` if the document cannot be retrieved right now.
         """
         try:
-            source = await asyncio.wait_for(self._client_or_fetch(client_id, address), TURN_SECONDS)
+            source = await asyncio.wait_for(self._kept_or_fetch(url, address, oldest_seconds), TURN_SECONDS)
         except TimeoutError:
             raise DocumentUnavailableError("too many documents are being fetched", BUSY_SECONDS) from None
-        if not isinstance(source, _Fetch):
-            return source.model_copy()
+        if isinstance(source, _Kept):
+            return source.content
         try:
-            client = await asyncio.wait_for(asyncio.wrap_future(source.client), FETCH_SECONDS)
+            return await asyncio.wait_for(asyncio.wrap_future(source.content), FETCH_SECONDS)
         except TimeoutError:
-            raise self._failed(client_id, f"no response after {FETCH_SECONDS:g} s") from None
-        return client.model_copy()
+            raise self.failed(url, f"no response after {FETCH_SECONDS:g} s") from None
 
-    def _check_failures(self, client_id: str) -> None:
-        for key in (client_id, urlsplit(client_id).netloc):
+    def _check_failures(self, url: str) -> None:
+        for key in (url, urlsplit(url).netloc):
             seconds = self._failures.get(key, 0) - time.time()
             if seconds > 0:
                 raise DocumentUnavailableError("it could not be retrieved a moment ago", max(1, round(seconds)))
 
-    def _failed(self, key: str, reason: object) -> DocumentUnavailableError:
+    def failed(self, key: str, reason: object) -> DocumentUnavailableError:
+        """Return the error for a URL or a host that is not requested again for `FAILURE_SECONDS`."""
         _remember(self._failures, key, time.time() + FAILURE_SECONDS, KEPT_FAILURES)
         return DocumentUnavailableError(str(reason), FAILURE_SECONDS)
 
-    async def _client_or_fetch(self, client_id: str, address: str) -> OAuthClientInformationFull | _Fetch:
-        """Return the client that is kept, the fetch in progress, or a new fetch as soon as there is room."""
+    async def _kept_or_fetch(self, url: str, address: str, oldest_seconds: float) -> _Kept[T] | _Fetch[T]:
+        """Return what is kept, the fetch in progress, or a new fetch as soon as there is room."""
         loop = asyncio.get_running_loop()
         while True:
             waiter = loop, loop.create_future()
             self._waiting.append(waiter)  # before the check: a thread may end during it
             try:
-                kept = self._kept.get(client_id)
-                if kept is not None and time.time() < kept.fresh_until:
-                    return kept.client
-                self._check_failures(client_id)
+                kept = self._kept.get(url)
+                if kept is not None and kept.is_fresh(oldest_seconds):
+                    return kept
+                self._check_failures(url)
                 under_way = dict(self._under_way)
-                if client_id in under_way:
-                    return under_way[client_id]
+                if url in under_way:
+                    return under_way[url]
                 of_address = [fetch for fetch in under_way.values() if fetch.address == address]
                 if not of_address and len(under_way) < FETCHES:
-                    return self._start(client_id, kept, address)
+                    return self._start(url, kept, address)
                 if len(self._waiting) > WAITING:
                     raise DocumentUnavailableError("too many documents are being fetched", BUSY_SECONDS)
                 await waiter[1]
             finally:
                 self._waiting.remove(waiter)
 
-    def _start(self, client_id: str, kept: _Kept | None, address: str) -> _Fetch:
-        fetch = _Fetch(address, Future())
-        fetch.client.set_running_or_notify_cancel()  # a request that stops waiting must not end it for the others
-        self._under_way[client_id] = fetch
+    def _start(self, url: str, kept: _Kept[T] | None, address: str) -> _Fetch[T]:
+        fetch: _Fetch[T] = _Fetch(address, Future())
+        fetch.content.set_running_or_notify_cancel()  # a request that stops waiting must not end it for the others
+        self._under_way[url] = fetch
         try:
-            threading.Thread(target=self._run, args=(client_id, kept, fetch), daemon=True).start()
+            threading.Thread(target=self._run, args=(url, kept, fetch), daemon=True).start()
         except RuntimeError as error:  # the system has no more threads
-            self._under_way.pop(client_id)
+            self._under_way.pop(url)
             raise DocumentUnavailableError(str(error), BUSY_SECONDS) from error
         return fetch
 
-    def _run(self, client_id: str, kept: _Kept | None, fetch: _Fetch) -> None:
+    def _run(self, url: str, kept: _Kept[T] | None, fetch: _Fetch[T]) -> None:
         """Fetch a document in a thread. The fetch is in progress until its last name lookup has returned."""
         try:
-            client = self._client(client_id, kept)
+            content = self._content(url, kept)
         except BaseException as error:  # raised where the result is awaited
-            self._under_way.pop(client_id)
-            fetch.client.set_exception(error)
+            self._under_way.pop(url)
+            fetch.content.set_exception(error)
         else:
-            self._under_way.pop(client_id)
-            fetch.client.set_result(client)
+            self._under_way.pop(url)
+            fetch.content.set_result(content)
         for loop, end in list(self._waiting):
             with suppress(RuntimeError):  # that loop is closed
                 loop.call_soon_threadsafe(_wake, end)
 
-    def _client(self, client_id: str, kept: _Kept | None) -> OAuthClientInformationFull:
+    def _content(self, url: str, kept: _Kept[T] | None) -> T:
         try:
             with asyncio.Runner() as runner:
-                retrieved = runner.run(self._retrieve(client_id, kept))
+                retrieved = runner.run(self._retrieve(url, kept))
         except (OSError, RuntimeError) as error:  # no file descriptor is left, or no thread
-            raise self._failed(client_id, error) from error
-        for key in (client_id, urlsplit(client_id).netloc):
+            raise self.failed(url, error) from error
+        for key in (url, urlsplit(url).netloc):
             self._failures.pop(key, None)
         if retrieved.lifetime < 0:
-            self._kept.pop(client_id, None)
+            self._kept.pop(url, None)
         else:
-            _remember(self._kept, client_id, retrieved, KEPT_DOCUMENTS)
-        return retrieved.client
+            _remember(self._kept, url, retrieved, KEPT_DOCUMENTS)
+        return retrieved.content
 
-    async def _retrieve(self, client_id: str, kept: _Kept | None) -> _Kept:
+    async def _retrieve(self, url: str, kept: _Kept[T] | None) -> _Kept[T]:
         validators = {} if kept is None else kept.validators
         try:
             response = await ssrf_safe_fetch_response(
-                client_id,
+                url,
                 require_path=True,
-                max_size=DOCUMENT_BYTES,
+                max_size=self._most_bytes,
                 timeout=CONNECT_SECONDS,
                 overall_timeout=FETCH_SECONDS,
                 request_headers=validators,
@@ -192,24 +222,23 @@ class MetadataDocuments:
             )
         except SSRFError as error:  # nothing was requested; a name without an address has none for any document
             no_address = str(error).startswith(_NO_ADDRESS)
-            raise self._failed(urlsplit(client_id).netloc if no_address else client_id, error) from error
+            raise self.failed(urlsplit(url).netloc if no_address else url, error) from error
         except SSRFFetchError as error:
             gone = _GONE.match(str(error))
             if gone:
                 raise InvalidDocumentError(f"its host has no such document (HTTP {gone[1]})") from error
             if str(error).startswith(_TOO_LARGE):
-                raise InvalidDocumentError(f"it is larger than {DOCUMENT_BYTES} bytes") from error
-            raise self._failed(client_id, error) from error
+                raise InvalidDocumentError(f"it is larger than {self._most_bytes} bytes") from error
+            raise self.failed(url, error) from error
         except (ValueError, httpx2.InvalidURL) as error:  # an impossible port or name
             raise InvalidDocumentError("its URL is not valid") from error
         now = time.time()
-        lifetime = _lifetime(response.headers, now)
+        lifetime = max(_lifetime(response.headers, now), self._least_seconds)
         if kept is not None and response.status_code == 304:
             stated = {"cache-control", "expires"} & {name.lower() for name in response.headers}
             lifetime = lifetime if stated else kept.lifetime
-            return _Kept(kept.client, kept.validators | _validators(response.headers), lifetime, now + lifetime)
-        client = read_document(client_id, response.content)
-        return _Kept(client, _validators(response.headers), lifetime, now + lifetime)
+            return _Kept(kept.content, kept.validators | _validators(response.headers), lifetime, now)
+        return _Kept(self._read(url, response.content), _validators(response.headers), lifetime, now)
 
 
 def _lifetime(headers: Mapping[str, str], now: float) -> float:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import ACCESS, REFRESH, tokens
 from oauth_store.events import emit_after_commit
+from oauth_store.flows.assertions import Secret, spend
 from oauth_store.flows.clients import OFFLINE_ACCESS, admit
 from oauth_store.flows.connected import revoke_grants
 from oauth_store.flows.issuer import Issuer
@@ -22,6 +23,7 @@ from oauth_store.flows.tokens import (
     Pair,
     answer,
     check_resource,
+    in_grace,
     issue,
     lookup,
     names_of,
@@ -31,8 +33,6 @@ from oauth_store.flows.tokens import (
 )
 from oauth_store.sealing import seal, unseal
 
-SET_BACK_SECONDS = 7 * 24 * 3600
-"""A clock that is set back by less than this ends no grant. One that was further ahead must not stretch the grace."""
 GENERATIONS = 16
 """How many rotations behind a token may be that is presented within the grace."""
 
@@ -68,7 +68,7 @@ class PresentedRefreshToken:
 
     client_id: str
     refresh_token: str
-    secret: str | None = None
+    secret: Secret = None
     scope: str = ""
     resource: str | None = None
     address: str | None = None
@@ -112,6 +112,12 @@ async def refresh(issuer: Issuer, token: PresentedRefreshToken) -> OAuthToken:
 
 def _refresh(session: Session, issuer: Issuer, token: PresentedRefreshToken, now: int) -> OAuthToken | None:
     """Rotate a live refresh token. For a consumed one, repeat the response, or end the grant and return None."""
+    issued = _rotated(session, issuer, token, now)
+    spend(session, token.secret, now)
+    return issued
+
+
+def _rotated(session: Session, issuer: Issuer, token: PresentedRefreshToken, now: int) -> OAuthToken | None:
     client, row = presented(session, _client_and_token, issuer, token.client_id, token.refresh_token, now)
     if not token.checked:
         admit(client, token.secret, "refresh_token")
@@ -166,7 +172,7 @@ def _answer_again(
     Within the grace, if that pair was rotated meanwhile, it is the pair that is live now: a holder of the token could
     get it step by step. Anything else is reuse, a sign of theft (RFC 9700, section 4.14.2).
     """
-    within_grace = -SET_BACK_SECONDS < now - row.consumed_at < issuer.grace_seconds
+    within_grace = in_grace(issuer, row.consumed_at, now)
     successor = _successor(session, token.refresh_token, row)
     for _ in range(GENERATIONS if within_grace else 0):
         if successor is None or successor.refresh.consumed_at is None:

@@ -12,9 +12,12 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.clients import OFFLINE_ACCESS, OwnersClient, check_redirect_uris, check_scopes
-from oauth_store.flows.connected import CLIENT_CREDENTIALS, DEVICE_CODE
+from oauth_store.flows.client_keys import read_keys
+from oauth_store.flows.clients import OFFLINE_ACCESS, PRIVATE_KEY_JWT, OwnersClient, check_scopes
+from oauth_store.flows.connected import AUTHORIZATION_CODE, CLIENT_CREDENTIALS, DEVICE_CODE, OF_OWNERS
 from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.metadata_documents import InvalidDocumentError
+from oauth_store.flows.redirect_uris import check_redirect_uris
 from oauth_store.flows.scopes import is_scope
 
 METADATA_BYTES = 32 * 1024
@@ -40,11 +43,13 @@ _replace_metadata = (
 async def register(issuer: Issuer, client: OAuthClientInformationFull) -> None:
     """Store a registration, or replace the one with the same client_id. Raises `RegistrationError`.
 
-    A machine comes from the owner's own code: /register accepts no client without the code flow.
+    A client without the code flow comes from the owner's own code: /register accepts none.
     """
     check_registration(client)
-    if _is_for_a_machine(client):
+    if client.grant_types in OF_OWNERS:
         client = OwnersClient.model_validate(client.model_dump())
+    elif _is_for_a_device(client):
+        client = _without(client, AUTHORIZATION_CODE)
     refused = [scope for scope in (client.scope or "").split() if not is_valid_scope(issuer, scope)]
     if refused:
         raise RegistrationError("invalid_client_metadata", f"scopes not valid here: {' '.join(refused)}")
@@ -62,27 +67,46 @@ def check_registration(client: OAuthClientInformationFull) -> None:
     """Raise `RegistrationError` for a client that no server of ours would accept, whatever its scopes."""
     if len(client.client_id) > CLIENT_ID_LENGTH:
         raise RegistrationError("invalid_client_metadata", f"client_id is longer than {CLIENT_ID_LENGTH} characters")
-    if _is_for_a_machine(client):
-        _check_machine(client)
-    elif DEVICE_CODE in client.grant_types and not client.redirect_uris:
-        check_scopes(client)
-    else:
-        check_redirect_uris(client)
+    if client.grant_types in OF_OWNERS:
+        _check_confidential(client)
+    elif not _is_for_a_device(client):
+        check_redirect_uris(client.redirect_uris)
+    check_scopes(client)
     if len(_metadata(client).encode()) > METADATA_BYTES:
         raise RegistrationError("invalid_client_metadata", f"more than {METADATA_BYTES} bytes of metadata")
 
 
-def _is_for_a_machine(client: OAuthClientInformationFull) -> bool:
-    return client.grant_types == [CLIENT_CREDENTIALS]
+def _is_for_a_device(client: OAuthClientInformationFull) -> bool:
+    """Return whether a client can sign in as a device alone (RFC 8628)."""
+    return DEVICE_CODE in client.grant_types and not client.redirect_uris
 
 
-def _check_machine(client: OAuthClientInformationFull) -> None:
-    """Raise `RegistrationError` unless a client can use client credentials (RFC 6749, section 4.4), and only them."""
+def _without(client: OAuthClientInformationFull, grant_type: str) -> OAuthClientInformationFull:
+    kept = [grant for grant in client.grant_types if grant != grant_type]
+    return client.model_copy(update={"grant_types": kept})
+
+
+def _check_confidential(client: OAuthClientInformationFull) -> None:
+    """Raise `RegistrationError` unless a client can use client credentials (RFC 6749, section 4.4), and only them.
+
+    Or unless it can use only identity assertions (SEP-990), for which a key of its own is enough.
+    """
+    (grant,) = client.grant_types
     if client.redirect_uris:
-        raise RegistrationError("invalid_redirect_uri", "a client for client_credentials has no redirect URI")
-    if not client.client_secret or client.token_endpoint_auth_method == "none":  # noqa: S105 (a method)
-        raise RegistrationError("invalid_client_metadata", "a client for client_credentials needs a secret")
-    check_scopes(client)
+        raise RegistrationError("invalid_redirect_uri", f"a client for {grant} has no redirect URI")
+    method = client.token_endpoint_auth_method
+    if grant != CLIENT_CREDENTIALS and method == PRIVATE_KEY_JWT and not client.client_secret:
+        _check_keys(client)
+    elif not client.client_secret or method == "none":
+        raise RegistrationError("invalid_client_metadata", f"a client for {grant} needs a secret")
+
+
+def _check_keys(client: OAuthClientInformationFull) -> None:
+    """Raise `RegistrationError` unless a client has keys."""
+    try:
+        _ = client.jwks_uri or read_keys(client.jwks)
+    except InvalidDocumentError as error:
+        raise RegistrationError("invalid_client_metadata", str(error)) from error
 
 
 async def _store(issuer: Issuer, client: OAuthClientInformationFull) -> None:
@@ -102,7 +126,7 @@ def client_row(client: OAuthClientInformationFull) -> dict[str, Any]:
         "client_metadata": _metadata(client),
         "client_secret_hash": hash_secret(client.client_secret) if client.client_secret else None,
         "created_at": int(time.time()),
-        "last_used_at": NEVER if _is_for_a_machine(client) else None,
+        "last_used_at": NEVER if client.grant_types in OF_OWNERS else None,
     }
 
 
@@ -112,8 +136,8 @@ def add_client(session: Session, client: OAuthClientInformationFull) -> None:
 
 
 async def withdraw(issuer: Issuer, client: OAuthClientInformationFull) -> None:
-    """Keep a client for its grants, but without a redirect URI: it gets no new grant until it has one again."""
-    metadata = _metadata(client.model_copy(update={"redirect_uris": None}))
+    """Keep a client for its grants, but without a way to a new one, until its document is good again."""
+    metadata = _metadata(_without(client, DEVICE_CODE).model_copy(update={"redirect_uris": None}))
     await issuer.store.write(_withdraw, client.client_id, metadata)
 
 

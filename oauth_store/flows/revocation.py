@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import ACCESS, REFRESH, tokens
 from oauth_store.events import emit_after_commit
+from oauth_store.flows.assertions import Secret, spend
 from oauth_store.flows.connected import revoke_grants
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.tokens import lookup
@@ -15,16 +16,22 @@ from oauth_store.flows.tokens import lookup
 _token_by_hash = select(tokens).where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind.in_((ACCESS, REFRESH)))
 
 
-async def revoke(issuer: Issuer, client_id: str, token: str) -> None:
+async def revoke(issuer: Issuer, client_id: str, token: str, secret: Secret = None) -> None:
     """End the grant of a token of a client, whether the token is live, consumed or expired.
 
-    An unknown token counts as revoked (RFC 7009, section 2.2).
+    An unknown token counts as revoked (RFC 7009, section 2.2). `secret` is what the client has authenticated with.
+    Raises `AuthenticationError` for an assertion that was used before.
     """
-    await issuer.store.write(_revoke_token, issuer, client_id, token, int(time.time()))
+    await issuer.store.write(_revoke_token, issuer, client_id, token, secret, int(time.time()))
 
 
-def _revoke_token(session: Session, issuer: Issuer, client_id: str, token: str, now: int) -> None:
+def _revoke_token(session: Session, issuer: Issuer, client_id: str, token: str, secret: Secret, now: int) -> None:
     """End the grant of a token of this client and this server."""
+    _end_grant(session, issuer, client_id, token, now)
+    spend(session, secret, now)
+
+
+def _end_grant(session: Session, issuer: Issuer, client_id: str, token: str, now: int) -> None:
     row = lookup(session, _token_by_hash, b_hash=hash_secret(token))
     if row is None or row.client_id != client_id or row.revoked_at is not None or not issuer.is_ours(row.resource):
         return

@@ -18,6 +18,9 @@ from oauth_store.urls import same_resource
 
 _insert_tokens = insert(tokens)
 
+SET_BACK_SECONDS = 7 * 24 * 3600
+"""A clock that is set back by less than this ends no grant. One that was further ahead must not stretch the grace."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Pair:
@@ -73,6 +76,11 @@ def check_resource(issuer: Issuer, asked: str | None, granted: str | None) -> No
     own = granted or issuer.resource
     if asked and own and not same_resource(asked, own):
         raise TokenError("invalid_target", "resource is not the one that was granted")
+
+
+def in_grace(issuer: Issuer, consumed_at: int, now: int) -> bool:
+    """Return whether what was consumed then gets the same response again, in case the first one was lost."""
+    return -SET_BACK_SECONDS < now - consumed_at < issuer.grace_seconds
 
 
 def names_of(row: Row[Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from oauth_store.pages.ways import USER_LENGTH
 from oauth_store.pages.wording import Wording
 
 TAKEN = (
-    *(ConsentPage.path, DEVICE_PATH, EnrollmentPage.path),
-    *("/authorize", "/device_authorization", "/token", "/register", "/revoke"),
+    *(ConsentPage.path, EnrollmentPage.path),
+    *("/authorize", "/token", "/register", "/revoke"),
 )
 """Paths in use, except the MCP endpoint's, which is not known yet."""
 
@@ -56,6 +56,8 @@ class PageApproval:
         consent = ConsentPage(provider, self.sign_in, self.pages, self._wording)
         enrollment = EnrollmentPage(provider, self.sign_in, self.pages)
         pages: list[ConsentPage | EnrollmentPage | AppsPage] = [consent, enrollment]
+        if self._apps_path in (DEVICE_PATH, "/device_authorization") and provider.issuer.device_url is not None:
+            raise ConfigurationError(f"apps_path is {self._apps_path!r}, which devices need; choose another path")
         if self._apps_path is not None:
             pages.append(AppsPage(provider, self.sign_in, self.pages, self._wording, self._apps_path))
         return [Route(page.path, page.handle, methods=["GET", "POST"]) for page in pages]

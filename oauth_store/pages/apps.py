@@ -193,7 +193,9 @@ class AppsPage:
         return {
             "grant_id": grant.grant_id.hex(),
             "name": app_name(grant.client_name),
-            "hosts": "a personal token" if is_personal(grant.client_id) else ", ".join(grant.hosts) or "-",
+            "hosts": "a personal token"
+            if is_personal(grant.client_id)
+            else ", ".join(grant.hosts) or "a program without a browser",
             "expires": _expiry(grant) if is_personal(grant.client_id) else "",
             "scopes": self._scopes_in_words(grant),
             "choices": self._choices(grant, tools),

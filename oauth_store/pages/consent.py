@@ -102,6 +102,8 @@ class ConsentPage:
                 status_code=error.status_code,
                 headers=error.headers,
             )
+        if await self._approver.pending(waiting.handle, request) is None:  # a device's code was typed again elsewhere
+            return self._over()
         choice = {} if scopes is None else {"scopes": scopes}
         response = _to_client(await self._approver.approve(waiting.handle, subject=signed_in.user, **choice))
         self._sign_in.remember(self._approver, response, signed_in.user)
@@ -161,7 +163,8 @@ class ConsentPage:
         return self._message(
             410,
             "This request is over",
-            "It was already answered, or it expired: you have 10 minutes to answer a request.",
+            "It was already answered, or it expired: you have 10 minutes to answer a request. Or the code of a device "
+            "was typed again in another browser.",
             "If your app is connected, close this page. If not, go back to your app and connect again.",
         )
 

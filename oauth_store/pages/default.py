@@ -41,9 +41,21 @@ def default_approval(urls: list[str]) -> "PasswordApproval | LoopbackApproval":
     return LoopbackApproval()
 
 
+def check_asks(approval: object) -> None:
+    """Raise `ConfigurationError` if an approval lets in this machine alone: devices are elsewhere."""
+    if isinstance(approval, LoopbackApproval):
+        raise ConfigurationError(
+            "device_authorization lets in devices on other machines, and no approval is set; "
+            f"set {PASSWORD_HASH} to the output of `oauth-store hash-password`, or pass an approval that asks you"
+        )
+
+
 def device_page(provider: Approver, approval: Any, pages: "Pages") -> Route:
     """Return the page where the owner types the code of a device, and from which the browser goes to the approval."""
     from oauth_store.pages.device import DevicePage  # imports what the pages need only where devices can sign in
+    from oauth_store.pages.sign_in import SignIn
 
-    page = DevicePage(provider, partial(approval.authorize, provider), pages, getattr(approval, "sign_in", None))
+    sign_in = getattr(approval, "sign_in", None)
+    known = sign_in if isinstance(sign_in, SignIn) else None
+    page = DevicePage(provider, partial(approval.authorize, provider), pages, known)
     return Route(DEVICE_PATH, page.handle, methods=["GET", "POST"])

@@ -9,21 +9,24 @@ from starlette.responses import RedirectResponse, Response
 
 from oauth_store.approval import Approver, AuthorizationRequest, request_of
 from oauth_store.browser import REQUEST_COOKIE_SECONDS, form_of, from_our_page, request_cookie
-from oauth_store.credentials import user_code_of
+from oauth_store.credentials import device_handle, user_code_of
 from oauth_store.display import short_line
+from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit
-from oauth_store.flows import clients, devices
+from oauth_store.flows import devices
 from oauth_store.pages.default import DEVICE_PATH
 from oauth_store.pages.html import Pages
 from oauth_store.pages.sign_in import KNOWN_BROWSER, PER_BROWSER, SignIn
 from oauth_store.rate_limits import Limiter
 
 PER_ADDRESS = parse("10/15 minutes")
-"""Wrong codes. Ten thousand addresses find the code of one of a hundred waiting devices in 27 days, on average, and it
-leads only to the page that asks for the owner's approval."""
+IN_TOTAL = parse("1000/15 minutes")
+"""Wrong codes. A thousand in 15 minutes find the code of one of a hundred waiting devices in 7 years, on average, and
+it leads only to the page that asks for the owner's approval."""
+_DENIED = "Your device was not allowed"
 _ANSWERS = {
     "allowed": ("Your device can connect", "It was allowed. Close this page, and go back to your device."),
-    "denied": ("Your device was not allowed", "Nothing was allowed. Close this page."),
+    "denied": (_DENIED, "Nothing was allowed. Close this page."),
 }
 
 
@@ -59,32 +62,36 @@ class DevicePage:
         user_code = user_code_of(typed)
         if user_code is None:
             return self._form(typed, "That is no code: a code has eight letters, such as WDJB-MJHT.", 400)
-        browser = self._approver.cookies.get(request, KNOWN_BROWSER)
+        cookies, issuer = self._approver.cookies, self._approver.issuer
+        browser = cookies.get(request, KNOWN_BROWSER)
         known = browser is not None and self._sign_in is not None and self._sign_in.knows(browser)
         address = self._approver.address_of(request)
-        counted = (PER_BROWSER, f"browser {browser}") if known else (PER_ADDRESS, address)
-        seconds = self._limiter.retry_after(counted)
+        counted = [(PER_BROWSER, f"browser {browser}")] if known else [(IN_TOTAL, "all"), (PER_ADDRESS, address)]
+        seconds = self._limiter.retry_after(*counted)
         if seconds is not None:
             emit("sign_in_failed", address=address, reason="too many codes")
             minutes = -(-seconds // 60)
             error = f"Too many wrong codes. Wait {minutes} minute{'s' if minutes > 1 else ''}, and try again."
             return self._form(typed, error, 429, {"Retry-After": str(seconds)})
-        issuer = self._approver.issuer
-        opened = await devices.open_request(issuer, user_code)
-        client = None if opened is None else await clients.find(issuer, opened.row.client_id)
+        earlier = cookies.get(request, request_cookie(device_handle(user_code)))
+        try:
+            opened = await devices.open_request(issuer, user_code, earlier)
+            client = None if opened is None else await self._approver.get_client(opened.row.client_id)
+        except OAuthStoreError:  # an outage is no guess
+            self._limiter.refund(*counted)
+            raise
         if opened is None or client is None:
             emit("sign_in_failed", address=address, reason="wrong code")
             error = "No device waits with this code. Compare it with the device. Codes expire after 10 minutes."
             return self._form(typed, error, 404)
-        self._limiter.refund(counted)
+        self._limiter.refund(*counted)
         try:
             url = await self._authorize(request_of(opened.handle, client, opened.row))
         except AuthorizeError as error:
-            return self._message("Your device was not allowed", short_line(error.error_description or error.error))
+            await self._approver.deny(opened.handle)
+            return self._message(_DENIED, short_line(error.error_description or error.error), status_code=403)
         response = RedirectResponse(url, 303, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
-        self._approver.cookies.set(
-            response, request_cookie(opened.handle), opened.browser, max_age_seconds=REQUEST_COOKIE_SECONDS
-        )
+        cookies.set(response, request_cookie(opened.handle), opened.browser, max_age_seconds=REQUEST_COOKIE_SECONDS)
         return response
 
     def _form(
@@ -101,5 +108,5 @@ class DevicePage:
             error=error,
         )
 
-    def _message(self, title: str, text: str) -> Response:
-        return self._pages.message(title, text, server=self._approver.public_name, status_code=200)
+    def _message(self, title: str, text: str, status_code: int = 200) -> Response:
+        return self._pages.message(title, text, server=self._approver.public_name, status_code=status_code)

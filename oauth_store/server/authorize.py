@@ -15,11 +15,12 @@ from oauth_store.approval import RequestParams
 from oauth_store.browser import REQUEST_COOKIE_SECONDS, Cookies, request_cookie, wants_page
 from oauth_store.database.models import CLIENT_ID_LENGTH
 from oauth_store.errors import OAuthStoreError
+from oauth_store.events import Listener
 from oauth_store.flows import documented_clients
 from oauth_store.flows.authorization import Started
-from oauth_store.flows.documented_clients import DocumentError, DocumentUnavailableError
+from oauth_store.flows.documented_clients import Documents
 from oauth_store.flows.issuer import Issuer
-from oauth_store.flows.metadata_documents import MetadataDocuments
+from oauth_store.flows.metadata_documents import DocumentError, DocumentUnavailableError, is_document_url
 from oauth_store.rate_limits import FloodGuard, OverLimitError
 from oauth_store.server.answers import MessagePage, error_answer
 from oauth_store.server.middleware import too_many
@@ -36,11 +37,15 @@ class Server:
     provider: OAuthProvider
     """For the SDK's handlers, and for its public methods, which an application may have overridden."""
     issuer: Issuer
-    documents: MetadataDocuments | None
+    documents: Documents | None
     floods: FloodGuard
     message_page: MessagePage
+    listening: Listener | None
+    """Gets the events of the routes."""
     cookies: Cookies | None
     """For browsers that come back to an approval's pages; None if it has none."""
+    takes_identities: bool
+    """Whether /token takes identity providers' assertions of users."""
 
 
 class AuthorizeEndpoint:
@@ -114,7 +119,7 @@ class AuthorizeEndpoint:
         return self._server.message_page(
             "This app cannot sign in here",
             "The app's registration is not for signing in with a browser. A machine gets its tokens with its client "
-            "id and secret.",
+            "id and secret, and a device with the code that it shows.",
             "",
             400,
             {},
@@ -158,7 +163,7 @@ async def find_client(server: Server, client_id: str, request: Request) -> OAuth
     Raises `OAuthStoreError`, `DocumentError` or `OverLimitError`.
     """
     provider, documents, floods = server.provider, server.documents, server.floods
-    if documents is None or not documents.names(client_id):
+    if documents is None or not is_document_url(client_id):
         return await provider.get_client(client_id)
     return await documented_clients.find(
         server.issuer, provider, documents, client_id, floods.address(request), lambda: floods.count_document(request)

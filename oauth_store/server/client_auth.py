@@ -10,11 +10,11 @@ from starlette.responses import Response
 from oauth_store.server.answers import error_answer
 
 
-async def credentials(request: Request) -> tuple[str, str | None]:
+async def credentials(request: Request, claimed_id: str | None = None) -> tuple[str, str | None]:
     """Return the client_id and the secret of a request to /token or /revoke (RFC 6749, section 2.3.1).
 
-    The secret comes from the Authorization header or from the body, whichever the client uses. Raises
-    `AuthenticationError`.
+    The secret comes from the Authorization header or from the body, whichever the client uses. `claimed_id` is the
+    client_id if the request has none. Raises `AuthenticationError`.
     """
     form = await request.form()
     id_in_header, secret_in_header = _basic_credentials(request.headers.get("authorization", ""))
@@ -23,7 +23,7 @@ async def credentials(request: Request) -> tuple[str, str | None]:
         raise AuthenticationError("the Authorization header and client_id name different clients")
     if secret_in_header is not None and secret_in_body:
         raise AuthenticationError("the request uses two authentication methods at once")
-    client_id, secret = id_in_header or id_in_body, secret_in_header or secret_in_body
+    client_id, secret = id_in_header or id_in_body or claimed_id, secret_in_header or secret_in_body
     if not isinstance(client_id, str) or not client_id:
         raise AuthenticationError("client_id is missing")
     return client_id, secret if isinstance(secret, str) else None

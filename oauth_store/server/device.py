@@ -11,11 +11,12 @@ from oauth_store.credentials import device_handle, user_code_in
 from oauth_store.flows import devices
 from oauth_store.flows.authorization import REQUEST_EXPIRY_SECONDS
 from oauth_store.flows.devices import INTERVAL_SECONDS
-from oauth_store.flows.documented_clients import DocumentUnavailableError, InvalidDocumentError
+from oauth_store.flows.metadata_documents import DocumentUnavailableError, InvalidDocumentError
 from oauth_store.rate_limits import OverLimitError
 from oauth_store.server.answers import error_answer
 from oauth_store.server.authorize import Server, find_client
-from oauth_store.server.client_auth import credentials, invalid_client
+from oauth_store.server.client_assertion import ClientAuthentication
+from oauth_store.server.client_auth import invalid_client
 from oauth_store.server.middleware import too_many
 from oauth_store.server.parameters import ParameterError, check_scope, single
 
@@ -25,17 +26,19 @@ class DeviceAuthorizationEndpoint:
 
     path = "/device_authorization"
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, authentication: ClientAuthentication) -> None:
         self._server = server
+        self._authentication = authentication
 
     async def handle(self, request: Request) -> Response:
         issuer = self._server.issuer
         try:
-            client_id, secret = await credentials(request)
+            client_id = await self._authentication.client_id(request)
             fields = single((await request.form()).multi_items(), issuer.resource)
             check_scope(fields)
-            await find_client(self._server, client_id, request)  # stores a documented client, and its changes
-            started = await devices.start(issuer, client_id, secret, fields.get("scope", ""), fields.get("resource"))
+            client = await find_client(self._server, client_id, request)  # with its keys, if its document has some
+            _, secret = await self._authentication.credentials(request)
+            started = await devices.start(issuer, client, secret, fields.get("scope", ""), fields.get("resource"))
         except AuthenticationError as error:
             return invalid_client(request, error)
         except ParameterError as error:

@@ -3,11 +3,14 @@
 from typing import cast
 
 from fastmcp.server.auth import OAuthProvider
+from fastmcp.server.auth.identity_assertion import ID_JAG_GRANT_PROFILE
 from mcp.server.auth.routes import build_metadata
 from mcp.server.auth.settings import ClientRegistrationOptions, RevocationOptions
-from mcp.shared.auth import OAuthMetadata
+from mcp.shared.auth import JWT_BEARER_GRANT_TYPE, OAuthMetadata
 from pydantic import AnyHttpUrl
 
+from oauth_store.flows.assertions import ALGORITHMS
+from oauth_store.flows.clients import PRIVATE_KEY_JWT
 from oauth_store.flows.connected import CLIENT_CREDENTIALS, DEVICE_CODE
 
 
@@ -17,7 +20,9 @@ class ServerMetadata(OAuthMetadata):
     device_authorization_endpoint: AnyHttpUrl | None = None
 
 
-def server_metadata(provider: OAuthProvider, *, takes_documents: bool, device_url: str | None) -> ServerMetadata:
+def server_metadata(
+    provider: OAuthProvider, *, takes_documents: bool, takes_identities: bool, device_url: str | None
+) -> ServerMetadata:
     """Return the metadata of a server. `device_url` is where devices ask for their codes, if they can."""
     built = build_metadata(
         cast(AnyHttpUrl, provider.base_url),  # neither of the two is ever None here
@@ -32,8 +37,16 @@ def server_metadata(provider: OAuthProvider, *, takes_documents: bool, device_ur
     if device_url is not None:
         metadata.device_authorization_endpoint = AnyHttpUrl(device_url)
         metadata.grant_types_supported.append(DEVICE_CODE)
+    if takes_identities:
+        metadata.grant_types_supported.append(JWT_BEARER_GRANT_TYPE)
+        metadata.authorization_grant_profiles_supported = [ID_JAG_GRANT_PROFILE]
     metadata.token_endpoint_auth_methods_supported = ["none", "client_secret_post", "client_secret_basic"]
+    if takes_documents:
+        metadata.token_endpoint_auth_methods_supported.append(PRIVATE_KEY_JWT)
+        metadata.token_endpoint_auth_signing_alg_values_supported = ALGORITHMS
     if metadata.revocation_endpoint is not None:
+        algorithms = metadata.token_endpoint_auth_signing_alg_values_supported
+        metadata.revocation_endpoint_auth_signing_alg_values_supported = algorithms
         metadata.revocation_endpoint_auth_methods_supported = metadata.token_endpoint_auth_methods_supported
     metadata.scopes_supported = metadata.scopes_supported or provider.required_scopes or None
     metadata.client_id_metadata_document_supported = takes_documents or None

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from oauth_store.browser import wants_page
 from oauth_store.display import short_line
 from oauth_store.errors import OAuthStoreError
+from oauth_store.events import Listener, listener
 from oauth_store.rate_limits import FloodGuard
 from oauth_store.server.answers import MessagePage, error_answer
 
@@ -83,6 +84,21 @@ class FloodMiddleware:
             await self.app(scope, receive, watch)
             return
         await too_many(seconds)(scope, receive, send)
+
+
+class ListeningMiddleware:
+    """Passes the events of each request on to a listener."""
+
+    def __init__(self, app: ASGIApp, listening: Listener) -> None:
+        self.app = app
+        self._listening = listening
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        token = listener.set(self._listening)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            listener.reset(token)
 
 
 class OutageMiddleware:

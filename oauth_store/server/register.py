@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oauth_store.browser import media_type
@@ -50,13 +50,17 @@ class RegistrationEndpoint:
             return _refused(f"a list has more than {LIST_LENGTH} entries")
         metadata = {name: value for name, value in metadata.items() if value is not None}
         self._drop_scopes(metadata)
+        device_alone = False
         if isinstance(grant_types := metadata.get("grant_types"), list):
             dropped = (CLIENT_CREDENTIALS,) if self._for_devices else (CLIENT_CREDENTIALS, DEVICE_CODE)
             metadata["grant_types"] = [grant for grant in grant_types if grant not in dropped]
             if DEVICE_CODE in metadata["grant_types"]:
                 _complete(metadata)
+                device_alone = metadata["redirect_uris"] is None
         response = await self._handle(_with_body(request, json.dumps(metadata).encode()))
-        return _shortened(response) if response.status_code == 400 else response
+        if response.status_code == 400:
+            return _shortened(response)
+        return _without_code(response) if device_alone else response
 
     def _drop_scopes(self, metadata: dict[str, Any]) -> None:
         """Keep the scopes that this server has, if it has any of them; otherwise, the handler reports the error."""
@@ -71,13 +75,22 @@ class RegistrationEndpoint:
 
 
 def _complete(metadata: dict[str, Any]) -> None:
-    """Add to a device's registration what the SDK's handler expects of every client.
+    """Add what the SDK's handler expects of every client to a device's registration.
 
-    A device may sign in with a browser too, unless it has no redirect URI.
+    A device that has a redirect URI may use the code flow too.
     """
-    metadata["grant_types"] = list(dict.fromkeys([*metadata["grant_types"], AUTHORIZATION_CODE]))
+    if AUTHORIZATION_CODE not in metadata["grant_types"]:
+        metadata["grant_types"].append(AUTHORIZATION_CODE)
     metadata["response_types"] = metadata.get("response_types") or ["code"]
     metadata["redirect_uris"] = metadata.get("redirect_uris") or None
+
+
+def _without_code(response: Response) -> Response:
+    """Return the response to the registration of a device without a redirect URI as it was stored."""
+    registered = json.loads(bytes(response.body))
+    registered["grant_types"].remove(AUTHORIZATION_CODE)
+    registered["response_types"] = []
+    return JSONResponse(registered, response.status_code)
 
 
 class JsonMiddleware:

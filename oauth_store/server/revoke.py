@@ -8,29 +8,34 @@ from starlette.responses import Response
 from oauth_store.flows import clients, revocation
 from oauth_store.flows.clients import StoredClient
 from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.metadata_documents import DocumentUnavailableError
 from oauth_store.server.answers import error_answer
-from oauth_store.server.client_auth import credentials, invalid_client
+from oauth_store.server.client_assertion import ClientAuthentication, keys_unavailable
+from oauth_store.server.client_auth import invalid_client
 
 
 class RevokeEndpoint:
     """The revocation endpoint."""
 
-    def __init__(self, issuer: Issuer, provider: OAuthProvider) -> None:
+    def __init__(self, issuer: Issuer, provider: OAuthProvider, authentication: ClientAuthentication) -> None:
         """`provider` for its public methods, which an application may have overridden."""
+        self._authentication = authentication
         self._issuer = issuer
         self._provider = provider
 
     async def handle(self, request: Request) -> Response:
         form = await request.form()
+        token = form.get("token")
         try:
-            client_id, secret = await credentials(request)
+            client_id, secret = await self._authentication.credentials(request)
             client = await self._provider.get_client(client_id)
             client = clients.authenticate(client if isinstance(client, StoredClient) else None, secret)
+            if not isinstance(token, str) or not token:
+                return error_answer(400, "invalid_request", "token is missing")
+            # A token of either kind is looked up, whatever token_type_hint says (section 2.1)
+            await revocation.revoke(self._issuer, client.client_id, token, secret)
         except AuthenticationError as error:
             return invalid_client(request, error)
-        token = form.get("token")
-        if not isinstance(token, str) or not token:
-            return error_answer(400, "invalid_request", "token is missing")
-        # A token of either kind is looked up, whatever token_type_hint says (section 2.1)
-        await revocation.revoke(self._issuer, client.client_id, token)
+        except DocumentUnavailableError as error:
+            return keys_unavailable(error)
         return Response(status_code=200)

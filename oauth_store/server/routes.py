@@ -19,11 +19,13 @@ from oauth_store.flows.clients import OFFLINE_ACCESS
 from oauth_store.flows.registration import is_valid_scope
 from oauth_store.server.answers import error_answer
 from oauth_store.server.authorize import AuthorizeEndpoint, Server
+from oauth_store.server.client_assertion import ClientAuthentication
 from oauth_store.server.device import DeviceAuthorizationEndpoint
 from oauth_store.server.metadata import server_metadata
 from oauth_store.server.middleware import (
     CookieLimitMiddleware,
     FloodMiddleware,
+    ListeningMiddleware,
     NoStoreMiddleware,
     OutageMiddleware,
     ProblemPages,
@@ -47,22 +49,27 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
         lambda scope: is_valid_scope(issuer, scope),
         for_devices=issuer.device_url is not None,
     )
-    device = DeviceAuthorizationEndpoint(server)
+    authentication = ClientAuthentication(server)
+    device = DeviceAuthorizationEndpoint(server, authentication)
     device_url = None if issuer.device_url is None else f"{str(server.provider.base_url).rstrip('/')}{device.path}"
-    metadata = server_metadata(server.provider, takes_documents=server.documents is not None, device_url=device_url)
+    metadata = server_metadata(
+        server.provider,
+        takes_documents=server.documents is not None,
+        takes_identities=server.takes_identities,
+        device_url=device_url,
+    )
     replacements: dict[str, tuple[Handler, bool]] = {
         _METADATA_PATH: (MetadataHandler(metadata).handle, True),
         "/authorize": (AuthorizeEndpoint(server).handle, False),
-        "/token": (TokenEndpoint(issuer, server.floods).handle, True),
-        "/revoke": (RevokeEndpoint(issuer, server.provider).handle, True),
+        "/token": (TokenEndpoint(server, authentication).handle, True),
+        "/revoke": (RevokeEndpoint(issuer, server.provider, authentication).handle, True),
         "/register": (registration.handle, True),
     }
     replaced = [
         _route(server, route, *replacements[route.path]) if route.path in replacements else route for route in routes
     ]
     if device_url is not None:
-        route = Route(device.path, device.handle, methods=["POST", "OPTIONS"])
-        replaced.append(_route(server, route, device.handle, True))
+        replaced.append(_route(server, Route(device.path, str, methods=["POST", "OPTIONS"]), device.handle, True))
     # RFC 8414, section 3.1: an issuer's path follows the well-known part. A proxy that strips a prefix passes such a
     # request on unchanged.
     issuer_path = urlsplit(issuer.url).path.rstrip("/")
@@ -77,7 +84,11 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
 def _page(server: Server, route: Route) -> Route:
     app = OutageMiddleware(CookieLimitMiddleware(RequestBodyLimitMiddleware(route.app, BODY_BYTES)))
     methods = sorted((route.methods or set()) - {"HEAD"})
-    return Route(route.path, endpoint=ProblemPages(app, server.message_page), methods=methods)
+    return Route(route.path, endpoint=_heard(server, ProblemPages(app, server.message_page)), methods=methods)
+
+
+def _heard(server: Server, app: ASGIApp) -> ASGIApp:
+    return app if server.listening is None else ListeningMiddleware(app, server.listening)
 
 
 def _route(server: Server, route: Route, handler: Handler, cors: bool) -> Route:
@@ -112,7 +123,7 @@ def _route(server: Server, route: Route, handler: Handler, cors: bool) -> Route:
             allow_methods=methods,
             allow_headers=[MCP_PROTOCOL_VERSION_HEADER, "Authorization"],
         )
-    return Route(route.path, endpoint=app, methods=methods)
+    return Route(route.path, endpoint=_heard(server, app), methods=methods)
 
 
 def _registration_options(server: Server) -> ClientRegistrationOptions:

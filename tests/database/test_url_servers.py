@@ -6,6 +6,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,6 +155,8 @@ def tls_postgres(authority: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         log = tmp_path_factory.mktemp("postgresql") / "postgresql.log"
         server = [str(Path(program).parent / "postgres"), "-D", str(data), *settings]
         with started(server, port, log, user=user, stop=signal.SIGQUIT):  # at once, and its children with it
+            while not (data / "postmaster.pid").read_text().rstrip().endswith("ready"):  # it listens a little earlier
+                time.sleep(0.02)
             yield port
 
 

@@ -8,19 +8,31 @@ from typing import Any
 
 import httpx2
 import pytest
+from limits import parse
+from mcp.server.auth.provider import AuthorizeError
 from sqlalchemy import select
 
-from oauth_store import AutoApproval, ConfigurationError, RateLimits, SQLAlchemyOAuthProvider
+from oauth_store import (
+    AuthorizationRequest,
+    AutoApproval,
+    ConfigurationError,
+    RateLimits,
+    SQLAlchemyOAuthProvider,
+)
 from oauth_store.credentials import device_handle, hash_secret, user_code_of
 from oauth_store.database.models import Code
-from oauth_store.flows.connected import DEVICE_CODE
+from oauth_store.flows.connected import DEVICE_CODE, end_all
 from oauth_store.flows.explain import explain
 from oauth_store.flows.registered import remove_client
 from oauth_store.masking import masked
+from oauth_store.pages.sign_in import SignIn
+from oauth_store.pages.ways import SignedIn
 from tests.approvals import Asks
+from tests.assertions import Signer, asserting, claims_of
 from tests.clocks import turned
 from tests.databases import rows_of, transaction
 from tests.devices import Device, asking, error_of
+from tests.documents import DocumentHost
 from tests.endpoints import Server, running
 from tests.sites import USERS, Browser, Site, site
 from tests.steps import BASE_URL, registration_options
@@ -60,7 +72,7 @@ class TestFlow:
     async def test_a_device_signs_in(self, home: Site, browser: Browser) -> None:
         """It waits, is allowed on the usual page, gets a pair with its scopes, and refreshes it."""
         device = Device(home.url)
-        assert (await device.register()).json()["grant_types"] == [DEVICE_CODE, "refresh_token", "authorization_code"]
+        assert (await device.register()).json()["grant_types"] == [DEVICE_CODE, "refresh_token"]
         answer = await device.ask(scope="read", resource=f"{home.url}/mcp")
         body = answer.json()
         assert answer.headers["cache-control"] == "no-store"
@@ -98,15 +110,59 @@ class TestFlow:
             assert error_of(await device.poll()) == "expired_token"
             assert (await typed(browser, home, device.user_code)).status_code == 404
 
-    async def test_once(self, home: Site, browser: Browser) -> None:
-        """Of twenty requests at once one gets a pair; the others are replays, which end the grant, as a code's do."""
-        device = await asking(home.url)
+    @pytest.mark.parametrize("grants", [[DEVICE_CODE, "refresh_token"], [DEVICE_CODE]])
+    async def test_once(self, home: Site, browser: Browser, grants: list[str]) -> None:
+        """Twenty requests at once get one pair, and so do those of the next two minutes, whose first was lost."""
+        device = Device(home.url)
+        await device.register(grant_types=grants)
+        await device.ask()
         await allowed(browser, home, device)
         answers = await asyncio.gather(*(device.poll() for _ in range(20)))
-        pairs = [answer.json() for answer in answers if answer.status_code == 200]
-        assert len(pairs) == 1
-        assert {error_of(answer) for answer in answers} == {"", "invalid_grant"}
-        assert await home.provider.verify_token(pairs[0]["access_token"]) is None
+        [pair] = {(answer.json()["access_token"], answer.json().get("refresh_token")) for answer in answers}
+        assert (pair[1] is not None) == ("refresh_token" in grants)
+        with turned(100):
+            again = (await device.poll()).json()
+        assert (again["access_token"], again.get("refresh_token")) == pair
+        assert 3490 < again["expires_in"] <= 3500
+        assert len(await rows_of(home.provider, "SELECT 1 FROM oauth_tokens WHERE kind = 'access_token'")) == 1
+        assert await home.provider.verify_token(pair[0]) is not None
+
+    async def test_a_replay(self, home: Site, browser: Browser) -> None:
+        """After the grace, a device code that was used ends its grant, as an authorization code does."""
+        device = await asking(home.url)
+        await allowed(browser, home, device)
+        pair = (await device.poll()).json()
+        with turned(125):
+            assert error_of(await device.poll()) == "invalid_grant"
+        assert await home.provider.verify_token(pair["access_token"]) is None
+
+    async def test_a_used_code_after_the_refresh(self, home: Site, browser: Browser) -> None:
+        """A device that has refreshed gets nothing for its old code, and keeps what it has."""
+        device = await asking(home.url)
+        await allowed(browser, home, device)
+        form = {"grant_type": "refresh_token", "refresh_token": (await device.poll()).json()["refresh_token"]}
+        pair = (await device.post("/token", **form)).json()
+        assert error_of(await device.poll()) == "invalid_grant"
+        assert await home.provider.verify_token(pair["access_token"]) is not None
+
+    async def test_revoked_before_the_device_came_back(
+        self, home: Site, browser: Browser, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is denied, and that is no replay."""
+        device = await asking(home.url)
+        await allowed(browser, home, device)
+        async with transaction(home.provider) as session:
+            await session.run_sync(end_all, None, None, by="the test", now=int(time.time()))
+        assert error_of(await device.poll()) == "access_denied"
+        assert "replayed" not in caplog.text
+
+    async def test_a_short_lifetime_of_codes(self, tmp_path: Path, browser: Browser) -> None:
+        """A device asks every five seconds: the lifetime of codes, which browsers carry, does not count for it."""
+        async with site(tmp_path / "oauth.db", device_authorization=True, authorization_code_expiry_seconds=3) as home:
+            device = await asking(home.url)
+            await allowed(browser, home, device)
+            with turned(500):
+                assert error_of(await device.poll()) == ""
 
     async def test_too_often(self, home: Site) -> None:
         """Two requests within the interval: the second is asked to slow down. Another device is not."""
@@ -123,6 +179,12 @@ class TestFlow:
         await device.poll()
         await allowed(browser, devices, device)
         assert error_of(await device.poll()) == ""
+
+    async def test_a_device_with_a_redirect_uri(self, devices: Site) -> None:
+        """It may use the code flow too, whether it asked for that or not."""
+        device = Device(devices.url)
+        answer = await device.register(redirect_uris=["http://localhost:21547/callback"], response_types=["code"])
+        assert answer.json()["grant_types"] == [DEVICE_CODE, "refresh_token", "authorization_code"]
 
     async def test_users(self, tmp_path: Path, browser: Browser) -> None:
         """The tokens carry the name of the user who allowed the device."""
@@ -155,6 +217,42 @@ class TestFlow:
             assert answer.headers["location"] == f"{url}/device?answer=allowed"
             assert error_of(await device.poll()) == ""
 
+    async def test_an_approval_that_refuses(self, tmp_path: Path, browser: Browser) -> None:
+        """The page says why, and the device learns of it at once."""
+
+        class Refuses:
+            sign_in = "a name that an approval of one's own may have"
+
+            async def authorize(self, _provider: SQLAlchemyOAuthProvider, _request: AuthorizationRequest) -> str:
+                raise AuthorizeError("access_denied", "televisions stay out")
+
+        async with running(str(tmp_path / "oauth.db"), approval=Refuses(), device_authorization=True) as server:
+            url = str(server.http.base_url).rstrip("/")
+            device = await asking(url)
+            name = server.provider.cookies._name("oauth_store_known")
+            form = {"user_code": device.user_code}
+            answer = await browser.http.post(f"{url}/device", data=form, headers={"cookie": f"{name}=x.y"})
+            assert (answer.status_code, "televisions stay out" in answer.text) == (403, True)
+            assert error_of(await device.poll()) == "access_denied"
+
+    async def test_a_client_that_an_application_hides(self, tmp_path: Path, browser: Browser) -> None:
+        """An overridden get_client() decides here too."""
+
+        class Blocks(SQLAlchemyOAuthProvider):
+            blocked = False
+
+            async def get_client(self, client_id: str) -> Any:
+                return None if self.blocked else await super().get_client(client_id)
+
+        path = str(tmp_path / "oauth.db")
+        async with running(path, Blocks, approval=AutoApproval(), device_authorization=True) as server:
+            url = str(server.http.base_url).rstrip("/")
+            device = await asking(url)
+            server.provider.blocked = True  # type: ignore[attr-defined]  # of the class above
+            answer = await browser.http.post(f"{url}/device", data={"user_code": device.user_code})
+            assert answer.status_code == 404
+            assert error_of(await device.ask()) == "invalid_client"
+
     async def test_a_confidential_device(self, devices: Site, browser: Browser) -> None:
         """A device with a secret needs it at both endpoints."""
         device = Device(devices.url)
@@ -164,6 +262,32 @@ class TestFlow:
         await allowed(browser, devices, device)
         assert error_of(await device.poll()) == "invalid_client"
         assert error_of(await device.poll(client_secret=secret)) == ""
+
+    async def test_a_device_with_keys(self, database_url: str, browser: Browser, host: DocumentHost) -> None:
+        """A client with a metadata document signs an assertion for each request; a used one is refused."""
+        signer = Signer()
+        keys: dict[str, Any] = {"token_endpoint_auth_method": "private_key_jwt", "jwks": {"keys": [signer.public]}}
+        host.describe(grant_types=[DEVICE_CODE, "refresh_token"], **keys)
+        async with site(database_url, device_authorization=True) as home:
+
+            def asserted() -> dict[str, str]:
+                return asserting(signer.sign(claims_of(host.client_id, f"{home.url}/token")))
+
+            device = Device(home.url, host.client_id)
+            assert error_of(await device.ask()) == "invalid_client"
+            used = asserted()
+            assert error_of(await device.ask(**used)) == ""
+            assert error_of(await device.ask(**used)) == "invalid_client"
+            await device.ask(**asserted())
+            assert error_of(await device.poll()) == "invalid_client"
+            waiting = asserted()
+            assert error_of(await device.poll(**waiting)) == "authorization_pending"
+            page = await typed(browser, home, device.user_code)
+            assert host.name in page.text
+            await browser.allow(page)
+            assert error_of(await device.poll(**waiting)) == ""  # it has got nothing so far
+            assert error_of(await device.poll(**waiting)) == "invalid_client"
+            assert error_of(await device.poll(**asserted())) == ""
 
 
 class TestOff:
@@ -178,6 +302,7 @@ class TestOff:
             grant_types=["authorization_code", DEVICE_CODE], redirect_uris=["https://a.example/"]
         )
         assert kept.json()["grant_types"] == ["authorization_code"]
+        assert (await device.register(grant_types=[DEVICE_CODE, {}])).status_code == 400
         assert (await device.ask()).status_code == 404
         assert (await server.http.get("/device")).status_code == 404
         device.device_code = "device_x"
@@ -202,6 +327,14 @@ class TestOff:
         async with site(tmp_path / "oauth.db", port=port):
             assert (await browser.open(str(page.url))).status_code == 410
 
+    async def test_its_paths_are_free_then(self, tmp_path: Path) -> None:
+        """The page of apps may be at /device as long as devices are off."""
+        async with site(tmp_path / "oauth.db", approval={"apps_path": "/device"}) as home, Browser() as browser:
+            assert "Sign in to see which apps" in (await browser.open(f"{home.url}/device")).text
+        with pytest.raises(ConfigurationError, match="which devices need"):
+            async with site(tmp_path / "oauth.db", approval={"apps_path": "/device"}, device_authorization=True):
+                pass
+
     def test_without_an_approval(self, tmp_path: Path) -> None:
         """A server that lets in this machine alone refuses to start with devices: they are elsewhere."""
         with pytest.raises(ConfigurationError, match="device_authorization lets in devices on other machines"):
@@ -213,7 +346,10 @@ class TestWrongPlaces:
 
     async def test_a_device_code_elsewhere(self, home: Site, browser: Browser) -> None:
         """As a code, a refresh token, an access token, at /revoke, as a handle: refused, and still good afterwards."""
-        device = await asking(home.url)
+        device = Device(home.url)
+        grants = [DEVICE_CODE, "refresh_token", "authorization_code"]
+        await device.register(grant_types=grants, redirect_uris=["https://tv.example/"])
+        await device.ask()
         await allowed(browser, home, device)
         secret = device.device_code
         as_code = {
@@ -354,6 +490,58 @@ class TestGuesses:
             device = await asking(home.url)
             answers = [await device.ask() for _ in range(4)]
             assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
+            async with httpx2.AsyncClient() as http:
+                assert (await http.get(f"{home.url}/authorize")).status_code == 429  # they share one limit
+
+    async def test_a_total_of_guesses(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Any number of addresses share a total, too; the browser of the owner does not."""
+        monkeypatch.setattr("oauth_store.pages.device.IN_TOTAL", parse("20/15 minutes"))
+        async with (
+            site(tmp_path / "oauth.db", device_authorization=True, trusted_proxies=["127.0.0.1"]) as home,
+            Browser() as stranger,
+            Browser() as owner,
+        ):
+            await owner.sign_in(f"{home.url}/apps")
+            seen = [
+                (await typed(stranger, home, "BBBBBBBB", **{"X-Forwarded-For": f"192.0.2.{number}"})).status_code
+                for number in range(25)
+            ]
+            assert seen == [404] * 20 + [429] * 5
+            device = await asking(home.url)
+            assert (await typed(owner, home, device.user_code)).status_code == 200
+
+    async def test_an_outage_is_no_guess(self, tmp_path: Path, browser: Browser) -> None:
+        """Who reloads the page while the database is away is not locked out afterwards."""
+        path = tmp_path / "oauth.db"
+        async with site(path, device_authorization=True) as home:
+            device = await asking(home.url)
+            path.rename(tmp_path / "away.db")
+            for _ in range(12):
+                assert (await typed(browser, home, device.user_code)).status_code == 503
+            (tmp_path / "away.db").rename(path)
+            assert (await typed(browser, home, device.user_code)).status_code == 200
+
+    async def test_long_names(self, devices: Site) -> None:
+        """A client_id that /authorize does not take is unknown here too, and nothing is fetched for it."""
+        device = Device(devices.url)
+        for client_id in ("https://127.0.0.1/" + "a" * 60_000, "x" * 513, "a\x1b[1mb", "\0"):
+            device.client_id = client_id
+            assert error_of(await device.ask()) == "invalid_client"
+        documents = devices.provider._documents
+        assert documents is not None
+        assert not documents._failures
+
+    @pytest.mark.parametrize("grants", [[DEVICE_CODE, {}], [DEVICE_CODE, []], DEVICE_CODE, {DEVICE_CODE: 1}, [None]])
+    async def test_grant_types_that_are_none(self, devices: Site, grants: Any) -> None:
+        """They are refused like any other mistake."""
+        device = Device(devices.url)
+        assert error_of(await device.register(grant_types=grants)) == "invalid_client_metadata"
+
+    async def test_a_device_cannot_use_a_browser(self, devices: Site, browser: Browser) -> None:
+        """Without a redirect URI it has the one way in; /authorize says so."""
+        device = await asking(devices.url)
+        page = await browser.open(f"{devices.url}/authorize?client_id={device.client_id}&response_type=code")
+        assert "a device with the code that it shows" in page.text
 
     async def test_too_many_scopes(self, devices: Site) -> None:
         """What /authorize does not take, this endpoint does not take either."""
@@ -366,14 +554,39 @@ class TestTwoBrowsers:
     """The browser in which the code was typed last may answer; a link alone is worth nothing."""
 
     async def test_the_last_one_answers(self, devices: Site, browser: Browser) -> None:
-        """Who typed it before is told that the page belongs to another browser."""
+        """In the first one the request is over."""
         device = await asking(devices.url)
         first = await typed(browser, devices, device.user_code)
         async with Browser() as other:
             second = await typed(other, devices, device.user_code)
-            assert (await browser.allow(first)).status_code == 410
+            answer = await browser.allow(first)
+            assert (answer.status_code, "typed again in another browser" in answer.text) == (410, True)
             assert (await other.allow(second)).status_code == 303
         assert error_of(await device.poll()) == ""
+
+    async def test_while_the_password_is_checked(
+        self, devices: Site, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who types the code elsewhere meanwhile takes the request over: the first browser allows nothing."""
+        device = await asking(devices.url)
+        page = await typed(browser, devices, device.user_code)
+        check = SignIn.check
+
+        async def slow(*arguments: Any) -> SignedIn:
+            async with Browser() as other:
+                await typed(other, devices, device.user_code)
+            return await check(*arguments)
+
+        monkeypatch.setattr(SignIn, "check", slow)
+        assert (await browser.allow(page)).status_code == 410
+        assert error_of(await device.poll()) == "authorization_pending"
+
+    async def test_twice_in_one_browser(self, devices: Site, browser: Browser) -> None:
+        """Both of its pages work."""
+        device = await asking(devices.url)
+        first = await typed(browser, devices, device.user_code)
+        await typed(browser, devices, device.user_code)
+        assert (await browser.allow(first)).status_code == 303
 
     async def test_a_link_to_the_consent_page(self, devices: Site, browser: Browser) -> None:
         """The handle can be made from the code, but without the cookie it opens nothing."""

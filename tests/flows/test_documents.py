@@ -326,7 +326,15 @@ class TestChanges:
             (changed(client_id="https://client.example/other.json"), "its client_id is not its own URL"),
             (
                 changed(token_endpoint_auth_method="private_key_jwt"),
-                "it does not offer token_endpoint_auth_method none, the only one that is supported for documents",
+                "it has no public RSA or EC key for private_key_jwt, in jwks or at its jwks_uri",
+            ),
+            (
+                changed(token_endpoint_auth_method="client_secret_jwt"),
+                "it offers neither of the supported values of token_endpoint_auth_method: none and private_key_jwt",
+            ),
+            (
+                changed(token_endpoint_auth_method="private_key_jwt", jwks_uri="http://client.example/keys.json"),
+                "its jwks_uri is not an https URL with a path",
             ),
             (changed(redirect_uris=None), "it has no redirect_uris"),
             (
@@ -334,6 +342,7 @@ class TestChanges:
                 "none of its redirect_uris can be used: a redirect URI has a user",
             ),
             (changed(client_uri="no URL"), "its client_uri is not valid"),
+            (changed(grant_types=["client_credentials"]), "its grant_types lack authorization_code"),
         ],
     )
     async def test_what_is_wrong_is_said(
@@ -515,6 +524,7 @@ class TestBounds:
             for answer in islice(asyncio.as_completed(asking), 24):
                 assert is_away(await answer)
             assert sum(task.done() for task in asking) == 24  # one is fetched
+            await names.asked_for(1)  # by a thread, which may have only just started
             assert len(names.asked) == 1
             names.answering.set()
             await asyncio.gather(*asking)

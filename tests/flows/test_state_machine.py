@@ -38,7 +38,7 @@ from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import Client, Code, Token
 from oauth_store.database.purge import purge
-from oauth_store.flows.refresh import SET_BACK_SECONDS
+from oauth_store.flows.tokens import SET_BACK_SECONDS
 from tests.approvals import Owner
 from tests.databases import rows_of, transaction
 from tests.steps import BASE_URL, RESOURCE, authorize, new_client

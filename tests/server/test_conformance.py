@@ -34,6 +34,7 @@ class TestMetadata:
                 "none",
                 "client_secret_post",
                 "client_secret_basic",
+                "private_key_jwt",
             ]
             assert metadata["revocation_endpoint_auth_methods_supported"][0] == "none"
             assert metadata["code_challenge_methods_supported"] == ["S256"]

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from fastmcp import Client
 from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
-from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
+from mcp.shared.auth import OAuthToken
 
 from tests.clients import DIRECTORY, need_clients
 from tests.clients.apps import ANSWER
 from tests.clients.mcp_remote import McpRemote
+from tests.clients.storage import MemoryStorage
 from tests.commands import run, run_json
 from tests.example import ExampleServer
 
@@ -39,31 +40,11 @@ async def command(*arguments: str, database: str) -> Any:
     return await asyncio.to_thread(run_json, *arguments, database=database)
 
 
-class Storage:
-    """Where a program of the Python SDK keeps its tokens."""
-
-    def __init__(self) -> None:
-        self.tokens: OAuthToken | None = None
-        self.client: OAuthClientInformationFull | None = None
-
-    async def get_tokens(self) -> OAuthToken | None:
-        return self.tokens
-
-    async def set_tokens(self, tokens: OAuthToken) -> None:
-        self.tokens = tokens
-
-    async def get_client_info(self) -> OAuthClientInformationFull | None:
-        return self.client
-
-    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
-        self.client = client_info
-
-
 @pytest.mark.parametrize("method", ["client_secret_basic", "client_secret_post"])
 async def test_the_python_sdk(server: ExampleServer, database: str, method: Any) -> None:
     """It calls; after a kill -9 its token works; revoked, it gets a new one by itself; removed, it is refused."""
     added = await command("clients", "add", "Job", "--machine", "--auth-method", method, database=database)
-    storage = Storage()
+    storage = MemoryStorage()
 
     async def call() -> OAuthToken:
         auth = ClientCredentialsOAuthProvider(
