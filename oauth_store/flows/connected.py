@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from mcp.shared.auth import JWT_BEARER_GRANT_TYPE
 from sqlalchemy import ColumnElement, Row, Select, bindparam, case, func, null, select, true, update
 from sqlalchemy.orm import Session
 
@@ -24,7 +23,9 @@ CLIENT_CREDENTIALS = "client_credentials"
 """The grant type of machines (RFC 6749, section 4.4)."""
 DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 """The grant type of devices (RFC 8628, section 3.4)."""
-OF_OWNERS = ([CLIENT_CREDENTIALS], [JWT_BEARER_GRANT_TYPE])
+JWT_BEARER_GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+"""The grant type of identity assertions (RFC 7523, section 2.1). The SDK's constant would take a second to import."""
+OF_OWNERS = ([CLIENT_CREDENTIALS], [JWT_BEARER_GRANT])
 """The grant types of clients without a code, which only the owner adds: machines, and those of identity providers."""
 
 
@@ -284,7 +285,7 @@ def is_machine(client_metadata: str) -> bool:
 
 def presents_users(client_metadata: str) -> bool:
     """Return whether a stored client may present an identity provider's assertions of users."""
-    return JWT_BEARER_GRANT_TYPE in client_metadata and JWT_BEARER_GRANT_TYPE in json.loads(client_metadata).get(
+    return JWT_BEARER_GRANT in client_metadata and JWT_BEARER_GRANT in json.loads(client_metadata).get(
         "grant_types", ()
     )
 
