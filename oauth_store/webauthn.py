@@ -91,7 +91,11 @@ class RelyingParty:
         return {
             "challenge": challenge,
             "rp": {"id": self.id, "name": self.id},
-            "user": {"id": user_handle(self.url, user), "name": user, "displayName": user},
+            "user": {
+                "id": user_handle(self.url, user),
+                "name": user,
+                "displayName": f"{user} at {self.url.partition('//')[2]}",
+            },
             "pubKeyCredParams": [{"type": "public-key", "alg": alg} for alg in CoseKey.supported_algorithms()],
             "excludeCredentials": [{"type": "public-key", "id": credential_id} for credential_id in known],
             "authenticatorSelection": {

@@ -86,7 +86,7 @@ def _checked(url: str) -> str:
 
 
 def _only_url(store: OpenStore) -> str:
-    """Return the base_url of the one server on the database. Raises `OAuthStoreError` if it cannot be told."""
+    """Return the base_url of the one server on the database. Raises `OAuthStoreError` if it is unknown."""
     known = {passkey.resource: passkey.url for passkey in store.read(passkeys.passkeys)}
     used = store.read(resources)
     found = sorted({known.get(resource) or resource.removesuffix(MCP_PATH) for resource in used} or set(known.values()))
@@ -95,7 +95,7 @@ def _only_url(store: OpenStore) -> str:
     elif not found:
         problem = "no client has connected yet"
     elif used and used[0] not in known and not used[0].endswith(MCP_PATH):
-        problem = f"the MCP endpoint is at {used[0]}, which does not tell where the pages are"
+        problem = f"the MCP endpoint is at {used[0]}, and base_url is unknown"
     else:
         return found[0]
     raise OAuthStoreError(f"{problem}; name the server's base_url, as in --url https://wiki.example.com")

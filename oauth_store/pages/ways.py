@@ -47,7 +47,7 @@ class Way(Protocol):
     users: Collection[str]
     guessable: bool
     """Whether an attacker can guess: then a flood of guesses from many addresses is limited too, and browsers that
-    have signed in before are told apart by what `sign` proves."""
+    have signed in before are recognized by a cookie of `sign`."""
 
     async def is_offered(self, approver: "Approver") -> bool:
         """Return whether any user can sign in this way now."""

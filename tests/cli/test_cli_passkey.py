@@ -83,13 +83,13 @@ class TestAdd:
         assert await tokens_of(house.provider) == []
 
     async def test_which_server(self, house: House, make_provider: Provider, database_url: str) -> None:
-        """It is told by the tokens or the passkeys on the database; of several, one has to be named."""
+        """The tokens or the passkeys on the database name it; of several, one has to be named."""
         await add_passkey(house, "first")
         assert run("passkey", "add", database=database_url).stdout.startswith(f"{URL}/passkey#")
         other = House(lambda **settings: make_provider(base_url="https://new.example.com", mcp_path="/", **settings))
         await other.grant("ada")
         refused = run("passkey", "add", database=database_url).stderr
-        assert "the MCP endpoint is at https://new.example.com/, which does not tell where the pages are" in refused
+        assert "the MCP endpoint is at https://new.example.com/, and base_url is unknown" in refused
         await house.grant("ada")
         assert "several servers use this database" in run("passkey", "add", database=database_url).stderr
 

@@ -94,7 +94,7 @@ class TestWebhook:
             assert not [secret for secret in secrets if secret in str(hook.posted)]
 
     async def test_a_passkey(self, tmp_path: Path) -> None:
-        """A passkey that was added is told with its user, and without its link."""
+        """A passkey that was added is reported with its user, and without its link."""
         async with listening() as hook, passkey_site(tmp_path / "oauth.db", notify=hook.url) as wiki:
             await enroll(wiki, name="My phone")
             [added] = await hook.got(1)
