@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from oauth_store.database.names import include_name
     from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
     from oauth_store.notifications import Notification
+    from oauth_store.pages.passkey import PasskeyApproval
     from oauth_store.pages.password import PasswordApproval
     from oauth_store.provider import Approval, SQLAlchemyOAuthProvider
     from oauth_store.rate_limits import RateLimits
@@ -20,6 +21,7 @@ __all__ = [
     "DatabaseUnavailable",
     "Notification",
     "OAuthStoreError",
+    "PasskeyApproval",
     "PasswordApproval",
     "RateLimits",
     "SQLAlchemyOAuthProvider",
@@ -33,6 +35,7 @@ _MODULES = {
     "errors": ("ConfigurationError", "DatabaseUnavailable", "OAuthStoreError", "SchemaError"),
     "rate_limits": ("RateLimits",),
     "notifications": ("Notification",),
+    "pages.passkey": ("PasskeyApproval",),
     "pages.password": ("PasswordApproval",),
     "provider": ("Approval", "SQLAlchemyOAuthProvider"),
 }

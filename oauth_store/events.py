@@ -25,6 +25,8 @@ EVENTS = {
     "reuse_detected": (logging.WARNING, "refresh token reused, grant revoked"),
     "code_replayed": (logging.WARNING, "authorization code replayed, grant revoked"),
     "token_created": (logging.INFO, "personal token created"),
+    "passkey_added": (logging.INFO, "passkey added"),
+    "passkey_removed": (logging.INFO, "passkey removed"),
     "scopes_changed": (logging.INFO, "scopes changed"),
     "revoked": (logging.INFO, "grant revoked"),
     "purged": (logging.INFO, "purged"),

@@ -3,7 +3,7 @@
 import logging
 import re
 
-_SECRET = re.compile(r"\b(mcp|access|refresh|code|device|request|session|browser)_[A-Za-z0-9_-]{43,}")
+_SECRET = re.compile(r"\b(mcp|access|refresh|code|device|request|session|browser|enrollment)_[A-Za-z0-9_-]{43,}")
 
 
 def masked(text: str) -> str:

@@ -36,6 +36,7 @@ _TITLES = {
     "reuse_detected": "A refresh token was used again",
     "sign_in_failed": "A sign-in failed",
     "token_created": "A personal token was created",
+    "passkey_added": "A passkey was added",
 }
 """The events that are sent. docs/events.md has the meaning of each."""
 
@@ -45,8 +46,8 @@ class Notification:
     """What happened at a server. The names are chosen by clients: show them as text."""
 
     event: str
-    """As in the log: `approval_granted`, `approval_denied`, `code_replayed`, `reuse_detected`, `sign_in_failed` or
-    `token_created`."""
+    """As in the log: `approval_granted`, `approval_denied`, `code_replayed`, `reuse_detected`, `sign_in_failed`,
+    `token_created` or `passkey_added`."""
     title: str
     message: str
     server: str
@@ -138,6 +139,7 @@ def _text(event: str, fields: Mapping[str, str | int], server: str) -> str:
         "code_replayed": f"Its access to {server} was revoked: a code can be used only once.",
         "reuse_detected": f"Its access to {server} was revoked: someone may have stolen the token. Connect it again.",
         "sign_in_failed": f"At {server}, from {fields.get('address')}: {fields.get('reason')}.",
+        "passkey_added": f"{one_line(str(fields.get('subject')))} can sign in to {server} with it.",
         "token_created": f"It can use {server}. It was created by {one_line(str(fields.get('by')))}.",
     }
     return texts[event]

@@ -10,7 +10,7 @@ import sqlalchemy.dialects.sqlite.aiosqlite
 import oauth_store.doctor.examine
 import oauth_store.flows.explain
 import oauth_store.flows.registration
-import oauth_store.pages.sign_in
+import oauth_store.pages.passwords
 import tests.commands
 
 gc.collect()

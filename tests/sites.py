@@ -22,6 +22,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from oauth_store import PasswordApproval, SQLAlchemyOAuthProvider
+from oauth_store.pages.approval import PageApproval
 from tests.serving import free_port, serving
 from tests.steps import REDIRECT_URI, authorization_request, new_client, pkce, query_of
 
@@ -81,7 +82,7 @@ async def site(
     database: str | Path | AsyncEngine,
     *,
     base_url: str | None = None,
-    approval: dict[str, Any] | None = None,
+    approval: dict[str, Any] | PageApproval | None = None,
     port: int | None = None,
     path: str = "",
     certificate: Path | None = None,
@@ -89,13 +90,17 @@ async def site(
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     **settings: Any,
 ) -> AsyncIterator[Site]:
-    """Serve a site whose PasswordApproval has these settings, under a path. A `base_url` may name another host."""
+    """Serve a site with an approval, or a PasswordApproval with these settings, under a path.
+
+    A `base_url` may name another host.
+    """
     port = port or free_port()
-    password = PasswordApproval(
-        **{**({} if "users" in (approval or {}) else {"password_hash": HASH}), **(approval or {})}
-    )
+    if not isinstance(approval, PageApproval):
+        approval = PasswordApproval(
+            **{**({} if "users" in (approval or {}) else {"password_hash": HASH}), **(approval or {})}
+        )
     async with SQLAlchemyOAuthProvider(
-        database, base_url=base_url or f"http://127.0.0.1:{port}{path}", approval=password, **settings
+        database, base_url=base_url or f"http://127.0.0.1:{port}{path}", approval=approval, **settings
     ) as provider:
         mcp: FastMCP[None] = FastMCP("test", auth=provider)
 
@@ -144,6 +149,10 @@ class Browser:
         """Sign in on the page of connected apps, and return what is shown then."""
         answer = await self.http.post(url, data={"password": password, **fields})
         return await self.open(answer.headers["location"]) if answer.status_code == 303 else answer
+
+    async def create_token(self, page: httpx2.Response, password: str = PASSWORD, **fields: Any) -> httpx2.Response:
+        """Make a personal token on the page of connected apps, which asks for the password again."""
+        return await self.submit(page, {"create": "token", "password": password, **fields})
 
 
 def csrf_of(page: httpx2.Response) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 from oauth_store.cli.clients import clients_app
 from oauth_store.cli.grants import explain, grants, revoke
 from oauth_store.cli.maintenance import backup, copy, doctor
+from oauth_store.cli.passkey import passkey_app
 from oauth_store.cli.password import hash_password
 from oauth_store.cli.scopes import scopes
 from oauth_store.cli.terminal import (
@@ -60,6 +61,7 @@ app.command(revoke)
 app.command(scopes)
 app.command(explain)
 app.command(token_app)
+app.command(passkey_app)
 app.command(clients_app)
 app.command(hash_password)
 app.command(copy)

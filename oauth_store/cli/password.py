@@ -17,7 +17,7 @@ def hash_password(*arguments: Annotated[str, Parameter(show=False)]) -> None:
 
     If standard input is not a terminal, the password is its first line.
     """
-    from oauth_store.pages import sign_in  # slow to import, and no other command needs it
+    from oauth_store.pages import passwords  # slow to import, and no other command needs it
 
     if arguments:
         raise SystemExit(
@@ -32,10 +32,10 @@ def hash_password(*arguments: Annotated[str, Parameter(show=False)]) -> None:
     length = len(password)
     if not length:
         raise SystemExit("oauth-store: the password is empty; type one, or pipe one line to standard input")
-    if not SHORTEST_PASSWORD <= length <= sign_in.PASSWORD_LENGTH:
+    if not SHORTEST_PASSWORD <= length <= passwords.PASSWORD_LENGTH:
         raise SystemExit(
             f"oauth-store: the password has {length} characters; expected {SHORTEST_PASSWORD} to "
-            f"{sign_in.PASSWORD_LENGTH}. Anyone who finds the server can guess at it: use four random words"
+            f"{passwords.PASSWORD_LENGTH}. Anyone who finds the server can guess at it: use four random words"
         )
     if any(unicodedata.category(char) == "Cc" for char in password):
         raise SystemExit(
@@ -43,7 +43,7 @@ def hash_password(*arguments: Annotated[str, Parameter(show=False)]) -> None:
             "does not accept; type it again"
         )
     print("Set MCP_OAUTH_PASSWORD_HASH to this hash (in single quotes if a shell reads it):", file=sys.stderr)
-    print(sign_in.hash_password(password))
+    print(passwords.hash_password(password))
 
 
 def _typed_password() -> str:

@@ -18,8 +18,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 _OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
 ACCESS, REFRESH, SESSION, SCOPES, ASSERTION = "access_token", "refresh_token", "session", "scopes", "assertion"
+PASSKEY, ENROLLMENT, CHALLENGE = "passkey", "enrollment", "challenge"
 """The kinds of rows in `oauth_tokens`: the two tokens, by the hints of RFC 7009, the session on the page of connected
-apps, the record of a change of a grant's scopes, and an assertion that was used."""
+apps, the record of a change of a grant's scopes, an assertion that was used, a passkey, the link that adds one, and
+what a passkey is to sign."""
 
 DEVICE = "device"
 """The `redirect_uri` of a device's request (RFC 8628), which has none. It is no URI, so no client can register it."""
@@ -98,7 +100,7 @@ class Code(Base):
 
 
 class Token(Base):
-    """An access token, a refresh token, a session, the record of a change of a grant's scopes, or a used assertion.
+    """An access token, a refresh token, or a row of another kind: see `kind`.
 
     A pair's two name each other; all of a grant share its `grant_id`. A token is live while it is neither expired,
     consumed nor revoked. Rotation consumes both of a pair; a consumed refresh token stays until it expires, so that its
@@ -110,13 +112,13 @@ class Token(Base):
 
     token_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
-    """One of the five above. Every lookup names it."""
+    """One of the eight above. Every lookup names it."""
     paired_hash: Mapped[bytes | None] = mapped_column(_Hash)
     grant_id: Mapped[bytes] = mapped_column(_GrantId, index=True)
     client_id: Mapped[str | None] = mapped_column(
         _ClientId, ForeignKey("oauth_clients.client_id", ondelete="CASCADE"), index=True
     )
-    """Null only for a session."""
+    """Null for a session, a passkey, and what adds or asks one."""
     subject: Mapped[str | None] = mapped_column(Text)
     scopes: Mapped[str] = mapped_column(Text)
     resource: Mapped[str | None] = mapped_column(Text)

@@ -19,6 +19,7 @@ from oauth_store.database.store import Store
 from oauth_store.database.url import sqlite_name
 from oauth_store.doctor.catalogs import EMPTY_STEPS, STEPS
 from oauth_store.doctor.finding import Finding, duration, examined, failure, ok, problem, warning
+from oauth_store.doctor.passkeys import examine_passkeys
 from oauth_store.errors import OAuthStoreError, SchemaError
 
 T = TypeVar("T")
@@ -29,15 +30,16 @@ BACKLOG = 100 * BATCH
 """Expired rows of one table that a busy server deletes in a hundred minutes."""
 
 
-def examine_database(store: Store) -> Iterator[Finding]:
+def examine_database(store: Store, url: str | None) -> Iterator[Finding]:
     """Check an existing database: whether it can be used, its schema, its integrity and its content.
 
-    Blocks. Each check is a transaction of its own, and yields each finding at once.
+    `url` is that of its server, if it is known. Blocks. Each check is a transaction of its own, and yields each finding
+    at once.
     """
     watcher = _watch_wal(store) if store.sqlite else None
     with asyncio.Runner() as runner:
         try:
-            yield from _Examination(store, runner).findings()
+            yield from _Examination(store, runner, url).findings()
         finally:
             with suppress(Exception):  # the database broke, which is a finding already
                 runner.run(store.close())
@@ -66,9 +68,10 @@ def _watch_wal(store: Store) -> sqlite3.Connection | None:
 class _Examination:
     """One examination of one database."""
 
-    def __init__(self, store: Store, runner: asyncio.Runner) -> None:
+    def __init__(self, store: Store, runner: asyncio.Runner, url: str | None) -> None:
         self._store = store
         self._runner = runner
+        self._url = url
         self._kind = store.url.get_backend_name()
 
     def findings(self) -> Iterator[Finding]:
@@ -98,6 +101,7 @@ class _Examination:
         for check, step in STEPS[self._kind]:
             yield from examined(check, self._ask, step)
         yield from examined("writing", self._try_to_write)
+        yield from examined("passkeys", self._ask, lambda session: examine_passkeys(session, self._url))
         for check, step in (("stored times", _future), ("purge backlog", _backlog)):
             yield from examined(check, self._ask, step)
 

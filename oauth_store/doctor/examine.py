@@ -42,12 +42,12 @@ def examine(database: str | None, url: str | None) -> Iterator[Finding]:
         except OSError as error:  # a relative path in a directory that was deleted
             yield failure("path", error)
         else:
-            yield from _inside(store)
+            yield from _inside(store, url)
     if url is not None:
         yield from examine_url(url)
 
 
-def _inside(store: Store) -> Iterator[Finding]:
+def _inside(store: Store, url: str | None) -> Iterator[Finding]:
     yield from examined("versions", _versions, store.url.get_backend_name())
     yield from examined("password", _password)
     yield from examined("persistence", _persistence, store)
@@ -68,7 +68,7 @@ def _inside(store: Store) -> Iterator[Finding]:
         if missing:
             yield from missing
             return
-    yield from examine_database(store)
+    yield from examine_database(store, url)
 
 
 def _persistence(store: Store) -> Iterator[Finding]:

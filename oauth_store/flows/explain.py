@@ -9,7 +9,7 @@ from sqlalchemy import Row, Select, func, select
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import device_handle, hash_secret, user_code_of
-from oauth_store.database.models import ACCESS, DEVICE, REFRESH, SESSION, clients, codes, tokens
+from oauth_store.database.models import ACCESS, ASSERTION, DEVICE, PASSKEY, REFRESH, SCOPES, clients, codes, tokens
 from oauth_store.display import one_line, with_age
 from oauth_store.flows.connected import described, is_machine, live_grants, presents_users
 from oauth_store.flows.scopes import ScopeChange, changes_of
@@ -18,11 +18,11 @@ from oauth_store.sealing import unseal
 KINDS = {"access": "access token", "refresh": "refresh token", "code": "authorization code"} | {
     "device": "device code",
     "request": "authorization request",
-    "session": "session",
+    **{kind: kind for kind in ("session", "enrollment")},
 }
 """The prefixes of our secrets, and their meanings."""
 
-_is_presented = tokens.c.kind.in_((ACCESS, REFRESH, SESSION))
+_is_presented = tokens.c.kind.not_in((SCOPES, ASSERTION))
 
 AGAIN = "Connect its client again."
 NOTHING = "No action is needed."
@@ -90,7 +90,7 @@ def explain(session: Session, secret: str, now: int) -> Explanation:
     hashed = hash_secret(secret)
     token = _first(session, _with_client(tokens).where(tokens.c.token_hash == hashed, _is_presented))
     if token is not None:
-        return (_session if token.kind == SESSION else _token)(session, secret, token, now)
+        return _token(session, secret, token, now) if token.kind in (ACCESS, REFRESH) else _of_no_grant(token, now)
     code = _first(session, _with_client(codes).where(codes.c.code_hash == hashed))
     if code is not None:
         return _code(session, "device code" if code.redirect_uri == DEVICE else "authorization code", code, now)
@@ -229,17 +229,25 @@ def _successor(session: Session, secret: str, row: Row[Any], now: int) -> str | 
     return "unused" if after.first_used_at is None else "used"
 
 
-def _session(_session: Session, _secret: str, row: Row[Any], now: int) -> Explanation:
-    live = row.expires_at > now
+_PURPOSES = {
+    "session": "It signs {} in on the page of connected apps",
+    "enrollment": "It adds a passkey of {} on a device, once",
+    "passkey": "It is the id of a passkey of {}, which only its device can use",
+}
+
+
+def _of_no_grant(row: Row[Any], now: int) -> Explanation:
+    live, expires_at = row.expires_at > now, None if row.kind == PASSKEY else row.expires_at
+    purpose = _PURPOSES.get(row.kind, "It is what a passkey is to sign").format(one_line(row.subject or ""))
+    until = f", and {'is valid until' if live else 'expired at'} {with_age(row.expires_at, now)}"
     return Explanation(
-        kind="session",
+        kind=row.kind,
         state="live" if live else "expired",
-        text=f"It signs {one_line(row.subject or '')} in on the page of connected apps, and "
-        f"{'is valid until' if live else 'expired at'} {with_age(row.expires_at, now)}.",
+        text=f"{purpose}{until if expires_at else ''}.",
         advice=NOTHING,
         subject=row.subject,
         created_at=row.created_at,
-        expires_at=row.expires_at,
+        expires_at=expires_at,
     )
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret, mint_grant_id, mint_personal_token
-from oauth_store.database.models import ACCESS, NEVER, clients, is_live, tokens
+from oauth_store.database.models import ACCESS, NEVER, REFRESH, clients, is_live, tokens
 from oauth_store.display import one_line
 from oauth_store.errors import LostRaceError, OAuthStoreError
 from oauth_store.events import emit_after_commit
@@ -143,5 +143,10 @@ def personal_tokens(session: Session, *, now: int | None = None) -> list[LiveGra
 
 def resources(session: Session) -> list[str]:
     """Return the servers on the database that have grants, by their MCP URLs: a few of them, if they are many."""
-    of_tokens = select(tokens.c.resource).where(tokens.c.resource.is_not(None)).distinct().limit(4)
+    of_tokens = (
+        select(tokens.c.resource)
+        .where(tokens.c.kind.in_((ACCESS, REFRESH)), tokens.c.resource.is_not(None))
+        .distinct()
+        .limit(4)
+    )
     return sorted(session.execute(of_tokens).scalars())

@@ -13,16 +13,23 @@ from oauth_store.display import app_name, short_line, utc
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError, SchemaError
 from oauth_store.flows import sessions
 from oauth_store.flows.connected import LiveGrant, end_all, end_one, live_grants
+from oauth_store.flows.passkeys import about
 from oauth_store.flows.personal import NO_EXPIRY, create_token, is_personal
 from oauth_store.flows.scopes import change_scopes
 from oauth_store.pages.choices import Choices, Tools, choices_of, tools_by_scope
 from oauth_store.pages.html import Pages
-from oauth_store.pages.sign_in import SignIn, SignInError
+from oauth_store.pages.sign_in import SignIn
+from oauth_store.pages.ways import SignInError
 from oauth_store.pages.wording import Wording, scopes_in_words
+from oauth_store.webauthn import CHALLENGE_SECONDS
 
 SESSION_COOKIE = "oauth_store_session"
+QUESTION_COOKIE = "oauth_store_question"
+"""Binds the question of a way to sign in to the browser that asked for it."""
 SHOWN = 200
 """Maximum apps on the page: enough for a user, and rendered within a second."""
+CONFIRMED = ("revoke", "create", "name", "expires")
+"""The fields of a form, with its scopes, that a passkey signs when it confirms one."""
 
 
 class AppsPage:
@@ -45,11 +52,9 @@ class AppsPage:
     async def handle(self, request: Request) -> Response:
         """Show the sign-in form or the list, or handle one of their forms."""
         session = self._cookies.get(request, SESSION_COOKIE)
-        user = await sessions.user_of(self._issuer, session) if session else None
-        if not self._sign_in.signed(user or "", session):  # the user's password has changed
-            user = None
+        user = await self._sign_in.user_of(self._approver, session)
         if user is None or session is None:
-            return await self._answer_sign_in(request) if request.method == "POST" else self._form()
+            return await self._answer_sign_in(request) if request.method == "POST" else await self._form()
         csrf = derive(session, "apps")
         if request.method != "POST":
             return await self._list(request, user, csrf)
@@ -67,42 +72,67 @@ class AppsPage:
             self._cookies.delete(response, SESSION_COOKIE)
             return response
         message, app, token, failed = "", "", "", False
+        status_code, headers = 200, {}
         try:
+            if "create" in form or form.get("revoke") == "all":
+                purpose = about(*("change", self._url, session), *(form.get(name, "") for name in CONFIRMED),
+                                *sorted(form.getlist("scope")))  # fmt: skip
+                if "question" in form:
+                    return await self._sign_in.ask(self._approver, request, form, purpose, session)
+                await self._confirm(request, form, user, purpose)
             if "create" in form:
                 message, app, token = await self._create(user, form)
             elif "save" in form:
                 message, app = await self._save(user, form["save"], form.getlist("scope"), form.get("had"))
             else:
                 message, app = await self._revoke(user, form.get("revoke", ""))
+        except SignInError as error:
+            message, failed, status_code, headers = str(error), True, error.status_code, error.headers
         except (DatabaseUnavailable, SchemaError):
             raise
         except OAuthStoreError as error:
             message, failed = f"Nothing was changed: {error}.", True
-        return await self._list(request, user, csrf, message=message, app=app, token=token, failed=failed)
+        return await self._list(
+            request, user, csrf,
+            message=message, app=app, token=token, failed=failed, status_code=status_code, headers=headers,
+        )  # fmt: skip
+
+    async def _confirm(self, request: Request, form: Form, user: str, purpose: str) -> None:
+        """Check that the user proves again who they are. Raises `SignInError`."""
+        if not self._sign_in.is_in(form):  # from a template of the owner's, made for a release before
+            raise SignInError("Confirm this with your password or your passkey.")
+        again = await self._sign_in.check(self._approver, request, {**dict(form), "username": user}, purpose)
+        if again.user != user:
+            raise SignInError("You are signed in as another user.")
 
     async def _answer_sign_in(self, request: Request) -> Response:
         form = await form_of(request)
-        if "password" not in form or not from_our_page(request, self._url):
-            return self._form("You were signed out. Sign in again.")
+        if not self._sign_in.is_in(form) or "csrf" in form or not from_our_page(request, self._url):
+            return await self._form("You were signed out. Sign in again.")
+        browser = self._cookies.get(request, QUESTION_COOKIE) or mint("browser")
+        purpose = about("sign in", self._url, browser)
+        if "question" in form:
+            response = await self._sign_in.ask(self._approver, request, form, purpose)
+            self._cookies.set(response, QUESTION_COOKIE, browser, max_age_seconds=CHALLENGE_SECONDS, samesite="strict")
+            return response
         try:
-            user = await self._sign_in.check(request, form, self._cookies, self._approver.address_of(request))
+            signed_in = await self._sign_in.check(self._approver, request, form, purpose)
         except SignInError as error:
-            return self._form(
+            return await self._form(
                 str(error),
                 username=form.get("username", ""),
                 status_code=error.status_code,
                 headers=error.headers,
             )
         response = self._to_page()
-        session = self._sign_in.sign(user, mint("session"))
-        await sessions.begin(self._issuer, session, user)
+        session = await self._sign_in.begin(self._approver, signed_in)
         self._cookies.set(
             response, SESSION_COOKIE, session, max_age_seconds=sessions.SESSION_SECONDS, samesite="strict"
         )
-        self._sign_in.remember(response, self._cookies, user)
+        self._sign_in.remember(self._approver, response, signed_in.user)
         return response
 
-    def _form(self, error: str = "", *, username: str = "", status_code: int = 200, **options: Any) -> Response:
+    async def _form(self, error: str = "", *, username: str = "", status_code: int = 200, **options: Any) -> Response:
         return self._pages.render(
             "sign_in.html",
             server=self._approver.public_name,
@@ -110,7 +140,7 @@ class AppsPage:
             action=self._url,
             error=error,
             username=username,
-            asks_user=self._sign_in.asks_user,
+            **await self._sign_in.shown(self._approver),
             status_code=status_code,
             **options,
         )
@@ -125,6 +155,7 @@ class AppsPage:
         app: str = "",
         token: str = "",
         failed: bool = False,
+        **options: Any,
     ) -> Response:
         subject, resource = self._subject(user), self._issuer.resource
         connected, total = await self._issuer.store.read(live_grants, subject=subject, resource=resource, limit=SHOWN)
@@ -143,6 +174,8 @@ class AppsPage:
             token_choices=self._token_choices(tools),
             apps=[self._described(grant, tools) for grant in connected],
             more=total - len(connected),
+            **await self._sign_in.shown(self._approver),
+            **options,
         )
 
     def _token_choices(self, tools: Tools) -> Choices:

@@ -13,9 +13,11 @@ from oauth_store.browser import Form, form_of, from_our_page, request_cookie
 from oauth_store.credentials import derive, same
 from oauth_store.display import app_name
 from oauth_store.flows.clients import offered_to
+from oauth_store.flows.passkeys import about
 from oauth_store.pages.choices import Choices, Tools, choices_of, tools_by_scope
 from oauth_store.pages.html import Pages
-from oauth_store.pages.sign_in import SignIn, SignInError
+from oauth_store.pages.sign_in import SignIn
+from oauth_store.pages.ways import SignInError
 from oauth_store.pages.wording import Target, Wording, document_host, in_words, scopes_in_words
 
 
@@ -63,11 +65,13 @@ class ConsentPage:
                 "Nothing was allowed. Go back to your app, and connect again.",
             )
         try:
-            return await self._answer(request, form, waiting, csrf)
+            return await self._answer(request, form, waiting, csrf, browser)
         except AuthorizeError:  # answered or expired in the meantime
             return self._over()
 
-    async def _answer(self, request: Request, form: Form, waiting: AuthorizationRequest, csrf: str) -> Response:
+    async def _answer(
+        self, request: Request, form: Form, waiting: AuthorizationRequest, csrf: str, browser: str
+    ) -> Response:
         if form.get("answer") == "deny":
             return _to_client(await self._approver.deny(waiting.handle))
         if form.get("answer") != "allow":
@@ -79,8 +83,13 @@ class ConsentPage:
         if ticked is not None and not scopes:
             error = "Choose at least one permission, or Deny." if scopes == [] else "Choose among these permissions."
             return await self._page(request, waiting, csrf, error=error, ticked=ticked, status_code=400)
+        # what a passkey signs: this answer to this request of this browser, for exactly these scopes
+        granted = sorted(waiting.scopes if scopes is None else scopes)
+        purpose = about("allow", self._url, waiting.handle, browser, str(waiting.client.client_id), *granted)
+        if "question" in form:
+            return await self._sign_in.ask(self._approver, request, form, purpose, waiting.handle)
         try:
-            user = await self._sign_in.check(request, form, self._cookies, self._approver.address_of(request))
+            signed_in = await self._sign_in.check(self._approver, request, form, purpose)
         except SignInError as error:
             username = form.get("username", "")
             return await self._page(
@@ -96,8 +105,8 @@ class ConsentPage:
         if await self._approver.pending(waiting.handle, request) is None:  # a device's code was typed again elsewhere
             return self._over()
         choice = {} if scopes is None else {"scopes": scopes}
-        response = _to_client(await self._approver.approve(waiting.handle, subject=user, **choice))
-        self._sign_in.remember(response, self._cookies, user)
+        response = _to_client(await self._approver.approve(waiting.handle, subject=signed_in.user, **choice))
+        self._sign_in.remember(self._approver, response, signed_in.user)
         return response
 
     def _choices(
@@ -139,7 +148,7 @@ class ConsentPage:
             choices=self._choices(waiting, tools, ticked),
             scopes=scopes_in_words(waiting.scopes, self._wording.scope_descriptions),
             duration=self._duration(client),
-            asks_user=self._sign_in.asks_user,
+            **await self._sign_in.shown(self._approver),
             username=username,
             error=error,
         )

@@ -15,6 +15,10 @@ from oauth_store.errors import ConfigurationError
 TEMPLATES = (
     "base.html",
     "fields.html",
+    "again.html",
+    "touch.html",
+    "script.html",
+    "passkey.html",
     "choices.html",
     "consent.html",
     "device.html",
@@ -66,17 +70,20 @@ class Pages:
         server: str,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
+        script: bool = False,
         **values: Any,
     ) -> Response:
-        """Return a page that cannot be framed, is not cached, and runs no script."""
+        """Return a page that cannot be framed, is not cached, and runs no script, or only ours if it needs it."""
         nonce = secrets.token_urlsafe(16)
-        html = self._environment.get_template(template).render(server=self.name or server, nonce=nonce, **values)
+        html = self._environment.get_template(template).render(
+            server=self.name or server, nonce=nonce, script=script, **values
+        )
         # No form-action: Chromium applies it to the redirect after the form too, and so to the client's address.
         # No Cross-Origin-Opener-Policy: clients that opened a popup wait for a message from the page after ours.
         policy = (
             f"default-src 'none'; style-src 'nonce-{nonce}'; img-src {self._logo_source}; "
             "base-uri 'none'; frame-ancestors 'none'"
-        )
+        ) + (f"; script-src 'nonce-{nonce}'; connect-src 'self'" if script else "")
         return HTMLResponse(
             html,
             status_code,

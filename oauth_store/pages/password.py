@@ -1,27 +1,24 @@
-"""`PasswordApproval`: to approve a client, the owner enters a password."""
+"""`PasswordApproval`: to approve a client, the owner enters a password, or touches a passkey."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from starlette.routing import Route
-
-from oauth_store.approval import PASSWORD_HASH, Approver, AuthorizationRequest
+from oauth_store.approval import PASSWORD_HASH
 from oauth_store.errors import ConfigurationError
-from oauth_store.pages.apps import AppsPage
-from oauth_store.pages.consent import ConsentPage, consent_url
-from oauth_store.pages.default import DEVICE_PATH
-from oauth_store.pages.html import DEFAULT_ACCENT, Pages
-from oauth_store.pages.sign_in import OWNER, USER_LENGTH, SignIn, normalized
-from oauth_store.pages.wording import Wording
-
-TAKEN = (ConsentPage.path, "/authorize", "/token", "/register", "/revoke")
-"""Paths in use, except the MCP endpoint's, which is not known yet."""
+from oauth_store.pages.approval import PageApproval, check_users
+from oauth_store.pages.html import DEFAULT_ACCENT
+from oauth_store.pages.passkeys import Passkeys
+from oauth_store.pages.passwords import Passwords, normalized
+from oauth_store.pages.sign_in import SignIn
+from oauth_store.pages.ways import OWNER
 
 
-class PasswordApproval:
-    """Asks for a password on a consent page, which shows the client and where its access goes."""
+class PasswordApproval(PageApproval):
+    """Asks for a password on a consent page, which shows the client and where its access goes.
+
+    With the extra `passkeys`, a user who has a passkey may use it instead: see `oauth-store passkey add`.
+    """
 
     def __init__(
         self,
@@ -65,32 +62,17 @@ class PasswordApproval:
                     "PasswordApproval() has no password; run `oauth-store hash-password`, and pass the hash it prints "
                     f"as password_hash, or set {PASSWORD_HASH} to it"
                 )
-        if users is not None and not users:
-            raise ConfigurationError("users is empty, so no one could sign in; pass at least one user")
-        if apps_path is not None and (not re.fullmatch(r"(/[\w.~-]+)+", apps_path, re.ASCII) or apps_path in TAKEN):
-            raise ConfigurationError(f"apps_path is {apps_path!r}; expected an unused path such as '/apps', or None")
-        for user in users or ():
-            if not user or user != user.strip() or not user.isprintable():
-                raise ConfigurationError(f"users has the name {user!r}; expected printable text")
-            if len(user) > USER_LENGTH:
-                raise ConfigurationError(f"users has the name {user[:20]!r}..., longer than {USER_LENGTH} characters")
+        if users is not None:
+            check_users(users)
         named = {normalized(user): (f"users[{user!r}]", hashed) for user, hashed in (users or {}).items()}
-        self.sign_in = SignIn(named or {OWNER: (source, str(password_hash))}, asks_user=users is not None)
-        self.pages = Pages(name=name, logo_url=logo_url, accent=accent, templates=templates)
-        self._wording = Wording(dict(scope_descriptions or {}), frozenset(known_hosts))
-        self._apps_path = apps_path
-
-    async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:
-        """Send the browser to the consent page."""
-        return consent_url(provider, request.handle)
-
-    def routes(self, provider: Approver) -> list[Route]:
-        """Return the routes of the pages."""
-        consent = ConsentPage(provider, self.sign_in, self.pages, self._wording)
-        routes = [Route(consent.path, consent.handle, methods=["GET", "POST"])]
-        if self._apps_path in (DEVICE_PATH, "/device_authorization") and provider.issuer.device_url is not None:
-            raise ConfigurationError(f"apps_path is {self._apps_path!r}, which devices need; choose another path")
-        if self._apps_path is not None:
-            apps = AppsPage(provider, self.sign_in, self.pages, self._wording, self._apps_path)
-            routes.append(Route(apps.path, apps.handle, methods=["GET", "POST"]))
-        return routes
+        passwords = Passwords(named or {OWNER: (source, str(password_hash))}, asks_user=users is not None)
+        super().__init__(
+            SignIn([passwords, Passkeys(passwords.users)], asks_user=users is not None),
+            name=name,
+            logo_url=logo_url,
+            accent=accent,
+            templates=templates,
+            scope_descriptions=scope_descriptions,
+            known_hosts=known_hosts,
+            apps_path=apps_path,
+        )

@@ -210,7 +210,7 @@ def test_what_is_not_needed_is_not_imported(large: str) -> None:
 
 
 COMMANDS = ["status", "grants", "revoke", "explain", "clients", "clients add", "clients remove", "purge", "upgrade"]
-COMMANDS += ["downgrade", "alembic-ini"]
+COMMANDS += ["downgrade", "alembic-ini", "passkey add", "passkey list", "passkey remove"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

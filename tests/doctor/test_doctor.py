@@ -17,7 +17,7 @@ from oauth_store.database.schema import upgrade
 from oauth_store.doctor.examine import examine, examine_password_hash
 from oauth_store.doctor.files import file_system
 from oauth_store.doctor.finding import clock
-from oauth_store.pages.sign_in import hash_password
+from oauth_store.pages.passwords import hash_password
 from tests.commands import run
 from tests.databases import execute
 from tests.doctors import bad, finding, mounted, on_postgresql, role

@@ -12,7 +12,7 @@ from mcp.server.auth.provider import AuthorizeError
 from pydantic import AnyUrl
 
 from oauth_store import AutoApproval, ConfigurationError, PasswordApproval, SQLAlchemyOAuthProvider
-from oauth_store.pages.sign_in import hash_password
+from oauth_store.pages.passwords import hash_password
 from tests.endpoints import running
 from tests.steps import authorization_params, authorization_request, new_client, query_of, registered
 

@@ -26,6 +26,7 @@ from oauth_store.flows.explain import explain
 from oauth_store.flows.registered import remove_client
 from oauth_store.masking import masked
 from oauth_store.pages.sign_in import SignIn
+from oauth_store.pages.ways import SignedIn
 from tests.approvals import Asks
 from tests.assertions import Signer, asserting, claims_of
 from tests.clocks import turned
@@ -571,7 +572,7 @@ class TestTwoBrowsers:
         page = await typed(browser, devices, device.user_code)
         check = SignIn.check
 
-        async def slow(*arguments: Any) -> str:
+        async def slow(*arguments: Any) -> SignedIn:
             async with Browser() as other:
                 await typed(other, devices, device.user_code)
             return await check(*arguments)

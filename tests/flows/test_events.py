@@ -28,7 +28,7 @@ from oauth_store.credentials import mint, mint_personal_token
 from oauth_store.database.purge import INTERVAL_SECONDS
 from oauth_store.database.schema import upgrade
 from oauth_store.events import EVENTS, emit, emit_after_commit
-from oauth_store.pages.sign_in import hash_password
+from oauth_store.pages.passwords import hash_password
 from tests.approvals import Asks
 from tests.clocks import turned
 from tests.databases import create_postgres_database, drop_postgres_database, rows_of

@@ -75,7 +75,7 @@ async def test_the_list_is_of_one_server(sites: tuple[Site, Site]) -> None:
         assert "Wiki reader" not in page.text
         answered = await browser.submit(page, {"revoke": grant_id.hex()})
         assert "It was already revoked." in answered.text
-        answered = await browser.submit(page, {"revoke": "all"})
+        answered = await browser.submit(page, {"revoke": "all", "password": PASSWORD})
         assert "1 app no longer has access." in answered.text
     assert await wiki.provider.verify_token(at_wiki.access_token) is not None
     assert await calendar.provider.verify_token(at_calendar.access_token) is None

@@ -47,7 +47,7 @@ class TestGrants:
             assert len(await live()) == 4
             await ada.submit(of_ada, {"revoke": grant_ids(of_ada)[0]})
             assert len(await live()) == 3
-            answer = await ada.submit(of_ada, {"revoke": "all"})
+            answer = await ada.submit(of_ada, {"revoke": "all", "password": "ada's password"})
             assert "1 app no longer has access." in answer.text
             assert await live() == ["bob 1", "eve 1"]
 
@@ -101,7 +101,7 @@ class TestGrants:
         page = await browser.sign_in(f"{wiki.url}/apps")
         assert len(grant_ids(page)) == SHOWN
         assert f"These are the {SHOWN} most recently used apps." in page.text
-        answer = await browser.submit(page, {"revoke": "all"})
+        answer = await browser.submit(page, {"revoke": "all", "password": PASSWORD})
         assert f"{SHOWN + 3} apps no longer have access." in answer.text
         assert [await wiki.provider.verify_token(token.access_token) for token in tokens] == [None] * (SHOWN + 3)
 

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from oauth_store import ConfigurationError, Notification, SQLAlchemyOAuthProvider
 from oauth_store.notifications import QUIET_SECONDS
 from tests.clocks import until
+from tests.passkeys import enroll, passkey_site
 from tests.serving import free_port, serving
 from tests.sites import PASSWORD, Browser, Site, csrf_of, site
 from tests.steps import BASE_URL
@@ -57,7 +58,7 @@ async def listening(**behavior: Any) -> AsyncIterator[Webhook]:
 async def create_token(wiki: Site, browser: Browser, name: str) -> None:
     """Sign in to the page of apps, and make a token there."""
     page = await browser.sign_in(f"{wiki.url}/apps")
-    form = {"csrf": csrf_of(page), "create": "token", "name": name, "expires": "30d"}
+    form = {"csrf": csrf_of(page), "create": "token", "name": name, "expires": "30d", "password": PASSWORD}
     assert "mcp_" in (await browser.http.post(f"{wiki.url}/apps", data=form)).text
 
 
@@ -91,6 +92,15 @@ class TestWebhook:
             assert (reused["event"], reused["grant_id"]) == ("reuse_detected", allowed["grant_id"])
             secrets = (PASSWORD, "wrong-", pair.access_token, str(pair.refresh_token))
             assert not [secret for secret in secrets if secret in str(hook.posted)]
+
+    async def test_a_passkey(self, tmp_path: Path) -> None:
+        """A passkey that was added is reported with its user, and without its link."""
+        async with listening() as hook, passkey_site(tmp_path / "oauth.db", notify=hook.url) as wiki:
+            await enroll(wiki, name="My phone")
+            [added] = await hook.got(1)
+            assert (added["event"], added["subject"]) == ("passkey_added", "owner")
+            name = wiki.url.removeprefix("http://")
+            assert added["text"] == f"A passkey was added. owner can sign in to {name} with it."
 
     async def test_a_flood_of_wrong_passwords_is_one_message(self, tmp_path: Path, browser: Browser) -> None:
         """Within a minute, only the first is sent; an approval amid them is sent too."""

@@ -511,8 +511,8 @@ class TestTokens:
         """The page shows it once; it does what was ticked, is in the list, and ends with Revoke."""
         async with wiki_on(database_url, approval={"apps_path": "/apps"}) as wiki:
             page = await browser.sign_in(f"{wiki.url}/apps")
-            fields = {"create": "token", "name": " n8n ", "scope": ["read", "write"], "expires": "never"}
-            page = await browser.submit(page, fields)
+            fields: dict[str, Any] = {"name": " n8n ", "scope": ["read", "write"], "expires": "never"}
+            page = await browser.create_token(page, **fields)
             text = self.shown(page)
             assert is_personal_token(text)
             assert page.headers["cache-control"] == "no-store"
@@ -546,7 +546,7 @@ class TestTokens:
         """The page says why, shows no token, and nothing is stored."""
         async with wiki_on(tmp_path / "oauth.db") as wiki:
             page = await browser.sign_in(f"{wiki.url}/apps")
-            page = await browser.submit(page, {"create": "token", "scope": ["read"], "expires": "30d", **fields})
+            page = await browser.create_token(page, **{"scope": ["read"], "expires": "30d", **fields})
             assert "Nothing was changed" in page.text
             assert complaint in page.text
             assert self.shown(page) == ""
@@ -572,13 +572,13 @@ class TestTokens:
         """Without it, the server would refuse the token; on a server without scopes there is nothing to tick."""
         async with wiki_on(tmp_path / "oauth.db", required_scopes=["read"]) as wiki:
             page = await browser.sign_in(f"{wiki.url}/apps")
-            page = await browser.submit(page, {"create": "token", "name": "n8n", "scope": ["write"], "expires": "30d"})
+            page = await browser.create_token(page, name="n8n", scope=["write"], expires="30d")
             token = await wiki.provider.verify_token(self.shown(page))
             assert token is not None
             assert token.scopes == ["read", "write"]
         async with site(tmp_path / "none.db") as wiki:
             page = await browser.sign_in(f"{wiki.url}/apps")
-            page = await browser.submit(page, {"create": "token", "name": "n8n", "expires": "1y"})
+            page = await browser.create_token(page, name="n8n", expires="1y")
             assert await wiki.provider.verify_token(self.shown(page)) is not None
 
     async def test_a_user_s_own(self, tmp_path: Path) -> None:
@@ -587,8 +587,9 @@ class TestTokens:
         async with wiki_on(tmp_path / "oauth.db", approval=users) as wiki, Browser() as ada, Browser() as bob:
             of_ada = await ada.sign_in(f"{wiki.url}/apps", "ada's password", username="ada")
             of_bob = await bob.sign_in(f"{wiki.url}/apps", "bob's password", username="bob")
-            form = {"create": "token", "name": "n8n", "scope": ["read"], "expires": "30d"}
-            of_ada, of_bob = await ada.submit(of_ada, form), await bob.submit(of_bob, form)
+            form: dict[str, Any] = {"name": "n8n", "scope": ["read"], "expires": "30d"}
+            of_ada = await ada.create_token(of_ada, "ada's password", **form)
+            of_bob = await bob.create_token(of_bob, "bob's password", **form)
             for page, user in ((of_ada, "ada"), (of_bob, "bob")):
                 token = await wiki.provider.verify_token(self.shown(page))
                 assert token is not None

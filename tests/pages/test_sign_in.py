@@ -19,7 +19,7 @@ from fastmcp import FastMCP
 
 from oauth_store import ConfigurationError, PasswordApproval, SQLAlchemyOAuthProvider
 from oauth_store.display import MARKS_IN_A_ROW, nfc
-from oauth_store.pages.sign_in import hash_password
+from oauth_store.pages.passwords import hash_password
 from tests.clocks import turned
 from tests.sites import HASH, PASSWORD, USERS, Browser, Site, site
 from tests.steps import query_of
@@ -306,7 +306,8 @@ class TestUsers:
 
     def test_an_unknown_user_costs_what_some_user_costs(self) -> None:
         """If hashes differ in cost, each unknown name has the cost of one of them, always the same one."""
-        sign_in = PasswordApproval(users={"ada": USERS["ada"], "bob": slow.hash("bob's password")}).sign_in
+        users = {"ada": USERS["ada"], "bob": slow.hash("bob's password")}
+        sign_in: Any = PasswordApproval(users=users).sign_in.ways["password"]
         costs = {name: sign_in._nobody(name).split("$")[3] for name in map(str, range(40))}
         assert set(costs.values()) == {"m=8,t=1,p=1", "m=32768,t=3,p=1"}
         assert costs == {name: sign_in._nobody(name).split("$")[3] for name in costs}

@@ -16,7 +16,7 @@ from fastmcp import Client
 from sqlalchemy.engine import make_url
 
 from examples.demo import ClientApp
-from oauth_store.pages.sign_in import hash_password
+from oauth_store.pages.passwords import hash_password
 from tests.containers import DEPLOY, ROOT, Container, instructions, require_namespaces, value
 from tests.databases import create_postgres_database, drop_postgres_database
 from tests.serving import free_port

@@ -116,7 +116,7 @@ def test_the_lowest_versions_are_those_that_are_tested() -> None:
     """constraints-lowest.txt, under which CI runs the tests, pins each dependency at the lower bound promised."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = [*project["dependencies"], *project["optional-dependencies"]["postgresql"]]
-    required += project["optional-dependencies"]["mysql"]
+    required += project["optional-dependencies"]["mysql"] + project["optional-dependencies"]["passkeys"]
     promised = {}
     for requirement in map(Requirement, required):
         [lower] = [bound.version for bound in requirement.specifier if bound.operator == ">="]

@@ -16,7 +16,7 @@ import pytest
 from examples.demo import ClientApp, clean_environment
 from examples.serve import main
 from examples.server import port
-from oauth_store.pages.sign_in import hash_password
+from oauth_store.pages.passwords import hash_password
 from tests.commands import run_forked
 from tests.serving import free_port
 

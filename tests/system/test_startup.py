@@ -32,7 +32,8 @@ def test_nothing_is_imported_before_it_is_needed(tmp_path: Path) -> None:
     """What FastMCP with InMemoryOAuthProvider had not, by top-level package.
 
     A provider on SQLite imports SQLAlchemy and its driver, and nothing else of size: not Alembic, Jinja, rich's and
-    cyclopts' command line. Routes bring the rate limits, a password argon2, a URL of PostgreSQL its driver.
+    cyclopts' command line. Routes bring the rate limits, a password argon2, a URL of PostgreSQL its driver. The
+    first passkey that is used brings fido2.
     """
     steps = [
         PROVIDER.format("oauth.db"),
@@ -52,6 +53,7 @@ def test_nothing_is_imported_before_it_is_needed(tmp_path: Path) -> None:
     assert built - {"fastmcp", "typing_extensions"} <= expected
     assert "limits" in routes
     assert "argon2" in password
+    assert "fido2" not in built | routes | password
     assert "asyncpg" in postgresql
 
 

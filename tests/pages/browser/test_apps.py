@@ -90,6 +90,7 @@ async def test_revoking_all(wiki: Site, page: Page) -> None:
     await sign_in(wiki, page)
     await expect(page.get_by_role("button", name="Yes, revoke all")).to_be_hidden()
     await page.get_by_text("Revoke all", exact=True).click()
+    await page.locator("#password-revoke").fill(PASSWORD)
     await page.get_by_role("button", name="Yes, revoke all").click()
     await expect(page.get_by_role("status")).to_have_text("3 apps no longer have access.")
     assert [await call(wiki, token.access_token) for token in tokens] == [401, 401, 401]
@@ -159,6 +160,7 @@ async def test_without_javascript(wiki: Site, chromium: Browser) -> None:
     await revoke_of(page, "App 0").click()
     await expect(page.get_by_role("status")).to_have_text("App 0 no longer has access.")
     await page.get_by_text("Revoke all", exact=True).click()
+    await page.locator("#password-revoke").fill(PASSWORD)
     await page.get_by_role("button", name="Yes, revoke all").click()
     await expect(page.get_by_text("No app can use")).to_be_visible()
     assert [await call(wiki, token.access_token) for token in tokens] == [401, 401]
@@ -223,7 +225,10 @@ async def test_a_token_by_keyboard(page: Page, tmp_path: Path) -> None:
         await page.keyboard.press("Enter")
         await page.keyboard.press("Tab")
         await page.keyboard.type("n8n")
-        for key in ("Tab", "Space", "Tab", "Tab", "Tab", "Tab", "Enter"):  # three boxes, the expiry, the button
+        for key in ("Tab", "Space", "Tab", "Tab", "Tab", "Tab"):  # three boxes, the expiry, the password
+            await page.keyboard.press(key)
+        await page.keyboard.type(PASSWORD)
+        for key in ("Tab", "Enter"):
             await page.keyboard.press(key)
         text = await page.locator("code.secret").inner_text()
         await expect(page.get_by_role("heading", name="n8n")).to_be_visible()

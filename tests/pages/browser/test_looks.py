@@ -16,7 +16,8 @@ from pydantic import AnyUrl
 
 from tests.clocks import turned
 from tests.devices import asking
-from tests.pages.browser import DESK, PHONE, allow, boxes_in, screenshot, sign_in
+from tests.pages.browser import DESK, PHONE, allow, boxes_in, press, screenshot, sign_in
+from tests.passkeys import enroll, link_of, passkey_site
 from tests.scopes import WORDS, add_many_tools, wiki_on
 from tests.sites import PASSWORD, USERS, site
 from tests.steps import registration_options
@@ -183,6 +184,55 @@ class TestConsent:
             assert await heights(page, 40) >= (FINGER if phone else MOUSE)
 
 
+class TestPasskeys:
+    """The pages where a passkey can be used."""
+
+    @looks
+    async def test_all(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
+        """The page that adds one, and those that ask for one, next to the password, are accessible, and fit."""
+        async with (
+            passkey_site(tmp_path / "oauth.db", approval=WIKI) as wiki,
+            people(chromium, phone=phone, dark=dark) as page,
+        ):
+            await page.goto(await link_of(wiki))
+            await check(page, named("passkey-add", phone, dark))
+            device = await enroll(wiki)
+            await page.goto(f"{wiki.url}/passkey?answer=added")
+            await check(page, named("passkey-added", phone, dark))
+            await page.goto(await wiki.authorize_url(**TARGETS["known"]))
+            await check(page, named("consent-passkey", phone, dark))
+            buttons = await page.get_by_role("button", name="Deny").bounding_box()
+            assert buttons is not None
+            assert buttons["y"] + buttons["height"] <= (PHONE["height"] if phone else 820)
+            await press(page, "Allow with a passkey")  # there is no device: the browser gives up
+            await expect(page.get_by_role("alert")).to_be_visible()
+            await check(page, named("consent-passkey-failed", phone, dark))
+            await wiki.connect(**TARGETS["known"])
+            await page.goto(f"{wiki.url}/apps")
+            await check(page, named("sign-in-passkey", phone, dark))
+            await page.get_by_label("Password").fill(PASSWORD)
+            await page.get_by_role("button", name="Sign in", exact=True).click()
+            await page.get_by_text("Revoke all", exact=True).click()
+            await page.get_by_text("New token").click()
+            await check(page, named("apps-passkey", phone, dark))
+            assert device.user_handle
+
+    @looks
+    async def test_without_a_password(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool) -> None:
+        """So are the pages of a server that has passkeys alone, before the first one and after."""
+        async with (
+            passkey_site(tmp_path / "oauth.db", passkeys_only=True, approval=WIKI) as wiki,
+            people(chromium, phone=phone, dark=dark) as page,
+        ):
+            await page.goto(await wiki.authorize_url(**TARGETS["known"]))
+            await check(page, named("consent-no-passkey-yet", phone, dark))
+            await enroll(wiki)
+            await page.reload()
+            await check(page, named("consent-passkey-only", phone, dark))
+            await page.goto(f"{wiki.url}/apps")
+            await check(page, named("sign-in-passkey-only", phone, dark))
+
+
 class TestApps:
     """The page of connected apps."""
 
@@ -219,12 +269,14 @@ class TestApps:
             await page.get_by_text("New token").click()
             await page.get_by_label("Name").fill("n8n")
             await check(page, named("apps-new-token", phone, dark))
+            await page.locator("#password-create").fill(PASSWORD)
             await page.get_by_role("button", name="Create token").click()
             await expect(page.get_by_role("alert")).to_contain_text("choose at least one permission")
             await check(page, named("apps-no-token", phone, dark))
             await page.get_by_text("New token").click()
             await page.get_by_label("Name").fill("n8n")
             await page.locator("[value=read]:visible").check()
+            await page.locator("#password-create").fill(PASSWORD)
             await page.get_by_role("button", name="Create token").click()
             await expect(page.get_by_role("status")).to_contain_text("Copy it now")
             await check(page, named("apps-token", phone, dark))

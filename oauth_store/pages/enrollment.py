@@ -1,0 +1,106 @@
+"""The page that adds a passkey: `oauth-store passkey add` prints its link, which works once within ten minutes."""
+
+import asyncio
+from dataclasses import replace
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from oauth_store.approval import Approver
+from oauth_store.browser import Form, form_of, from_our_page
+from oauth_store.display import short_line
+from oauth_store.errors import ConfigurationError
+from oauth_store.events import emit
+from oauth_store.flows import passkeys
+from oauth_store.flows.passkeys import Link
+from oauth_store.pages.html import Pages
+from oauth_store.pages.passkeys import PASSKEY, Passkeys
+from oauth_store.pages.sign_in import PER_ADDRESS, SignIn, too_many
+from oauth_store.rate_limits import Limiter
+from oauth_store.urls import same_resource
+from oauth_store.webauthn import EXTRA, InvalidPasskeyError, RelyingParty
+
+OVER = "This link is incomplete, was used already, or is older than 10 minutes. Run oauth-store passkey add again."
+
+
+class EnrollmentPage:
+    """Takes a link and a passkey that the browser has made, and stores the passkey.
+
+    The secret of the link is in the fragment of its URL, which browsers do not send: the page's script posts it, so it
+    is in no log of a server or a proxy.
+    """
+
+    path = "/passkey"
+
+    def __init__(self, approver: Approver, sign_in: SignIn, pages: Pages) -> None:
+        self._approver = approver
+        self._way = sign_in.ways.get(PASSKEY)
+        self._pages = pages
+        self._url = approver.public_url(self.path)
+        self._limiter = Limiter()
+
+    async def handle(self, request: Request) -> Response:
+        """Show the page or its result, ask the browser for a passkey, or store the one that it made."""
+        try:
+            party = RelyingParty.of(self._approver.public_url(""))
+        except ConfigurationError as error:
+            return self._message(f"{str(error)[0].upper()}{str(error)[1:]}.", 404)
+        if not isinstance(self._way, Passkeys) or not self._way.is_installed:
+            return self._message(f"The server needs the extra passkeys: {EXTRA}", 404)
+        if request.method != "POST":
+            if request.query_params.get("answer") == "added":
+                return self._message("You can sign in with it now. Close this page.", 200, "Your passkey was added")
+            return self._page()
+        form = await form_of(request)
+        if not from_our_page(request, self._url):
+            return self._page("That form was not sent from our page. Open the link again.", 403)
+        address = self._approver.address_of(request)
+        wait = self._limiter.retry_after((PER_ADDRESS, address))
+        link = str(too_many(wait)) if wait else await self._link(form.get("link", ""), party, self._way)
+        if isinstance(link, str):
+            emit("sign_in_failed", address=address, reason="too many attempts" if wait else "wrong link")
+            status_code = 429 if wait else 403
+            return JSONResponse({"error": link}, status_code) if "question" in form else self._page(link, status_code)
+        self._limiter.refund((PER_ADDRESS, address))
+        purpose = passkeys.about("enroll", party.url, link.secret)
+        if "question" in form:
+            challenge = await passkeys.ask(self._approver.issuer, purpose)
+            known = [
+                one.credential_id for one in await passkeys.of_server(self._approver.issuer) if one.user == link.user
+            ]
+            options = await asyncio.to_thread(party.creation_options, challenge, link.user, known)
+            return JSONResponse(options, headers={"Cache-Control": "no-store"})
+        return await self._add(form, link, party, purpose, address)
+
+    async def _link(self, secret: str, party: RelyingParty, way: Passkeys) -> Link | str:
+        """Return a link that can be used at this server, or why it cannot."""
+        link = await passkeys.open_link(self._approver.issuer, secret)
+        if link is None or not same_resource(link.url, party.url):
+            return OVER
+        if link.user not in way.users:
+            return f"This server has no user {short_line(link.user)}, so the passkey could not sign in."
+        return replace(link, url=party.url)
+
+    async def _add(self, form: Form, link: Link, party: RelyingParty, purpose: str, address: str) -> Response:
+        try:
+            created = await asyncio.to_thread(party.check_created, form.get(PASSKEY, ""))
+            await passkeys.enroll(self._approver.issuer, link, created, purpose)
+        except (InvalidPasskeyError, passkeys.RefusedError) as error:
+            reason = str(error) if isinstance(error, passkeys.RefusedError) else "wrong"
+            emit("sign_in_failed", address=address, reason=reason)
+            return self._page("That passkey was not accepted, and nothing was added. Open the link again.", 403)
+        return RedirectResponse(f"{self._url}?answer=added", 303, headers={"Cache-Control": "no-store"})
+
+    def _page(self, error: str = "", status_code: int = 200) -> Response:
+        return self._pages.render(
+            "passkey.html",
+            status_code=status_code,
+            server=self._approver.public_name,
+            title="Add a passkey",
+            action=self._url,
+            error=error,
+            script=True,
+        )
+
+    def _message(self, text: str, status_code: int, title: str = "No passkey can be added here") -> Response:
+        return self._pages.message(title, text, server=self._approver.public_name, status_code=status_code)
