@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from sqlalchemy import BindParameter, bindparam, delete, exists, func, null, select, update
+from sqlalchemy import BigInteger, BindParameter, bindparam, delete, exists, func, null, select, update
 from sqlalchemy.orm import Session
 
 from oauth_store.database.models import KEEP_EXPIRED_SECONDS, Client, Code, Token, is_expired, is_unused
@@ -15,8 +15,9 @@ BATCH = 100
 """The most rows of each table that one purge deletes."""
 BELIEVED_AFTER_SECONDS = 3600
 """How old rows have to be to vouch for a clock: one that is ahead for a moment writes younger ones."""
-_expired_token, _expired_code = is_expired(Token, bindparam("b_now")), is_expired(Code, bindparam("b_now"))
-_unused_client = is_unused(bindparam("b_now"))
+_now: BindParameter[int] = bindparam("b_now", type_=BigInteger)  # an integer of PostgreSQL ends in 2038
+_expired_token, _expired_code = is_expired(Token, _now), is_expired(Code, _now)
+_unused_client = is_unused(_now)
 
 # Selected first and deleted by key, since DELETE ... LIMIT is not portable. Rows that a step has locked are skipped.
 _expired_tokens, _expired_codes, _unused_clients = (
