@@ -341,6 +341,41 @@ FAULTS = (
         "for name in key",
         ("tests/server/test_private_key_jwt.py::TestFlow::test_a_private_key_is_never_stored",),
     ),
+    Fault(
+        "An issuer that nobody trusts gets a thread",
+        "oauth_store/flows/identity.py",
+        "if not isinstance(name, str) or name not in self.config.trusted_issuers:",
+        "if not isinstance(name, str):",
+        ("tests/flows/test_identity_providers.py::test_a_stranger_gets_no_thread",),
+    ),
+    Fault(
+        "Identity providers share a thread",
+        "oauth_store/flows/identity.py",
+        "key = os.getpid(), name",
+        'key = os.getpid(), ""',
+        ("tests/flows/test_identity_providers.py::test_one_that_hangs_holds_up_no_other",),
+    ),
+    Fault(
+        "An identity provider that never ends its answer keeps its thread",
+        "oauth_store/flows/identity.py",
+        "asyncio.run(asyncio.wait_for(validation, VALIDATION_SECONDS))",
+        "asyncio.run(validation)",
+        ("tests/flows/test_identity_providers.py::test_an_answer_has_to_end",),
+    ),
+    Fault(
+        "Users wait for each other's answers of an identity provider",
+        "oauth_store/flows/identity.py",
+        "await asyncio.wait_for(validated, VALIDATION_SECONDS)",
+        "await validated",
+        ("tests/flows/test_identity_providers.py::test_an_answer_has_to_end",),
+    ),
+    Fault(
+        "Any number of users waits for an identity provider",
+        "oauth_store/flows/identity.py",
+        "if self._waiting >= WAITING_IDENTITIES:",
+        "if False:",
+        ("tests/flows/test_identity_providers.py::test_only_some_may_wait",),
+    ),
     # Users of identity providers
     Fault(
         "An identity provider's assertion is good twice",
