@@ -103,7 +103,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             rate_limits: Limits on registrations and authorization requests. None means the generous defaults.
             trusted_proxies: Addresses or networks whose X-Forwarded-For is trusted, if uvicorn does not handle it.
             metadata_documents: Whether a client may name itself by the URL of its metadata document, which this server
-                then fetches. Set False if it cannot: clients then register. Clients already stored keep working.
+                then fetches. Set False if it cannot: clients then register. Clients already stored keep working, but
+                for those whose keys are at a URL.
             device_authorization: Whether devices without a browser can sign in: they show a code, which the owner
                 types at /device (RFC 8628).
             notify: A URL that gets a JSON POST, or a function that gets a `Notification`, when an app is allowed or

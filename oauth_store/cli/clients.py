@@ -154,7 +154,7 @@ def add(
         raise OAuthStoreError("the name has no visible characters; give the client a name that people can read")
     secret = None if auth_method == "none" else secrets.token_urlsafe(32)
     if client_id is not None and (
-        not re.fullmatch(r"[!-~]+", client_id) or client_id.startswith(("https://", "token-"))
+        not re.fullmatch(r"[!-~]+", client_id) or client_id.lower().startswith(("https://", "token-"))
     ):
         raise OAuthStoreError(
             f"{one_line(client_id)!r} cannot be a client id here; use printable ASCII without spaces, and no URL"

@@ -91,6 +91,11 @@ class StoredClient(OAuthClientInformationFull):
         return self.secret_hash is None and self.token_endpoint_auth_method in (None, "none")
 
     @property
+    def is_limited(self) -> bool:
+        """Whether the owner added the client by hand."""
+        return self._standing.limited
+
+    @property
     def is_machine(self) -> bool:
         """Whether the owner added the client for client credentials alone (RFC 6749, section 4.4)."""
         return self._standing.limited and self.grant_types == [CLIENT_CREDENTIALS]

@@ -12,8 +12,9 @@ from mcp.server.auth.provider import RegistrationError
 from mcp.shared.auth import OAuthClientInformationFull
 from pydantic import AnyUrl, ValidationError
 
-from oauth_store.flows.client_keys import read_keys
-from oauth_store.flows.clients import PRIVATE_KEY_JWT, check_scopes
+from oauth_store.flows import clients
+from oauth_store.flows.client_keys import NoKeysError, check_keys_url, read_keys
+from oauth_store.flows.clients import PRIVATE_KEY_JWT, StoredClient, check_scopes
 from oauth_store.flows.connected import AUTHORIZATION_CODE, DEVICE_CODE, JWT_BEARER_GRANT
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.metadata_documents import (
@@ -21,7 +22,6 @@ from oauth_store.flows.metadata_documents import (
     DocumentUnavailableError,
     InvalidDocumentError,
     MetadataDocuments,
-    is_document_url,
 )
 from oauth_store.flows.redirect_uris import check_redirect_uris
 from oauth_store.flows.registration import is_valid_scope, withdraw
@@ -111,8 +111,9 @@ def _keys(document: Mapping[str, Any]) -> dict[str, Any]:
     address = document.get("jwks_uri")
     if address in (None, ""):
         return {"jwks": read_keys(document.get("jwks"))}
-    if not isinstance(address, str) or not is_document_url(address):
-        raise InvalidDocumentError("its jwks_uri is not an https URL with a path")
+    if not isinstance(address, str):
+        raise InvalidDocumentError("its jwks_uri is not a URL")
+    check_keys_url(address)
     return {"jwks_uri": address}
 
 
@@ -161,6 +162,8 @@ async def find(
     Raises `InvalidDocumentError`, or `DocumentUnavailableError` if there is no stored client to fall back on.
     """
     stored = await provider.get_client(client_id)
+    if await added_by_owner(issuer, stored):
+        return stored
     try:
         described = await _described(issuer, documents, client_id, address, stored)
     except DocumentUnavailableError as error:
@@ -170,18 +173,30 @@ async def find(
         return stored
     if stored is None:
         count_new()
-    return await _kept(provider, described, stored)
+    return await _kept(issuer, provider, described)
 
 
 async def renew(
-    issuer: Issuer, provider: OAuthProvider, documents: Documents, stored: OAuthClientInformationFull, address: str
+    issuer: Issuer,
+    provider: OAuthProvider,
+    documents: Documents,
+    stored: OAuthClientInformationFull,
+    address: str,
+    oldest_seconds: float,
 ) -> OAuthClientInformationFull | None:
-    """Return a stored client as its document describes it now, at most `RENEWAL_SECONDS` ago.
+    """Return a stored client as its document describes it now, or did at most `oldest_seconds` ago.
 
     Raises `InvalidDocumentError` or `DocumentUnavailableError`.
     """
-    described = await _described(issuer, documents, str(stored.client_id), address, stored, RENEWAL_SECONDS)
-    return await _kept(provider, described, stored)
+    described = await _described(issuer, documents, str(stored.client_id), address, stored, oldest_seconds)
+    return await _kept(issuer, provider, described)
+
+
+async def added_by_owner(issuer: Issuer, client: OAuthClientInformationFull | None) -> bool:
+    """Return whether the owner added a client: no document changes it, and none is fetched for it."""
+    if client is not None and not isinstance(client, StoredClient):
+        client = await clients.find(issuer, str(client.client_id))  # an application's own method knows no more
+    return client is not None and client.is_limited
 
 
 async def _described(
@@ -197,18 +212,28 @@ async def _described(
         described = (await documents.fetch(client_id, address, oldest_seconds)).model_copy()
     except InvalidDocumentError as error:
         logger.warning("client metadata document %s cannot be used: %s", client_id, error)
-        if stored is not None and stored.redirect_uris:
-            await withdraw(issuer, stored)  # otherwise an outage of its host would bring back what the document removed
+        if stored is not None:
+            await _withdraw(issuer, stored, error)
         raise
     if described.scope is not None:  # the document is for other servers too
         described.scope = " ".join(scope for scope in described.scope.split() if is_valid_scope(issuer, scope)) or None
     return described
 
 
+async def _withdraw(issuer: Issuer, stored: OAuthClientInformationFull, error: InvalidDocumentError) -> None:
+    """Withdraw a stored client: otherwise an outage of its host would bring back what the document removed."""
+    has_keys = stored.jwks is not None or stored.jwks_uri is not None
+    if isinstance(error, NoKeysError) and has_keys:
+        await withdraw(issuer, stored.model_copy(update={"jwks": None, "jwks_uri": None}))
+    elif stored.redirect_uris:
+        await withdraw(issuer, stored)
+
+
 async def _kept(
-    provider: OAuthProvider, described: OAuthClientInformationFull, stored: OAuthClientInformationFull | None
+    issuer: Issuer, provider: OAuthProvider, described: OAuthClientInformationFull
 ) -> OAuthClientInformationFull | None:
-    """Store a client if it has changed, and return it."""
-    if stored is None or stored.model_dump() != described.model_dump():
+    """Store a client unless its row is the same, or its owner's, and return it."""
+    stored = await clients.find(issuer, str(described.client_id))
+    if stored is None or not (stored.is_limited or stored.model_dump() == described.model_dump()):
         await provider.register_client(described)
     return await provider.get_client(str(described.client_id))

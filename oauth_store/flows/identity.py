@@ -19,6 +19,7 @@ from fastmcp.server.auth.identity_assertion import (
     IdentityAssertionError,
     IdentityAssertionValidator,
 )
+from fastmcp.utilities.auth import decode_jwt_payload
 from mcp.server.auth.provider import IdentityAssertionParams, TokenError
 from mcp.shared.auth import JWT_BEARER_GRANT_TYPE, OAuthClientInformationFull, OAuthToken
 from pydantic import PrivateAttr
@@ -32,7 +33,7 @@ from oauth_store.display import one_line
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.assertions import Secret, UsedAssertionError, has_times, spend, use_once
 from oauth_store.flows.clients import OFFLINE_ACCESS, offered_to
-from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.issuer import Issuer, check_seconds
 from oauth_store.flows.scopes import is_scope
 from oauth_store.flows.tokens import Pair, answer, check_resource
 
@@ -40,6 +41,10 @@ IDENTITY_BYTES = 16 * 1024
 """The longest assertion of a user that is read."""
 SUBJECT_LENGTH = 255
 """The longest name of a user (OpenID Connect Core, section 2)."""
+VALIDATION_SECONDS = 10.0
+"""How long a request waits for an identity provider's keys: HTTP clients limit each read, and not their number."""
+WAITING_IDENTITIES = 20
+"""How many assertions of one identity provider wait for its keys."""
 
 REASON_LENGTH = 200
 """The longest reason in the log: it may repeat claims."""
@@ -84,16 +89,16 @@ class PresentedIdentity(IdentityAssertionParams):
 class Identities:
     """The identity providers that may sign users in, as FastMCP's validator checks their assertions.
 
-    It has one thread: the validator fetches keys with HTTP clients, which read the system's certificates, and its locks
-    belong to one event loop at a time.
+    Each has its own thread and validator, so that one that does not answer holds up no other's users.
     """
 
     def __init__(self, config: IdentityAssertion, issuer: str) -> None:
         """`issuer` is this server's, the audience of assertions unless `config` names another."""
+        check_seconds(access_token_expiry_seconds=config.access_token_expiry_seconds)
         self.config = config
-        self._validator = IdentityAssertionValidator(config, issuer)
-        self._threads: dict[int, ThreadPoolExecutor] = {}
-        """By process: a fork has no thread of its parent's."""
+        self._audience = issuer
+        self._providers: dict[tuple[int, str], _IdentityProvider] = {}
+        """By process, since a fork has no thread of its parent's, and by issuer."""
 
     @classmethod
     def of(cls, config: IdentityAssertion | None, issuer: str) -> "Identities | None":
@@ -104,16 +109,54 @@ class Identities:
         """Return the claims of a valid assertion for a client and this server. Raises `IdentityAssertionError`."""
         if len(assertion) > IDENTITY_BYTES:
             raise IdentityAssertionError(f"it is longer than {IDENTITY_BYTES} bytes")
-        if os.getpid() not in self._threads:
-            self._threads[os.getpid()] = ThreadPoolExecutor(1, "identities")
-        loop, thread = asyncio.get_running_loop(), self._threads[os.getpid()]
-        return await loop.run_in_executor(thread, self._validate, assertion, client_id, resource)
+        try:
+            unverified: Any = decode_jwt_payload(assertion)
+        except (ValueError, RecursionError) as error:
+            raise IdentityAssertionError("it is not a JWT") from error
+        name = unverified.get("iss") if isinstance(unverified, dict) else None
+        if not isinstance(name, str) or name not in self.config.trusted_issuers:
+            raise IdentityAssertionError(f"untrusted issuer {name!r}")
+        key = os.getpid(), name
+        if key not in self._providers:
+            self._providers[key] = _IdentityProvider(self.config, self._audience)
+        return await self._providers[key].claims(assertion, client_id, resource)
+
+
+class _IdentityProvider:
+    """One identity provider, in one process.
+
+    It has one thread: the validator fetches keys with HTTP clients, which read the system's certificates, and its locks
+    belong to one event loop at a time.
+    """
+
+    def __init__(self, config: IdentityAssertion, audience: str) -> None:
+        self._validator = IdentityAssertionValidator(config, audience)
+        self._thread = ThreadPoolExecutor(1, "identities")
+        self._waiting = 0
+
+    async def claims(self, assertion: str, client_id: str, resource: str | None) -> dict[str, Any]:
+        """Return the claims of a valid assertion. Raises `IdentityAssertionError`."""
+        if self._waiting >= WAITING_IDENTITIES:
+            raise IdentityAssertionError("too many assertions of its issuer are being checked")
+        self._waiting += 1
+        try:
+            validated = asyncio.get_running_loop().run_in_executor(
+                self._thread, self._validate, assertion, client_id, resource
+            )
+            return await asyncio.wait_for(validated, VALIDATION_SECONDS)  # its turn may not come at all
+        except TimeoutError as error:
+            raise IdentityAssertionError(f"no answer of its issuer after {VALIDATION_SECONDS:g} s") from error
+        finally:
+            self._waiting -= 1
 
     def _validate(self, assertion: str, client_id: str, resource: str | None) -> dict[str, Any]:
+        validation = self._validator.validate(assertion, client_id=client_id, resource_url=resource)
         try:
-            claims = asyncio.run(self._validator.validate(assertion, client_id=client_id, resource_url=resource))
-        except (RecursionError, OverflowError) as error:
-            raise IdentityAssertionError("it is nested too deeply, or its exp is infinite") from error
+            claims = asyncio.run(asyncio.wait_for(validation, VALIDATION_SECONDS))
+        except (IdentityAssertionError, TimeoutError):
+            raise
+        except Exception as error:  # of FastMCP, for what an identity provider signs or serves
+            raise IdentityAssertionError(f"it, or the keys, cannot be read ({type(error).__name__})") from error
         # The database knows which were used: this memory is one process's, and a step that fails must use up nothing
         getattr(self._validator, "_jti_cache", {}).clear()
         return claims

@@ -34,12 +34,18 @@ class ServerScopes:
         return None if self.listed is None else dict.fromkeys([*self.listed, *self.usual])
 
 
+MOST_SECONDS = 100 * 365 * 24 * 3600
+"""More than any lifetime that makes sense, and few enough for every database."""
+
+
 def check_seconds(**settings: int) -> None:
     """Raise `ConfigurationError` unless each setting is a number of seconds: 1 or more, or 0 for a grace."""
     for name, seconds in settings.items():
         least = 0 if "grace" in name else 1
-        if isinstance(seconds, bool) or not isinstance(seconds, int) or seconds < least:
-            raise ConfigurationError(f"{name} is {seconds!r}; expected a whole number of seconds, {least} or more")
+        if isinstance(seconds, bool) or not isinstance(seconds, int) or not least <= seconds <= MOST_SECONDS:
+            raise ConfigurationError(
+                f"{name} is {seconds!r}; expected a whole number of seconds, from {least} to {MOST_SECONDS} (100 years)"
+            )
 
 
 @dataclass(slots=True)

@@ -35,6 +35,8 @@ FAILURE_SECONDS = 60
 DEFAULT_LIFETIME_SECONDS, LONGEST_LIFETIME_SECONDS = 3600, 24 * 3600
 """How long a document is kept if its host does not say, and at most."""
 KEPT_DOCUMENTS, KEPT_FAILURES = 100, 1000
+VALIDATOR_LENGTH = 1000
+"""The longest header that is kept to ask whether a document has changed."""
 
 _GONE = re.compile(r"HTTP (404|410) ")
 _TOO_LARGE = "Response too large"
@@ -105,12 +107,19 @@ class MetadataDocuments(Generic[T]):
     minute, and an HTTP client reads the system's certificates: neither happens on the server's loop.
     """
 
-    def __init__(self, read: Callable[[str, bytes], T], most_bytes: int, least_seconds: float = -1) -> None:
+    def __init__(
+        self,
+        read: Callable[[str, bytes], T],
+        most_bytes: int,
+        least_seconds: float = -1,
+        most_kept: int = KEPT_DOCUMENTS,
+    ) -> None:
         """`read` makes something of a URL and its content, or raises `InvalidDocumentError`.
 
         `least_seconds` is how long it is kept whatever its host says; -1 keeps it as its host says.
         """
-        self._read, self._most_bytes, self._least_seconds = read, most_bytes, least_seconds
+        self._read, self._most_bytes = read, most_bytes
+        self._least_seconds, self._most_kept = least_seconds, most_kept
         self._kept: dict[str, _Kept[T]] = {}
         self._failures: dict[str, float] = {}
         """By URL, or by host if that has no address: the time until which no request is made."""
@@ -134,6 +143,11 @@ class MetadataDocuments(Generic[T]):
             return await asyncio.wait_for(asyncio.wrap_future(source.content), FETCH_SECONDS)
         except TimeoutError:
             raise self.failed(url, f"no response after {FETCH_SECONDS:g} s") from None
+
+    def fetched_at(self, url: str) -> float:
+        """Return when the document that is kept was fetched, or 0."""
+        kept = self._kept.get(url)
+        return 0 if kept is None else kept.fetched_at
 
     def _check_failures(self, url: str) -> None:
         for key in (url, urlsplit(url).netloc):
@@ -200,12 +214,15 @@ class MetadataDocuments(Generic[T]):
                 retrieved = runner.run(self._retrieve(url, kept))
         except (OSError, RuntimeError) as error:  # no file descriptor is left, or no thread
             raise self.failed(url, error) from error
+        except InvalidDocumentError:
+            self._kept.pop(url, None)  # what its host has withdrawn must not come back
+            raise
         for key in (url, urlsplit(url).netloc):
             self._failures.pop(key, None)
         if retrieved.lifetime < 0:
             self._kept.pop(url, None)
         else:
-            _remember(self._kept, url, retrieved, KEPT_DOCUMENTS)
+            _remember(self._kept, url, retrieved, self._most_kept)
         return retrieved.content
 
     async def _retrieve(self, url: str, kept: _Kept[T] | None) -> _Kept[T]:
@@ -265,7 +282,8 @@ def _validators(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers that ask whether a document has changed (RFC 9110, section 13.1)."""
     named = {name.lower(): value for name, value in headers.items()}
     pairs = (("If-None-Match", "etag"), ("If-Modified-Since", "last-modified"))
-    return {condition: named[header] for condition, header in pairs if header in named and named[header].isascii()}
+    values = {condition: named[header] for condition, header in pairs if header in named}
+    return {name: value for name, value in values.items() if value.isascii() and len(value) <= VALIDATOR_LENGTH}
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

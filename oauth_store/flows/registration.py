@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import CLIENT_ID_LENGTH, NEVER, clients
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.client_keys import KeySet, read_keys
+from oauth_store.flows.client_keys import KeySet, check_keys_url, read_keys
 from oauth_store.flows.clients import OFFLINE_ACCESS, PRIVATE_KEY_JWT, OwnersClient, check_scopes
 from oauth_store.flows.connected import AUTHORIZATION_CODE, CLIENT_CREDENTIALS, DEVICE_CODE, OF_OWNERS
 from oauth_store.flows.issuer import Issuer
@@ -106,12 +106,14 @@ def _check_confidential(client: OAuthClientInformationFull) -> None:
 def _keys(client: OAuthClientInformationFull) -> KeySet | None:
     """Return the public keys with which a client authenticates, if they are in its registration.
 
-    Raises `RegistrationError` if none of them can be used.
+    Raises `RegistrationError` if none of them can be used, or if those elsewhere can never be fetched.
     """
-    if client.token_endpoint_auth_method != PRIVATE_KEY_JWT or client.jwks is None:
+    if client.token_endpoint_auth_method != PRIVATE_KEY_JWT:
         return None
     try:
-        return read_keys(client.jwks)
+        if client.jwks_uri is not None:
+            check_keys_url(str(client.jwks_uri))
+        return None if client.jwks is None else read_keys(client.jwks)
     except InvalidDocumentError as error:
         raise RegistrationError("invalid_client_metadata", str(error)) from error
 

@@ -5,7 +5,7 @@ from mcp.shared.auth import JWT_BEARER_GRANT_TYPE, OAuthToken
 
 from oauth_store.flows import clients, identity
 from oauth_store.flows.assertions import Secret
-from oauth_store.flows.clients import StoredClient, is_client_id
+from oauth_store.flows.clients import as_stored, is_client_id
 from oauth_store.flows.identity import PresentedIdentity
 from oauth_store.server.authorize import Server
 
@@ -17,7 +17,7 @@ async def identity_tokens(server: Server, client_id: str, secret: Secret, fields
     Raises `TokenError` or `AuthenticationError`.
     """
     found = await server.provider.get_client(client_id) if is_client_id(client_id) else None
-    client = clients.authenticate(found if isinstance(found, StoredClient) else None, secret)
+    client = clients.authenticate(None if found is None else as_stored(found, server.issuer.scopes), secret)
     if "assertion" not in fields:
         raise TokenError("invalid_request", "assertion is missing")
     if JWT_BEARER_GRANT_TYPE not in client.grant_types or client.is_public:  # which the owner alone adds

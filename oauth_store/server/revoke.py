@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from oauth_store.flows import clients, revocation
-from oauth_store.flows.clients import StoredClient
+from oauth_store.flows.clients import as_stored
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.metadata_documents import DocumentUnavailableError
 from oauth_store.server.answers import error_answer
@@ -28,8 +28,8 @@ class RevokeEndpoint:
         token = form.get("token")
         try:
             client_id, secret = await self._authentication.credentials(request)
-            client = await self._provider.get_client(client_id)
-            client = clients.authenticate(client if isinstance(client, StoredClient) else None, secret)
+            found = await self._provider.get_client(client_id)
+            client = clients.authenticate(None if found is None else as_stored(found, self._issuer.scopes), secret)
             if not isinstance(token, str) or not token:
                 return error_answer(400, "invalid_request", "token is missing")
             # A token of either kind is looked up, whatever token_type_hint says (section 2.1)

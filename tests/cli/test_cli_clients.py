@@ -203,6 +203,15 @@ class TestAdd:
                 with pytest.raises(RegistrationError):
                     await provider.register_client(new_client(redirect_uris=[AnyUrl(redirect_uri)]))
 
+    @pytest.mark.parametrize("client_id", ["https://app.example.com/a", "HTTPS://app.example.com/a", "Token-x"])
+    def test_an_id_that_means_something_else(self, client_id: str, tmp_path: object) -> None:
+        """The URL of a document and the id of a personal token are refused, in any case of letters."""
+        path = f"{tmp_path}/oauth.db"
+        run("upgrade", database=path)
+        ran = run("clients", "add", "My app", "--identity-assertion", "--client-id", client_id, database=path)
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert "cannot be a client id here" in ran.stderr
+
     @pytest.mark.parametrize("options", [ADD[:3], [*ADD, "--auth-method", "private_key_jwt"], ADD[:2] + ADD[3:]])
     def test_usage(self, options: list[str], tmp_path: object) -> None:
         """Without a redirect URI or a name, or with an unsupported method, the exit code is 2."""

@@ -453,11 +453,11 @@ class TestKeyClients:
             assert answer.json()["scope"] == "read"
 
     async def test_times_that_are_none(self, company: Company) -> None:
-        """NaN, with which every comparison is false, gives no token."""
+        """NaN, with which every comparison is false, and a resource that is no URL give no token, and no 500."""
         async with running(identity_assertion=company.settings()) as server:
             await server.provider.register_client(assistant())
             office = Office(server, company)
-            for changed in ({"iat": float("nan"), "exp": time.time() + 10**8}, {"iat": float("nan")}):
+            for changed in ({"iat": float("nan"), "exp": time.time() + 10**8}, {"resource": "http://[::1"}):
                 assert is_refused(await office.ask(office.assertion(**changed)))
             assert await office.kinds() == []
 

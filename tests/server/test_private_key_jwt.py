@@ -1,31 +1,41 @@
 """Clients with a metadata document that authenticate by an assertion signed with their own key (RFC 7523)."""
 
+import asyncio
+import base64
 import json
 import logging
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import pytest
 from joserfc import jwk, jwt
+from mcp.shared.auth import OAuthClientInformationFull
 
+from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.database.models import ASSERTION
 from oauth_store.database.status import take_inventory
 from oauth_store.flows.assertions import ASSERTION_BYTES
+from oauth_store.flows.client_keys import check_keys_url, key_sets, read_keys
 from oauth_store.flows.connected import live_grants
 from oauth_store.flows.explain import explain
+from oauth_store.flows.metadata_documents import InvalidDocumentError
 from oauth_store.flows.registered import remove_client
 from tests.assertions import TAKEN, Algorithm, Signer, asserting, claims_of, unsigned
 from tests.clocks import turned
 from tests.databases import tokens_of
 from tests.documents import Answer, DocumentHost
 from tests.endpoints import Server, running
+from tests.identities import Company, assistant
 from tests.steps import BASE_URL, new_client, provider_on, sign_in, token_request
 from tests.workers import Processes, send_forms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using in-memory token storage")
+
+DAY = 24 * 3600
 
 
 @dataclass
@@ -552,3 +562,323 @@ class TestKeys:
         answer = await server.http.get("/authorize", params={"client_id": app.client_id, "response_type": "code"})
         assert answer.status_code == 400
         assert "no public RSA or EC key" in answer.json()["error_description"]
+
+
+class TestRemovedKeys:
+    """Keys that a client no longer publishes."""
+
+    async def test_after_a_day_at_most(self, app: App) -> None:
+        """A key that is replaced is over a day later, although no signature has failed."""
+        old, new = app.signer, Signer()
+        tokens = await app.tokens()
+        app.describe(new)
+        with turned(DAY + 1):
+            assert is_refused(await app.refresh(tokens, app.assertion(old)))
+            assert not is_refused(await app.refresh(tokens, app.assertion(new)))
+
+    async def test_a_document_is_read_once_a_day(self, server: Server, host: DocumentHost) -> None:
+        """A client that signs well makes this server ask for its document daily, and at the first authorization."""
+        app = App(server, host, inline=True)
+        app.describe()
+        tokens = await app.tokens()
+        assert host.fetches(app.client_id) == 1
+        with turned(DAY + 1):
+            for _ in range(3):
+                tokens = (await app.refresh(tokens, app.assertion())).json()
+        assert host.fetches(app.client_id) == 2
+
+    async def test_a_set_that_moves(self, server: Server, host: DocumentHost) -> None:
+        """The keys at an address that a document no longer names are over, although they are still there."""
+        app = App(server, host, inline=False)
+        app.describe()
+        tokens, old = await app.tokens(), app.signer
+        app.inline, app.signer = True, Signer()
+        app.describe()
+        host.publish(old.public)
+        with turned(DAY + 1):
+            assert is_refused(await app.refresh(tokens, app.assertion(old)))
+            assert not is_refused(await app.refresh(tokens, app.assertion()))
+
+    async def test_a_host_that_is_away(self, server: Server, host: DocumentHost) -> None:
+        """Stored keys count for as long as their document cannot be read."""
+        app = App(server, host, inline=True)
+        app.describe()
+        tokens = await app.tokens()
+        await host.stop()
+        with turned(3 * DAY):
+            for _ in range(2):
+                answer = await app.refresh(tokens, app.assertion())
+                assert answer.status_code == 200, answer.text
+                tokens = answer.json()
+
+    async def test_a_document_that_is_gone(self, server: Server, host: DocumentHost) -> None:
+        """The grants of a client go on, but the document that was kept lets it in no more."""
+        app = App(server, host, inline=True)
+        app.describe()
+        host.answer.headers = {"cache-control": "max-age=86400"}
+        tokens = await app.tokens()
+        host.answer = Answer(b"", 410)
+        with turned(31):
+            assert is_refused(await app.refresh(tokens, app.assertion(Signer())))
+            query = {"client_id": app.client_id, "response_type": "code"}
+            assert (await server.http.get("/authorize", params=query)).status_code == 400
+            stored = await server.provider.get_client(app.client_id)
+            assert stored is not None
+            assert stored.redirect_uris is None
+            assert not is_refused(await app.refresh(tokens, app.assertion()))
+
+    async def test_a_document_without_keys(self, server: Server, host: DocumentHost) -> None:
+        """A client that publishes none any more gets in with none, until it publishes some."""
+        app = App(server, host, inline=True)
+        app.describe()
+        tokens, good = await app.tokens(), host.answer
+        app.describe(jwks={"keys": []})
+        with turned(DAY + 1):
+            for _ in range(2):
+                assert is_refused(await app.refresh(tokens, app.assertion()))
+        host.answer = good
+        with turned(DAY + 40):
+            assert not is_refused(await app.refresh(tokens, app.assertion()))
+
+    @pytest.mark.parametrize("answer", [Answer(b"", 404), Answer(b'{"keys": []}')], ids=["gone", "empty"])
+    async def test_a_set_without_keys(self, server: Server, host: DocumentHost, answer: Answer) -> None:
+        """Once this server has seen that the set is empty, none of its keys counts."""
+        app = App(server, host, inline=False)
+        app.describe()
+        tokens = await app.tokens()
+        host.keys = answer
+        with turned(31):
+            for signer in (Signer(), app.signer, app.signer):
+                assert (await app.refresh(tokens, app.assertion(signer))).status_code == 503
+
+    async def test_a_client_that_turns_public(self, server: Server, host: DocumentHost) -> None:
+        """It needs no assertion any more: a good one is ignored."""
+        app = App(server, host, inline=True)
+        app.describe()
+        tokens = await app.tokens()
+        host.describe()
+        with turned(DAY + 1):
+            assert not is_refused(await app.refresh(tokens, app.assertion()))
+
+
+class TestStrangers:
+    """What assertions that no key of the client has signed cannot do."""
+
+    async def test_replace_a_client_of_the_owner(self, host: DocumentHost) -> None:
+        """A client that the owner added stays as it is, and nothing is fetched, also at /authorize."""
+        signer = Signer()
+        async with Company().open() as company, running(identity_assertion=company.settings()) as server:
+            own = {"client_secret": None, "token_endpoint_auth_method": "private_key_jwt"}
+            keys = {"keys": [signer.public]}
+            await server.provider.register_client(assistant(client_id=host.client_id, jwks=keys, **own))
+            before = await server.provider.get_client(host.client_id)
+            app = App(server, host, inline=True)
+            app.describe(scope="admin")
+            assert is_refused(await app.refresh({"refresh_token": "x"}, app.assertion()))
+            query = {"client_id": host.client_id, "response_type": "code"}
+            assert (await server.http.get("/authorize", params=query)).status_code == 400
+            assert await server.provider.get_client(host.client_id) == before
+            assert host.requests == []
+
+    async def test_make_this_server_write(
+        self, server: Server, host: DocumentHost, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Many at once lead to one fetch and one change of the registration."""
+        app = App(server, host, inline=True)
+        app.describe()
+        await app.tokens()
+        app.describe(client_name="another name")
+        caplog.set_level(logging.INFO, "oauth_store")
+        with turned(31):
+            caplog.clear()
+            forms = [app.assertion(Signer(app.signer.algorithm)) for _ in range(20)]
+            answers = await asyncio.gather(*(app.refresh({"refresh_token": "x"}, form) for form in forms))
+            assert all(map(is_refused, answers))
+        assert caplog.text.count("client registered") == 1
+        assert host.fetches(app.client_id) == 2
+
+    async def test_fill_the_log(self, server: Server, host: DocumentHost, caplog: pytest.LogCaptureFixture) -> None:
+        """FastMCP has nothing to warn of, whatever key an assertion names."""
+        app = App(server, host, inline=True)
+        app.describe()
+        tokens = await app.tokens()
+        logger = logging.getLogger("fastmcp")
+        logger.addHandler(caplog.handler)
+        for header in ({"kid": None}, {"kid": "other"}):
+            claims = claims_of(app.client_id, app.token_url)
+            assert is_refused(await app.refresh(tokens, asserting(Signer().sign(claims, **header))))
+            assert not is_refused(await app.refresh(tokens, asserting(app.signer.sign(claims, **header))))
+        logger.removeHandler(caplog.handler)
+        assert [record for record in caplog.records if record.name.startswith("fastmcp")] == []
+
+    async def test_hide_an_outage(self, app: App) -> None:
+        """While newer keys cannot be had, the answer stays the same; then they count at once."""
+        tokens, new = await app.tokens(), Signer()
+        await app.host.stop()
+        with turned(31):
+            for _ in range(3):
+                assert (await app.refresh(tokens, app.assertion(new))).status_code == 503
+        await app.host.start()
+        app.describe(new)
+        with turned(92):
+            assert not is_refused(await app.refresh(tokens, app.assertion(new)))
+
+
+def bare(signer: Signer, **more: Any) -> dict[str, Any]:
+    """A public key without a name or a purpose, but with these members."""
+    members = {"kty", "crv", "x", "y", "n", "e"}
+    return {name: value for name, value in signer.public.items() if name in members} | more
+
+
+class TestSets:
+    """Which keys of a set count."""
+
+    @pytest.mark.parametrize("kid", ["same", None])
+    @pytest.mark.parametrize("place", [0, 4, 5])
+    async def test_keys_of_one_name(self, server: Server, host: DocumentHost, kid: str | None, place: int) -> None:
+        """The first five that fit are tried, also without names, and foreign kinds do not count."""
+        app = App(server, host, inline=True, signer=Signer(kid="same"))
+        named = {} if kid is None else {"kid": kid}
+        kinds: tuple[Algorithm, ...] = ("RS256",) if app.signer.algorithm == "ES256" else ("ES256",)
+        keys = [bare(Signer(kind), **named) for kind in kinds] + [bare(Signer(), **named) for _ in range(place)]
+        app.describe(jwks={"keys": [*keys, bare(app.signer, **named)]})
+        claims = claims_of(app.client_id, app.token_url)
+        assertion = asserting(app.signer.sign(claims, kid=kid))
+        answer = await server.exchange(app.client_id, {"client_id": app.client_id, **assertion})
+        assert is_refused(answer) == (place > 4)
+
+    async def test_another_curve(self, server: Server, host: DocumentHost) -> None:
+        """A key on another curve is passed over, although it has the name."""
+        app = App(server, host, inline=True, signer=Signer(kid="same"))
+        other = jwk.ECKey.generate_key("P-384").as_dict(private=False)
+        app.describe(jwks={"keys": [{**other, "kid": "same"}, app.signer.public]})
+        await app.tokens()
+
+    @pytest.mark.parametrize(
+        "spoiled",
+        [
+            {"key_ops": ["encrypt"]},
+            {"key_ops": "verify"},
+            {"alg": "RSA-OAEP"},
+            {"alg": "HS256"},
+            {"alg": ["RS256"]},
+            {"kid": "x" * 201},
+            {"kid": "é"},
+            {"kid": 5},
+            {"n": "AQAB"},
+        ],
+        ids=str,
+    )
+    def test_what_is_passed_over(self, spoiled: dict[str, Any]) -> None:
+        """A key with a strange name, or for another purpose."""
+        good = bare(Signer("RS256"), kid="x" * 200, key_ops=["sign", "verify"], alg="RS256")
+        assert read_keys({"keys": [good | spoiled, good]})["keys"] == [
+            {name: value for name, value in good.items() if name != "key_ops"}
+        ]
+        with pytest.raises(InvalidDocumentError):
+            read_keys({"keys": [good | spoiled]})
+
+    @pytest.mark.parametrize(("bits", "counts"), [(2047, False), (2048, True), (8192, True), (8193, False)])
+    def test_the_size_of_an_rsa_key(self, bits: int, counts: bool) -> None:
+        """It is that of its modulus, whatever zeros are before it."""
+        good = bare(Signer("RS256"))
+        for zeros in (0, 1):
+            number = ((1 << bits) - 1).to_bytes((bits + 7) // 8 + zeros)
+            key = good | {"n": base64.urlsafe_b64encode(number).decode().rstrip("=")}
+            assert read_keys({"keys": [key, good]})["keys"] == ([key, good] if counts else [good])
+
+    @pytest.mark.parametrize("n", ["A" * 340 + "AQ", "A" * 1000, "_" * 1001], ids=["small", "zero", "no base64"])
+    def test_a_number_that_is_none(self, n: str) -> None:
+        """Its length says nothing."""
+        with pytest.raises(InvalidDocumentError):
+            read_keys({"keys": [{"kty": "RSA", "n": n, "e": "AQAB"}]})
+
+    async def test_what_is_kept_is_small(self, host: DocumentHost) -> None:
+        """All the sets that a process keeps are less than 5 MiB, however their owners fill them."""
+        small = {"kty": "EC", "crv": "P-256", "x": "A" * 43, "y": "A" * 43}
+        large = {"kty": "RSA", "n": "_" * 1366, "e": "AQAB", "kid": "x" * 200}
+        many, sources = "x" * 20_000, key_sets()
+        for key, count in ((small, 200), (large, 19)):
+            host.publish(*[key] * count, cache={"cache-control": "max-age=3600", "etag": f'"{many}"'})
+            assert len(host.keys.body) < 32 * 1024
+            for number in range(110):
+                await sources.fetch(f"{host.keys_url}?{len(key)}{number}", "one address")
+            assert size_of(sources._kept) < 5 * 1024 * 1024
+
+
+def size_of(thing: Any) -> int:
+    """How many bytes something takes, with all that is in it."""
+    if isinstance(thing, Mapping):
+        inside: list[Any] = [*thing, *thing.values()]
+    elif isinstance(thing, list):
+        inside = thing
+    else:
+        inside = [getattr(thing, name) for name in getattr(thing, "__slots__", ())]
+    return sys.getsizeof(thing) + sum(map(size_of, inside))
+
+
+class TestAddresses:
+    """Where keys cannot be."""
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "http://client.example/keys.json",
+            "https://client.example",
+            "https://client.example:99999/keys.json",
+            "https://10.0.0.1/keys.json",
+            "https://[::1]/keys.json",
+            "https://169.254.169.254/keys.json",
+            "https://localhost/keys.json",
+        ],
+    )
+    def test_urls_that_are_refused(self, url: str) -> None:
+        """They can never be fetched."""
+        with pytest.raises(InvalidDocumentError, match="its jwks_uri "):
+            check_keys_url(url)
+
+    @pytest.mark.parametrize("url", ["https://client.example/keys.json", "https://8.8.8.8:8443/keys"])
+    def test_urls_that_are_not(self, url: str) -> None:
+        """Others may work."""
+        check_keys_url(url)
+
+    async def test_a_document_that_names_one(self, server: Server, host: DocumentHost) -> None:
+        """It is refused when the client connects."""
+        app = App(server, host, inline=False)
+        app.describe(jwks_uri="https://10.0.0.1/keys.json")
+        answer = await server.http.get("/authorize", params={"client_id": app.client_id, "response_type": "code"})
+        assert answer.status_code == 400
+        assert "its jwks_uri is not at a public address" in answer.json()["error_description"]
+
+    @pytest.mark.parametrize("server", [{"metadata_documents": False}], indirect=True)
+    async def test_a_server_that_fetches_none(
+        self, server: Server, host: DocumentHost, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The log names the setting that keeps a stored client out; keys in a registration work."""
+        app = App(server, host, inline=True)
+        client = {"client_id": app.client_id, "token_endpoint_auth_method": "private_key_jwt"}
+        await server.provider.register_client(new_client(**client, jwks={"keys": [app.signer.public]}))
+        await app.tokens()
+        await server.provider.register_client(new_client(**client, jwks_uri=host.keys_url))
+        assert (await app.refresh({"refresh_token": "x"}, app.assertion())).status_code == 503
+        assert "this server fetches none, because of metadata_documents=False" in caplog.text
+
+
+class PlainProvider(SQLAlchemyOAuthProvider):
+    """One whose own `get_client` makes new clients of what is stored."""
+
+    async def get_client(self, client_id: str) -> OAuthClientInformationFull | None:  # type: ignore[override]
+        client = await super().get_client(client_id)
+        return client and OAuthClientInformationFull(**client.model_dump())
+
+
+@pytest.mark.parametrize("inline", [True, False], ids=["inline", "jwks_uri"])
+async def test_an_application_with_a_client_of_its_own(host: DocumentHost, inline: bool) -> None:
+    """A client with keys gets in, and its new keys count."""
+    async with running(kind=PlainProvider) as server:
+        app, new = App(server, host, inline), Signer()
+        app.describe()
+        tokens = await app.tokens()
+        app.describe(new)
+        with turned(31):
+            assert not is_refused(await app.refresh(tokens, app.assertion(new)))
