@@ -8,7 +8,7 @@ import ipaddress
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 EXTRA = "pip install 'fastmcp-oauth-store[passkeys]'"
 CHALLENGE_SECONDS = 5 * 60
 """How long a browser has to sign a challenge."""
-ID_LENGTH = 1400
+CREDENTIAL_ID_BYTES = 1023
+"""The longest id of a passkey (WebAuthn, section 7.1)."""
+PUBLIC_KEY_BYTES = 2048
+"""The longest public key that is stored."""
+ID_LENGTH = 1364
 """Characters of the longest credential id: 1023 bytes (WebAuthn, section 4) in base64url."""
 
 
@@ -112,6 +116,7 @@ class RelyingParty:
 
         Raises `InvalidPasskeyError`.
         """
+        from cryptography.exceptions import InvalidSignature
         from fido2 import cbor
         from fido2.cose import CoseKey
         from fido2.webauthn import RegistrationResponse
@@ -123,10 +128,17 @@ class RelyingParty:
             credential = data.credential_data
             if credential is None or credential.public_key.ALGORITHM not in CoseKey.supported_algorithms():
                 raise InvalidPasskeyError("no public key that this server can use")
+            if not 0 < len(credential.credential_id) <= CREDENTIAL_ID_BYTES:  # section 7.1
+                raise InvalidPasskeyError("the id of the passkey is too long")
+            key = cbor.encode(dict(credential.public_key))
+            if len(key) > PUBLIC_KEY_BYTES:
+                raise InvalidPasskeyError("the public key is too long")
+            with suppress(InvalidSignature):  # any other error is of a key that could never sign in
+                credential.public_key.verify(b"", b"")
             return Created(
                 challenge,
                 encoded(credential.credential_id),
-                cbor.encode(dict(credential.public_key)),
+                key,
                 data.counter,
                 tuple(str(one)[:20] for one in parsed["response"].get("transports", ())[:10]),
             )

@@ -279,15 +279,15 @@ FAULTS = (
     Fault(
         "Anyone can guess at links without end",
         "oauth_store/pages/enrollment.py",
-        "wait = self._limiter.retry_after((PER_ADDRESS, address))",
+        'wait = self._limiter.retry_after((WRONG_IN_TOTAL, "wrong"), (PER_ADDRESS, address))',
         "wait = None",
         ("tests/pages/test_passkeys.py::TestEnrollment::test_guesses_are_limited",),
     ),
     Fault(
         "Anyone can ask for challenges without end",
         "oauth_store/pages/sign_in.py",
-        'counted = [(QUESTIONS, f"question {about or known or address}")]',
-        "counted = []",
+        'if about else (QUESTIONS, f"question {known or address}")]',
+        'if about else (None, "")]',
         ("tests/pages/test_passkeys.py::TestConsent::test_challenges_are_limited",),
     ),
     # Devices
@@ -1703,8 +1703,8 @@ FAULTS = (
     Fault(
         "A user who signs in may go on to guess another's password",
         "oauth_store/pages/sign_in.py",
-        "elif is_known or not self.asks_user:",
-        "elif True:",
+        "if way.guessable and (is_known or not self.asks_user):",
+        "if way.guessable:",
         ("tests/pages/test_sign_in.py::TestUsers::test_signing_in_between_does_not_help",),
     ),
     Fault(

@@ -89,7 +89,7 @@ def _only_url(store: OpenStore) -> str:
     """Return the base_url of the one server on the database. Raises `OAuthStoreError` if it is unknown."""
     known = {passkey.resource: passkey.url for passkey in store.read(passkeys.passkeys)}
     used = store.read(resources)
-    found = sorted({known.get(resource) or resource.removesuffix(MCP_PATH) for resource in used} or set(known.values()))
+    found = sorted({known.get(resource) or resource.removesuffix(MCP_PATH) for resource in used} | set(known.values()))
     if len(found) > 1:
         problem = f"several servers use this database ({', '.join(found)})"
     elif not found:

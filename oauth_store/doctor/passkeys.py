@@ -1,4 +1,4 @@
-"""The doctor's check of the passkeys: each is for one host, which a move of the server changes."""
+"""The doctor's check of the passkeys: each is for one server's URL, which a move changes."""
 
 from urllib.parse import urlsplit
 
@@ -9,7 +9,7 @@ from oauth_store.database.models import ACCESS, REFRESH, tokens
 from oauth_store.display import one_line
 from oauth_store.doctor.finding import Finding, ok, warning
 from oauth_store.errors import ConfigurationError
-from oauth_store.flows.passkeys import passkeys
+from oauth_store.flows.passkeys import Passkey, passkeys
 from oauth_store.webauthn import RelyingParty
 
 SHOWN = 5
@@ -17,7 +17,7 @@ SHOWN = 5
 
 
 def examine_passkeys(session: Session, url: str | None) -> list[Finding]:
-    """Compare the host of each passkey with that of the server: of `url`, or else of the newest token."""
+    """Compare the URL of each passkey with that of the server: `url`, or else that of the newest token."""
     found, server = passkeys(session), url or _newest_resource(session)
     if not server:
         return [ok("passkeys", f"{len(found)} can sign in")] if found else []
@@ -29,20 +29,26 @@ def examine_passkeys(session: Session, url: str | None) -> list[Finding]:
         if not found:
             return [ok("passkeys", f"there can be none: {advice}")]
     else:
-        advice = "set base_url to that host again, or run `oauth-store passkey add` for each device"
-    moved = [passkey for passkey in found if urlsplit(passkey.url).hostname != host]
+        advice = "set base_url to that URL again, or run `oauth-store passkey add` for each device"
+    moved = [passkey for passkey in found if not _is_for(passkey, server.rstrip("/"))]
     if not moved:
         return [ok("passkeys", f"{len(found)} can sign in at {host}")] if found else []
     names = ", ".join(f"{passkey.name} of {passkey.user}" for passkey in moved[:SHOWN])
-    hosts = ", ".join(sorted({urlsplit(passkey.url).hostname or "" for passkey in moved}))
+    urls = ", ".join(sorted({passkey.resource or passkey.url for passkey in moved}))
     more = f" and {len(moved) - SHOWN} more" if len(moved) > SHOWN else ""
     return [
         warning(
             "passkeys",
-            f"{len(moved)} of {len(found)} cannot sign in at {host}: they are for {hosts} ({one_line(names)}{more})",
+            f"{len(moved)} of {len(found)} cannot sign in at {server}: they are for {urls} ({one_line(names)}{more})",
             f"{advice}. Until then their users sign in with the password",
         )
     ]
+
+
+def _is_for(passkey: Passkey, server: str) -> bool:
+    """Return whether a passkey is for the server with this base_url or MCP endpoint."""
+    of_passkey = {passkey.url.rstrip("/")} if passkey.resource is None else {passkey.url, passkey.resource.rstrip("/")}
+    return server in of_passkey or (passkey.resource is None and server.startswith(f"{passkey.url.rstrip('/')}/"))
 
 
 def _newest_resource(session: Session) -> str | None:

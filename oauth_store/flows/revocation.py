@@ -23,7 +23,6 @@ async def revoke(issuer: Issuer, client_id: str, token: str, secret: Secret = No
     Raises `AuthenticationError` for an assertion that was used before.
     """
     await issuer.store.write(_revoke_token, issuer, client_id, token, secret, int(time.time()))
-    issuer.after_commit()
 
 
 def _revoke_token(session: Session, issuer: Issuer, client_id: str, token: str, secret: Secret, now: int) -> None:

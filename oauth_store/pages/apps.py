@@ -279,7 +279,7 @@ class AppsPage:
             ended = len(await store.write(end_all, subject, resource, by=user, now=now))
             return f"{ended} app{' no longer has' if ended == 1 else 's no longer have'} access.", ""
         grant_id = _grant_id(choice)
-        if grant_id is None:
+        if not grant_id:
             raise OAuthStoreError("no app was named")
         grant = await store.write(end_one, grant_id, subject, resource, by=user, now=now)
         if grant is None:

@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from oauth_store.approval import Approver
 from oauth_store.browser import Form, form_of, from_our_page
+from oauth_store.credentials import derive
 from oauth_store.display import short_line
 from oauth_store.errors import ConfigurationError
 from oauth_store.events import emit
@@ -15,7 +16,8 @@ from oauth_store.flows import passkeys
 from oauth_store.flows.passkeys import Link
 from oauth_store.pages.html import Pages
 from oauth_store.pages.passkeys import PASSKEY, Passkeys
-from oauth_store.pages.sign_in import PER_ADDRESS, SignIn, too_many
+from oauth_store.pages.sign_in import PER_ADDRESS, QUESTIONS, WRONG_IN_TOTAL, SignIn, too_many
+from oauth_store.pages.ways import SignInError
 from oauth_store.rate_limits import Limiter
 from oauth_store.urls import same_resource
 from oauth_store.webauthn import EXTRA, InvalidPasskeyError, RelyingParty
@@ -55,14 +57,15 @@ class EnrollmentPage:
         if not from_our_page(request, self._url):
             return self._page("That form was not sent from our page. Open the link again.", 403)
         address = self._approver.address_of(request)
-        wait = self._limiter.retry_after((PER_ADDRESS, address))
-        link = str(too_many(wait)) if wait else await self._link(form.get("link", ""), party, self._way)
-        if isinstance(link, str):
+        link = await self._link(form.get("link", ""), party, self._way)
+        if isinstance(link, str):  # nobody guesses a link: a right one is never refused
+            wait = self._limiter.retry_after((WRONG_IN_TOTAL, "wrong"), (PER_ADDRESS, address))
             emit("sign_in_failed", address=address, reason="too many attempts" if wait else "wrong link")
-            status_code = 429 if wait else 403
-            return JSONResponse({"error": link}, status_code) if "question" in form else self._page(link, status_code)
-        self._limiter.refund((PER_ADDRESS, address))
+            return self._refused(form, too_many(wait) if wait else SignInError(link))
         purpose = passkeys.about("enroll", party.url, link.secret)
+        wait = self._limiter.retry_after((QUESTIONS, derive(link.secret, "questions"))) if "question" in form else None
+        if wait:
+            return self._refused(form, too_many(wait))
         if "question" in form:
             challenge = await passkeys.ask(self._approver.issuer, purpose)
             known = [
@@ -90,6 +93,11 @@ class EnrollmentPage:
             emit("sign_in_failed", address=address, reason=reason)
             return self._page("That passkey was not accepted, and nothing was added. Open the link again.", 403)
         return RedirectResponse(f"{self._url}?answer=added", 303, headers={"Cache-Control": "no-store"})
+
+    def _refused(self, form: Form, error: SignInError) -> Response:
+        if "question" in form:
+            return JSONResponse({"error": str(error)}, error.status_code, error.headers)
+        return self._page(str(error), error.status_code)
 
     def _page(self, error: str = "", status_code: int = 200) -> Response:
         return self._pages.render(

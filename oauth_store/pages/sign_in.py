@@ -22,7 +22,11 @@ PER_ADDRESS = parse("10/15 minutes")
 PER_BROWSER = parse("20/15 minutes")
 IN_TOTAL = parse("100/15 minutes")
 QUESTIONS = parse("60/15 minutes")
-"""Challenges for one request, session, browser or address: each leaves a row for five minutes."""
+"""Challenges for one browser, address or link: each leaves a row for five minutes."""
+QUESTIONS_PER_REQUEST = parse("10/15 minutes")
+"""Challenges for one request or session. Anyone can start requests."""
+WRONG_IN_TOTAL = parse("10000/15 minutes")
+"""Wrong passkeys and links that are counted at all: their addresses take memory."""
 QUESTIONS_IN_TOTAL = parse("600/minute")
 """Challenges for signing in on the page of connected apps, which anyone can ask for."""
 
@@ -62,7 +66,7 @@ class SignIn:
             return JSONResponse({"error": "This server has no such way to sign in."}, 400)
         browser, address = approver.cookies.get(request, KNOWN_BROWSER), approver.address_of(request)
         known = f"browser {browser}" if browser is not None and self.knows(browser) else ""
-        counted = [(QUESTIONS, f"question {about or known or address}")]
+        counted = [(QUESTIONS_PER_REQUEST, f"about {about}") if about else (QUESTIONS, f"question {known or address}")]
         if not about and not known:
             counted.insert(0, (QUESTIONS_IN_TOTAL, "questions"))
         wait = self._limiter.retry_after(*counted)
@@ -84,24 +88,26 @@ class SignIn:
         browser, address = approver.cookies.get(request, KNOWN_BROWSER), approver.address_of(request)
         user = way.user_in(form)
         is_known = browser is not None and self.knows(browser, user)
-        counted = [
-            *([(PER_BROWSER, f"browser {browser}")] if is_known else []),
-            *([(IN_TOTAL, "all")] if way.guessable and not is_known else []),
-            *([] if is_known else [(PER_ADDRESS, address)]),
-        ]
-        wait = self._limiter.retry_after(*counted)
+        if is_known:
+            counted = [(PER_BROWSER, f"browser {browser}")]
+        else:
+            counted = [(IN_TOTAL, "all") if way.guessable else (WRONG_IN_TOTAL, "wrong"), (PER_ADDRESS, address)]
+        wait = self._limiter.retry_after(*counted) if way.guessable else None
         if wait is not None:
             emit("sign_in_failed", address=address, reason="too many attempts")
             raise too_many(wait)
         try:
             signed_in = await way.check(approver, user, form.get(way.name, ""), purpose)
         except SignInError as error:
-            emit("sign_in_failed", address=address, reason=error.reason)  # no name: users type passwords there
+            # Nobody guesses a passkey: a right one is never refused, whatever was sent from the same address
+            wait = None if way.guessable else self._limiter.retry_after(*counted)
+            reason = error.reason if wait is None else "too many attempts"
+            emit("sign_in_failed", address=address, reason=reason)  # no name: users type passwords there
+            if wait is not None:
+                raise too_many(wait) from error
             raise
-        if not way.guessable:
-            self._limiter.refund(*counted)
-        elif is_known or not self.asks_user:  # or a user could reset the limit for another's password by signing in
-            self._limiter.forget(*counted[-1])
+        if way.guessable and (is_known or not self.asks_user):
+            self._limiter.forget(*counted[-1])  # never so that a user resets the limit for another's password
         return signed_in
 
     async def begin(self, approver: Approver, signed_in: SignedIn) -> str:

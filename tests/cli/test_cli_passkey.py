@@ -88,8 +88,7 @@ class TestAdd:
         assert run("passkey", "add", database=database_url).stdout.startswith(f"{URL}/passkey#")
         other = House(lambda **settings: make_provider(base_url="https://new.example.com", mcp_path="/", **settings))
         await other.grant("ada")
-        refused = run("passkey", "add", database=database_url).stderr
-        assert "the MCP endpoint is at https://new.example.com/, and base_url is unknown" in refused
+        assert "several servers use this database" in run("passkey", "add", database=database_url).stderr
         await house.grant("ada")
         assert "several servers use this database" in run("passkey", "add", database=database_url).stderr
 

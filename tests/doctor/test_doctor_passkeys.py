@@ -57,12 +57,13 @@ def test_without_passkeys(database_url: str) -> None:
 
 
 def test_at_home(database_url: str) -> None:
-    """Passkeys of the server's host are fine, whatever its port and path."""
+    """Passkeys of the server are fine; at another port, or another path, none of them signs in."""
     add(database_url, 1, "http://localhost:8000")
     assert [finding.found for finding in about_passkeys(database_url)] == ["1 can sign in"]
     connect(database_url, "http://localhost:8000/mcp", 5)
     assert [finding.found for finding in about_passkeys(database_url)] == ["1 can sign in at localhost"]
-    assert [finding.level for finding in about_passkeys(database_url, "http://localhost:1/mcp")] == ["ok"]
+    for moved in ("http://localhost:1/mcp", "https://localhost:8000/mcp"):
+        assert [finding.level for finding in about_passkeys(database_url, moved)] == ["warning"]
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["--url", "by its newest token"])
@@ -74,8 +75,11 @@ def test_after_a_move(database_url: str, named: bool) -> None:
     connect(database_url, "http://localhost:1/mcp", 6)
     [finding] = about_passkeys(database_url, "http://localhost:1/mcp" if named else None)
     assert finding.level == "warning"
-    assert finding.found == "1 of 2 cannot sign in at localhost: they are for old.example.com (key 1 of ada)"
-    assert str(finding.advice).startswith("set base_url to that host again, or run `oauth-store passkey add`")
+    assert (
+        finding.found
+        == "1 of 2 cannot sign in at http://localhost:1/mcp: they are for https://old.example.com (key 1 of ada)"
+    )
+    assert str(finding.advice).startswith("set base_url to that URL again, or run `oauth-store passkey add`")
 
 
 def test_a_move_to_an_address(database_url: str) -> None:
