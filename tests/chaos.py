@@ -397,7 +397,10 @@ def serve(pipe: Connection, url: str, port: int, log: Path, user: int | None = N
         return JSONResponse({"steps": len(provider._store._steps), "checked_out": checked_out, "opened": opened})
 
     app = CancelWhenGone(mcp.http_app(stateless_http=True, json_response=True))
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False, ws="none")
+    # By default uvicorn closes a connection that is idle for 5 seconds, perhaps just as a client sends on it.
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, timeout_keep_alive=300, log_config=None, access_log=False, ws="none"
+    )
     if user is not None:
         os.setuid(user)
     asyncio.run(_serve(uvicorn.Server(config), pipe))

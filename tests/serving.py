@@ -59,6 +59,8 @@ class HTTPServer(uvicorn.Server):
     """Stops at once, where uvicorn looks ten times a second whether it is to stop, and then waits for a tenth more."""
 
     def __init__(self, app: Any, port: int, **options: Any) -> None:
+        # By default uvicorn closes a connection that is idle for 5 seconds, perhaps just as a client sends on it.
+        options = {"timeout_keep_alive": 300, **options}
         super().__init__(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none", **options))
         self._stopping = asyncio.Event()
 
