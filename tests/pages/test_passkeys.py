@@ -20,7 +20,7 @@ from oauth_store.database.models import CHALLENGE, ENROLLMENT, PASSKEY, SESSION,
 from oauth_store.database.purge import purge
 from oauth_store.flows.passkeys import create_link
 from oauth_store.webauthn import decoded, encoded
-from tests.clocks import turned
+from tests.clocks import stopped
 from tests.databases import rows_of, tokens_of, transaction
 from tests.passkeys import (
     PRESENT,
@@ -101,12 +101,13 @@ class TestEnrollment:
 
     async def test_too_late(self, wiki: Site) -> None:
         """After ten minutes a link is over, also if its challenge was asked for in time."""
-        secret = (await link_of(wiki)).partition("#")[2]
-        async with Browser() as browser:
-            with turned(599):
+        with stopped() as clock:
+            secret = (await link_of(wiki)).partition("#")[2]
+            async with Browser() as browser:
+                clock.shift(599)
                 asked = await browser.http.post(f"{wiki.url}/passkey", data={"link": secret, "question": "passkey"})
-            made = Authenticator(wiki.url).create(asked.json())
-            with turned(601):
+                made = Authenticator(wiki.url).create(asked.json())
+                clock.shift(2)
                 late = await browser.http.post(f"{wiki.url}/passkey", data={"link": secret, "passkey": made})
         assert (late.status_code, "is older than 10 minutes" in late.text) == (403, True)
         assert await passkeys_of(wiki) == []
@@ -292,12 +293,13 @@ class TestConsent:
     async def test_five_minutes(self, wiki: Site, device: Authenticator) -> None:
         """A challenge can be answered for five minutes, and not longer."""
         for seconds, status in ((299, 303), (301, 403)):
-            async with Browser() as browser:
-                page = await browser.open(await wiki.authorize_url())
-                asked = await ask(browser, page)
-                with turned(seconds):
+            with stopped() as clock:
+                async with Browser() as browser:
+                    page = await browser.open(await wiki.authorize_url())
+                    asked = await ask(browser, page)
+                    clock.shift(seconds)
                     answered = await send(browser, page, passkey=device.sign(asked.json()))
-                assert answered.status_code == status
+                    assert answered.status_code == status
 
     async def test_another_request(self, wiki: Site, device: Authenticator) -> None:
         """The touch for one request of an app allows no other request of it, nor one of another app."""
