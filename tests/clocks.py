@@ -24,6 +24,11 @@ def stopped_at(second: int) -> time_machine.travel:
     return time_machine.travel(second, tick=False)
 
 
+def away(seconds: int) -> Callable[[], int]:
+    """A time that is so many seconds away from the call."""
+    return lambda: int(time.time()) + seconds
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Wait, a minute at most, until something holds."""
     async with asyncio.timeout(60):

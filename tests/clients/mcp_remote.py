@@ -14,7 +14,9 @@ from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 
 from tests.clients import NODE_MODULES, need_clients
+from tests.clients.apps import ANSWER
 from tests.clients.owners import Owner
+from tests.example import ExampleServer
 
 SCRIPT = NODE_MODULES / "mcp-remote" / "dist" / "proxy.js"
 SECONDS = 60
@@ -62,6 +64,26 @@ class McpRemote:
         finally:
             person.cancel()
             await asyncio.wait([person])
+
+    async def call(self) -> int:
+        """Call a tool by a new process. Return how often it asked until now."""
+        async with self.connected() as client:
+            assert (await client.call_tool("read_page", {"title": "Home"})).data == ANSWER
+        return self.authorizations
+
+    async def stay_authorized(self, server: ExampleServer) -> None:
+        """Ask once, and no more: through a kill -9 of the server, a new process, and an expiry."""
+        async with self.connected() as client:
+            for _ in range(2):
+                assert (await client.call_tool("read_page", {"title": "Home"})).data == ANSWER
+                server.restart()
+        issued, registered = self.stored("tokens"), self.stored("client_info")
+        assert await self.call() == 1
+        assert self.stored("tokens") == issued
+        self.lose_access_token()
+        assert await self.call() == 1
+        assert self.stored("tokens")["refresh_token"] != issued["refresh_token"]
+        assert self.stored("client_info")["client_id"] == registered["client_id"]
 
     def stored(self, what: str) -> dict[str, Any]:
         """Its `tokens` or its `client_info`."""

@@ -21,7 +21,7 @@ from oauth_store.flows.explain import explain
 from oauth_store.flows.identity import IDENTITY_BYTES
 from oauth_store.flows.registered import remove_client
 from tests.assertions import Algorithm, Signer, asserting, claims_of, unsigned
-from tests.clocks import turned
+from tests.clocks import away, turned
 from tests.commands import run, run_json
 from tests.databases import rows_of, tokens_of
 from tests.documents import DocumentHost
@@ -189,11 +189,6 @@ def claiming(**claims: Any) -> Callable[[Office], str]:
     return lambda office: office.assertion(
         **{name: claim() if callable(claim) else claim for name, claim in claims.items()}
     )
-
-
-def away(seconds: int) -> Callable[[], int]:
-    """A time that is so many seconds away."""
-    return lambda: int(time.time()) + seconds
 
 
 REFUSED = {

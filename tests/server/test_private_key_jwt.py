@@ -25,7 +25,7 @@ from oauth_store.flows.explain import explain
 from oauth_store.flows.metadata_documents import InvalidDocumentError
 from oauth_store.flows.registered import remove_client
 from tests.assertions import TAKEN, Algorithm, Signer, asserting, claims_of, unsigned
-from tests.clocks import turned
+from tests.clocks import away, turned
 from tests.databases import tokens_of
 from tests.documents import Answer, DocumentHost
 from tests.endpoints import Server, running
@@ -233,11 +233,6 @@ def saying(**claims: Any) -> Callable[[App], dict[str, str]]:
     return lambda app: app.assertion(**{name: claim() if callable(claim) else claim for name, claim in claims.items()})
 
 
-def soon(seconds: int) -> Callable[[], int]:
-    """A time that is so many seconds away."""
-    return lambda: int(time.time()) + seconds
-
-
 NEVER_FETCHED = {
     "none": without,
     "empty": with_an_empty_one,
@@ -252,13 +247,13 @@ NEVER_FETCHED = {
     "iss": saying(iss="https://other.example/client.json"),
     "sub": saying(sub="https://other.example/client.json"),
     "two clients": saying(client_id="https://other.example/client.json"),
-    "expired": saying(exp=soon(-1), iat=soon(-60)),
+    "expired": saying(exp=away(-1), iat=away(-60)),
     "no exp": saying(exp=None),
     "exp as text": saying(exp="tomorrow"),
     "exp is NaN": saying(exp=float("nan")),
     "iat is NaN": saying(iat=float("nan")),
     "exp is infinite": saying(exp=float("inf"), iat=None),
-    "not yet valid": saying(nbf=soon(120), exp=soon(200)),
+    "not yet valid": saying(nbf=away(120), exp=away(200)),
     "no jti": saying(jti=None),
     "jti is a list": saying(jti=["x"]),
     "an empty jti": saying(jti=""),
@@ -267,9 +262,9 @@ NEVER_FETCHED = {
 
 NEEDS_KEYS = {
     "another key": of_another_key,
-    "exp too far": saying(exp=soon(301)),
-    "exp too far without iat": saying(exp=soon(310), iat=None),
-    "issued in the future": saying(iat=soon(60), exp=soon(90)),
+    "exp too far": saying(exp=away(301)),
+    "exp too far without iat": saying(exp=away(310), iat=None),
+    "issued in the future": saying(iat=away(60), exp=away(90)),
 }
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import httpx2
 
-from tests.clients.apps import ANSWER
 from tests.clients.mcp_remote import McpRemote
 from tests.clients.owners import Owner
 from tests.commands import run
@@ -18,30 +17,15 @@ async def test_mcp_remote_as_a_device(tmp_path: Path) -> None:
     server = ExampleServer(tmp_path / "server.log", database, MCP_OAUTH_PASSWORD_HASH=HASH)
     remote = McpRemote(server.url, tmp_path, Owner(), options=["--device-code"])
 
-    async def call() -> int:
-        """Call a tool by a new process. Return how often it asked until now."""
-        async with remote.connected() as client:
-            assert (await client.call_tool("read_page", {"title": "Home"})).data == ANSWER
-        return remote.authorizations
-
     server.start()
     try:
-        async with remote.connected() as client:
-            for _ in range(2):
-                assert (await client.call_tool("read_page", {"title": "Home"})).data == ANSWER
-                server.restart()
-        issued, registered = remote.stored("tokens"), remote.stored("client_info")
-        assert await call() == 1
-        assert remote.stored("tokens") == issued
-        remote.lose_access_token()
-        assert await call() == 1
-        assert remote.stored("tokens")["refresh_token"] != issued["refresh_token"]
-
+        await remote.stay_authorized(server)
+        registered = remote.stored("client_info")
         assert run("revoke", "--all", "--yes", database=database).returncode == 0
         headers = {"Authorization": f"Bearer {remote.stored('tokens')['access_token']}"}
         async with httpx2.AsyncClient(headers=headers, timeout=60) as http:
             assert (await http.post(server.url, json={})).status_code == 401
-        assert await call() == 2
+        assert await remote.call() == 2
         assert remote.stored("client_info")["client_id"] == registered["client_id"]
     finally:
         server.kill()
