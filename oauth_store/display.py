@@ -6,6 +6,8 @@ from urllib.parse import SplitResult
 
 NAME_LENGTH = 80
 """Characters that are shown of a client's name, which the client chooses."""
+USER_LENGTH = 1000
+"""Characters of the longest name of a user."""
 LENGTH_LOOKED_AT = 10 * NAME_LENGTH
 """Characters that are examined, since some of them may be invisible."""
 MARKS_IN_A_ROW = 30
@@ -16,6 +18,17 @@ BLANK = "\u115f\u1160\u2800\u3164\uffa0\U00013441\U00013442\U0001d159"
 _JOINER = "\u034f"  # an invisible mark, across which no other mark is sorted
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _LATEST = 253402300799  # the end of year 9999, the latest time that a datetime holds
+
+
+def in_minutes(seconds: int) -> str:
+    """Return a time to wait, rounded up to minutes."""
+    minutes = -(-seconds // 60)
+    return f"{minutes} minute{'s' if minutes > 1 else ''}"
+
+
+def is_user_name(text: str) -> bool:
+    """Return whether a text can name a user, if it is at most `USER_LENGTH` long: printable, no spaces around it."""
+    return bool(text) and text == text.strip() and text.isprintable()
 
 
 def short_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Passkeys (WebAuthn level 2) as values: what a browser is asked for, and the checks of its responses.
+"""Passkeys (WebAuthn level 2) as values: the options for a browser, and the checks of its responses.
 
 The checks import `fido2`, which takes a tenth of a second: run them in a thread.
 """
@@ -26,8 +26,8 @@ CREDENTIAL_ID_BYTES = 1023
 """The longest id of a passkey (WebAuthn, section 7.1)."""
 PUBLIC_KEY_BYTES = 2048
 """The longest public key that is stored."""
-ID_LENGTH = 1364
-"""Characters of the longest credential id: 1023 bytes (WebAuthn, section 4) in base64url."""
+ID_LENGTH = -(-CREDENTIAL_ID_BYTES * 4 // 3)
+"""Characters of the longest credential id in base64url."""
 
 
 class InvalidPasskeyError(Exception):

@@ -157,7 +157,7 @@ class MetadataDocuments(Generic[T]):
 
     def failed(self, key: str, reason: object) -> DocumentUnavailableError:
         """Return the error for a URL or a host that is not requested again for `FAILURE_SECONDS`."""
-        _remember(self._failures, key, time.time() + FAILURE_SECONDS, KEPT_FAILURES)
+        remember(self._failures, key, time.time() + FAILURE_SECONDS, KEPT_FAILURES)
         return DocumentUnavailableError(str(reason), FAILURE_SECONDS)
 
     async def _kept_or_fetch(self, url: str, address: str, oldest_seconds: float) -> _Kept[T] | _Fetch[T]:
@@ -222,7 +222,7 @@ class MetadataDocuments(Generic[T]):
         if retrieved.lifetime < 0:
             self._kept.pop(url, None)
         else:
-            _remember(self._kept, url, retrieved, self._most_kept)
+            remember(self._kept, url, retrieved, self._most_kept)
         return retrieved.content
 
     async def _retrieve(self, url: str, kept: _Kept[T] | None) -> _Kept[T]:
@@ -291,7 +291,8 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def _remember(entries: dict[str, Any], key: str, value: object, most: int) -> None:
+def remember(entries: dict[str, Any], key: str, value: object, most: int) -> None:
+    """Keep a value as the latest of at most so many entries."""
     entries.pop(key, None)
     entries[key] = value
     for oldest in list(entries)[:-most]:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret, mint, mint_grant_id
 from oauth_store.database.models import CHALLENGE, ENROLLMENT, PASSKEY, tokens
-from oauth_store.display import nfc, one_line
+from oauth_store.display import USER_LENGTH, is_user_name, nfc, one_line
 from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.personal import NAME_LENGTH, NO_EXPIRY
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # imports the SDK, which takes a second, and the commands do 
 
 LINK_SECONDS = 10 * 60
 """How long a link that adds a passkey is valid."""
-USER_LENGTH = 1000
 
 _is_passkey = (tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind == PASSKEY)
 _passkeys = select(tokens).where(tokens.c.kind == PASSKEY, tokens.c.expires_at == NO_EXPIRY)  # which has an index
@@ -201,7 +200,7 @@ def create_link(session: Session, user: str, name: str, url: str) -> Link:
     name, user, now = one_line(name).strip(), nfc(user[: USER_LENGTH + 1]), int(time.time())
     if not name or len(name) > NAME_LENGTH:
         raise OAuthStoreError(f"the passkey's name is empty or longer than {NAME_LENGTH} characters; choose another")
-    if not user or user != user.strip() or not user.isprintable() or len(user) > USER_LENGTH:
+    if not is_user_name(user) or len(user) > USER_LENGTH:
         raise OAuthStoreError(f"the user is {user[:40]!r}; expected printable text, without spaces around it")
     link = Link(mint("enrollment"), user, name, url, now + LINK_SECONDS)
     row = {

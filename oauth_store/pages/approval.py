@@ -7,14 +7,14 @@ from pathlib import Path
 from starlette.routing import Route
 
 from oauth_store.approval import Approver, AuthorizationRequest
+from oauth_store.display import USER_LENGTH, is_user_name
 from oauth_store.errors import ConfigurationError
 from oauth_store.pages.apps import AppsPage
 from oauth_store.pages.consent import ConsentPage, consent_url
 from oauth_store.pages.default import DEVICE_PATH
 from oauth_store.pages.enrollment import EnrollmentPage
-from oauth_store.pages.html import DEFAULT_ACCENT, Pages
+from oauth_store.pages.html import Pages
 from oauth_store.pages.sign_in import SignIn
-from oauth_store.pages.ways import USER_LENGTH
 from oauth_store.pages.wording import Wording
 
 TAKEN = (
@@ -31,13 +31,13 @@ class PageApproval:
         self,
         sign_in: SignIn,
         *,
-        name: str | None = None,
-        logo_url: str | None = None,
-        accent: str = DEFAULT_ACCENT,
-        templates: str | Path | None = None,
-        scope_descriptions: Mapping[str, str] | None = None,
-        known_hosts: Sequence[str] = (),
-        apps_path: str | None = "/apps",
+        name: str | None,
+        logo_url: str | None,
+        accent: str,
+        templates: str | Path | None,
+        scope_descriptions: Mapping[str, str] | None,
+        known_hosts: Sequence[str],
+        apps_path: str | None,
     ) -> None:
         """`sign_in` has the ways to sign in. Raises `ConfigurationError` for another setting that is not usable."""
         if apps_path is not None and (not re.fullmatch(r"(/[\w.~-]+)+", apps_path, re.ASCII) or apps_path in TAKEN):
@@ -68,7 +68,7 @@ def check_users(users: Collection[str]) -> None:
     if not users:
         raise ConfigurationError("users is empty, so no one could sign in; pass at least one user")
     for user in users:
-        if not user or user != user.strip() or not user.isprintable():
+        if not is_user_name(user):
             raise ConfigurationError(f"users has the name {user!r}; expected printable text")
         if len(user) > USER_LENGTH:
             raise ConfigurationError(f"users has the name {user[:20]!r}..., longer than {USER_LENGTH} characters")

@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 from oauth_store.approval import Approver, AuthorizationRequest, request_of
 from oauth_store.browser import REQUEST_COOKIE_SECONDS, form_of, from_our_page, request_cookie
 from oauth_store.credentials import device_handle, user_code_of
-from oauth_store.display import short_line
+from oauth_store.display import in_minutes, short_line
 from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit
 from oauth_store.flows import devices
@@ -70,8 +70,7 @@ class DevicePage:
         seconds = self._limiter.retry_after(*counted)
         if seconds is not None:
             emit("sign_in_failed", address=address, reason="too many codes")
-            minutes = -(-seconds // 60)
-            error = f"Too many wrong codes. Wait {minutes} minute{'s' if minutes > 1 else ''}, and try again."
+            error = f"Too many wrong codes. Wait {in_minutes(seconds)}, and try again."
             return self._form(typed, error, 429, {"Retry-After": str(seconds)})
         earlier = cookies.get(request, request_cookie(device_handle(user_code)))
         try:

@@ -63,17 +63,15 @@ class EnrollmentPage:
             emit("sign_in_failed", address=address, reason="too many attempts" if wait else "wrong link")
             return self._refused(form, too_many(wait) if wait else SignInError(link))
         purpose = passkeys.about("enroll", party.url, link.secret)
-        wait = self._limiter.retry_after((QUESTIONS, derive(link.secret, "questions"))) if "question" in form else None
+        if "question" not in form:
+            return await self._add(form, link, party, purpose, address)
+        wait = self._limiter.retry_after((QUESTIONS, derive(link.secret, "questions")))
         if wait:
             return self._refused(form, too_many(wait))
-        if "question" in form:
-            challenge = await passkeys.ask(self._approver.issuer, purpose)
-            known = [
-                one.credential_id for one in await passkeys.of_server(self._approver.issuer) if one.user == link.user
-            ]
-            options = await asyncio.to_thread(party.creation_options, challenge, link.user, known)
-            return JSONResponse(options, headers={"Cache-Control": "no-store"})
-        return await self._add(form, link, party, purpose, address)
+        challenge = await passkeys.ask(self._approver.issuer, purpose)
+        known = [one.credential_id for one in await passkeys.of_server(self._approver.issuer) if one.user == link.user]
+        options = await asyncio.to_thread(party.creation_options, challenge, link.user, known)
+        return JSONResponse(options, headers={"Cache-Control": "no-store"})
 
     async def _link(self, secret: str, party: RelyingParty, way: Passkeys) -> Link | str:
         """Return a link that can be used at this server, or why it cannot."""

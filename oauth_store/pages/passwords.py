@@ -10,9 +10,9 @@ from argon2 import PasswordHasher, extract_parameters
 from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
 
 from oauth_store.credentials import derive, same
-from oauth_store.display import nfc
+from oauth_store.display import USER_LENGTH, nfc
 from oauth_store.errors import ConfigurationError
-from oauth_store.pages.ways import OWNER, USER_LENGTH, SignedIn, SignInError
+from oauth_store.pages.ways import OWNER, SignedIn, SignInError
 
 if TYPE_CHECKING:
     from oauth_store.approval import Approver

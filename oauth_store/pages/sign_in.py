@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from oauth_store.approval import Approver
 from oauth_store.credentials import mint
+from oauth_store.display import in_minutes
 from oauth_store.events import emit
 from oauth_store.flows import sessions
 from oauth_store.pages.passwords import PASSWORD
@@ -143,5 +144,4 @@ class SignIn:
 
 def too_many(wait: int) -> SignInError:
     """Return the error for an attempt over a limit, which ends in so many seconds."""
-    minutes = -(-wait // 60)
-    return SignInError(f"Too many attempts. Wait {minutes} minute{'s' if minutes > 1 else ''}, and try again.", wait)
+    return SignInError(f"Too many attempts. Wait {in_minutes(wait)}, and try again.", wait)

@@ -9,7 +9,6 @@ if TYPE_CHECKING:  # imports FastMCP, which takes a second, and `oauth-store has
 
 OWNER = "owner"
 """The subject if there are no user names."""
-USER_LENGTH = 1000
 
 
 class SignInError(Exception):

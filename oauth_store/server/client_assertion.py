@@ -26,6 +26,7 @@ from oauth_store.flows.metadata_documents import (
     DocumentUnavailableError,
     InvalidDocumentError,
     is_document_url,
+    remember,
 )
 from oauth_store.server.answers import error_answer
 from oauth_store.server.authorize import Server
@@ -155,7 +156,7 @@ class ClientAuthentication:
             return await self._renewed(client, address, DAILY_SECONDS)
         except DocumentUnavailableError as error:
             logger.warning("client metadata document %s cannot be retrieved: %s", client_id, error)
-            self._remember(client_id, time.time() - DAILY_SECONDS + RETRY_SECONDS)
+            remember(self._renewals, client_id, time.time() - DAILY_SECONDS + RETRY_SECONDS, RENEWALS)
             return client
 
     async def _is_described(self, client: StoredClient) -> bool:
@@ -184,7 +185,7 @@ class ClientAuthentication:
             await documented_clients.renew(
                 server.issuer, server.provider, cast(Documents, server.documents), client, address, oldest_seconds
             )
-        self._remember(client_id, time.time())
+        remember(self._renewals, client_id, time.time(), RENEWALS)
         return await self._client(client_id)
 
     async def _key_set(self, client: StoredClient, address: str, oldest_seconds: float) -> KeySet:
@@ -196,12 +197,6 @@ class ClientAuthentication:
             return await self._key_sets.fetch(url, address, oldest_seconds)
         except InvalidDocumentError as error:
             raise self._key_sets.failed(url, error) from error
-
-    def _remember(self, client_id: str, read_at: float) -> None:
-        self._renewals.pop(client_id, None)
-        while len(self._renewals) >= RENEWALS:
-            del self._renewals[next(iter(self._renewals))]
-        self._renewals[client_id] = read_at
 
 
 def keys_unavailable(error: DocumentUnavailableError) -> Response:
