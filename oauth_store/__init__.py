@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from oauth_store.database.names import include_name
     from oauth_store.errors import ConfigurationError, DatabaseUnavailable, OAuthStoreError, SchemaError
     from oauth_store.notifications import Notification
+    from oauth_store.pages.oidc import OidcApproval
     from oauth_store.pages.passkey import PasskeyApproval
     from oauth_store.pages.password import PasswordApproval
     from oauth_store.provider import Approval, SQLAlchemyOAuthProvider
@@ -21,6 +22,7 @@ __all__ = [
     "DatabaseUnavailable",
     "Notification",
     "OAuthStoreError",
+    "OidcApproval",
     "PasskeyApproval",
     "PasswordApproval",
     "RateLimits",
@@ -35,6 +37,7 @@ _MODULES = {
     "errors": ("ConfigurationError", "DatabaseUnavailable", "OAuthStoreError", "SchemaError"),
     "rate_limits": ("RateLimits",),
     "notifications": ("Notification",),
+    "pages.oidc": ("OidcApproval",),
     "pages.passkey": ("PasskeyApproval",),
     "pages.password": ("PasswordApproval",),
     "provider": ("Approval", "SQLAlchemyOAuthProvider"),

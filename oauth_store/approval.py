@@ -28,6 +28,8 @@ from oauth_store.flows.redirect_uris import foreign
 logger = logging.getLogger("oauth_store")
 
 PASSWORD_HASH = "MCP_OAUTH_PASSWORD_HASH"  # noqa: S105 (its name)
+OIDC = "MCP_OAUTH_OIDC"
+"""What the variables of an identity provider begin with: see `OidcApproval`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +134,14 @@ class AutoApproval:
     """
 
     def __init__(self) -> None:
-        """Raises `ConfigurationError` if a password is set: its owner expects the server to ask for it."""
+        """Raises `ConfigurationError` if a password or an identity provider is set: its owner expects to be asked."""
         if os.environ.get(PASSWORD_HASH):
             raise ConfigurationError(
                 f"{PASSWORD_HASH} is set, but AutoApproval() never asks for the password; remove one of the two"
+            )
+        if os.environ.get(f"{OIDC}_ISSUER"):
+            raise ConfigurationError(
+                f"{OIDC}_ISSUER is set, but AutoApproval() asks nobody to sign in; remove one of the two"
             )
 
     async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:

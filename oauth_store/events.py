@@ -27,6 +27,8 @@ EVENTS = {
     "token_created": (logging.INFO, "personal token created"),
     "passkey_added": (logging.INFO, "passkey added"),
     "passkey_removed": (logging.INFO, "passkey removed"),
+    "browser_stays": (logging.INFO, "browser stays signed in"),
+    "browser_signed_out": (logging.INFO, "browser signed out"),
     "scopes_changed": (logging.INFO, "scopes changed"),
     "revoked": (logging.INFO, "grant revoked"),
     "purged": (logging.INFO, "purged"),

@@ -115,7 +115,7 @@ FAULTS = (
     # Passkeys
     Fault(
         "A touch for one request allows another one",
-        "oauth_store/flows/passkeys.py",
+        "oauth_store/flows/challenges.py",
         '    tokens.c.paired_hash == bindparam("b_about"),\n',
         '    bindparam("b_about").is_not(None),\n',
         (
@@ -132,14 +132,14 @@ FAULTS = (
     ),
     Fault(
         "A challenge never expires",
-        "oauth_store/flows/passkeys.py",
+        "oauth_store/flows/challenges.py",
         'b_about"),\n    tokens.c.expires_at > bindparam("b_now"),\n',
         'b_about"),\n    bindparam("b_now").is_not(None),\n',
         ("tests/pages/test_passkeys.py::TestConsent::test_five_minutes",),
     ),
     Fault(
         "A challenge or a link is good any number of times",
-        "oauth_store/flows/passkeys.py",
+        "oauth_store/flows/challenges.py",
         "    if not session.execute(statement, values).rowcount:",
         "    if session.execute(statement, values).rowcount < 0:",
         (
@@ -244,7 +244,7 @@ FAULTS = (
     Fault(
         "Revoke all and New token ask for nothing",
         "oauth_store/pages/apps.py",
-        "                await self._confirm(request, form, user, purpose)\n",
+        "                await self._confirm(request, form, signed_in, purpose)\n",
         "                pass\n",
         ("tests/pages/test_passkeys.py::TestApps::test_what_is_confirmed",),
     ),
@@ -286,9 +286,114 @@ FAULTS = (
     Fault(
         "Anyone can ask for challenges without end",
         "oauth_store/pages/sign_in.py",
-        'if about else (QUESTIONS, f"question {known or address}")]',
-        'if about else (None, "")]',
+        'else (QUESTIONS, f"question {known or address}")',
+        'else (None, "")',
         ("tests/pages/test_passkeys.py::TestConsent::test_challenges_are_limited",),
+    ),
+    # Accounts at an identity provider
+    Fault(
+        "An address that the provider has not verified gets in",
+        "oauth_store/openid.py",
+        'claims.get("email_verified") is True',
+        'claims.get("email_verified") is not False',
+        ("tests/pages/test_accounts.py::TestWho::test_not_allowed",),
+    ),
+    Fault(
+        "UserInfo of another person is taken",
+        "oauth_store/openid.py",
+        'if more.get("sub") != claims["sub"]:',
+        "if False:",
+        ("tests/pages/test_accounts.py::TestWho::test_from_userinfo",),
+    ),
+    Fault(
+        "An ID token of another sign-in is taken",
+        "oauth_store/openid.py",
+        '{"nonce": attempt.nonce, "client_id"',
+        '{"client_id"',
+        (
+            "tests/pages/test_accounts.py::TestTokens::test_claims",
+            "tests/pages/test_accounts.py::TestResponses::test_tampered",
+        ),
+    ),
+    Fault(
+        "An ID token for another client is taken",
+        "oauth_store/openid.py",
+        '"aud": {"essential": True, "value": self._client_id},',
+        "",
+        ("tests/pages/test_accounts.py::TestTokens::test_claims",),
+    ),
+    Fault(
+        "An ID token may be signed with the shared secret, or not at all",
+        "oauth_store/openid.py",
+        "sorted(ALGORITHMS & set(stated))",
+        "sorted(stated)",
+        ("tests/pages/test_accounts.py::TestTokens::test_signatures",),
+    ),
+    Fault(
+        "The code of a mix-up goes to the wrong provider",
+        "oauth_store/openid.py",
+        'if response.get("iss", self._issuer) != self._issuer or (',
+        "if (",
+        ("tests/pages/test_accounts.py::TestResponses::test_wrong",),
+    ),
+    Fault(
+        "Metadata of another issuer are taken",
+        "oauth_store/openid.py",
+        'if found.get("issuer") != self._issuer:',
+        "if False:",
+        ("tests/pages/test_accounts.py::TestOutage::test_metadata",),
+    ),
+    Fault(
+        "A sign-in at the provider is good any number of times",
+        "oauth_store/pages/callback.py",
+        "await challenges.use(self._approver.issuer, state, self._purpose(secret, handle))",
+        "await challenges.ask(self._approver.issuer, state, 1)",
+        (
+            "tests/pages/test_accounts.py::TestResponses::test_another_browser",
+            "tests/pages/test_accounts.py::TestResponses::test_too_late",
+        ),
+    ),
+    Fault(
+        "A sign-in is for any request",
+        "oauth_store/pages/callback.py",
+        "return about(ACCOUNT, self._url, secret, handle)",
+        "return about(ACCOUNT, self._url, secret)",
+        ("tests/pages/test_accounts.py::TestResponses::test_a_cookie_that_names_another_request",),
+    ),
+    Fault(
+        "A user who signed in for one request answers another one",
+        "oauth_store/pages/sessions.py",
+        'return derive(value, f"request {handle}")',
+        'return derive(value, "request")',
+        ("tests/pages/test_accounts.py::TestResponses::test_another_request",),
+    ),
+    Fault(
+        "A browser that stays signed in outlives the entry that let its user in",
+        "oauth_store/pages/accounts.py",
+        "about(entry, user, value))) for entry in self._allow)",
+        "about(entry, user, value))) for entry in (*self._allow, user))",
+        ("tests/pages/test_accounts.py::TestStay::test_it_ends_with_what_began_it",),
+    ),
+    Fault(
+        "A browser that stays signed in opens the page of connected apps",
+        "oauth_store/pages/sessions.py",
+        "value = approver.cookies.get(request, SESSION_COOKIE)",
+        "value = approver.cookies.get(request, SESSION_COOKIE) or approver.cookies.get(request, BROWSER_COOKIE)",
+        ("tests/pages/test_accounts.py::TestApps::test_a_sign_in_for_a_request_is_none_here",),
+    ),
+    Fault(
+        "Users of accounts see the apps of all",
+        "oauth_store/pages/sign_in.py",
+        "return None if user == OWNER and not self.asks_user else user",
+        "return None if not self.asks_user else user",
+        ("tests/pages/test_accounts.py::TestApps::test_each_user_sees_their_own",),
+    ),
+    Fault(
+        "A sign-in at the provider confirms for good",
+        "oauth_store/pages/apps.py",
+        "time.time() - signed_in.at < FRESH_SECONDS",
+        "time.time() > signed_in.at - FRESH_SECONDS",
+        ("tests/pages/test_accounts.py::TestApps::test_confirming",),
     ),
     # Devices
     Fault(
@@ -1085,9 +1190,9 @@ FAULTS = (
     ),
     Fault(
         "A session of the connected apps outlives the password",
-        "oauth_store/pages/sign_in.py",
-        "if way is not None and way.signed(row.subject, secret) else None",
-        "if way is not None else None",
+        "oauth_store/pages/sessions.py",
+        "if way is None or not way.signed(row.subject, value):",
+        "if way is None:",
         (
             "tests/pages/test_sign_in.py::TestLimits::test_a_known_browser_ends_with_the_password",
             "tests/pages/test_passkeys.py::TestApps::test_a_session_in_another_way",
@@ -1365,15 +1470,15 @@ FAULTS = (
     Fault(
         "Signing out is not awaited",
         "oauth_store/pages/apps.py",
-        "await sessions.end(",
-        "sessions.end(",
+        "await self._sign_in.sessions.end(",
+        "self._sign_in.sessions.end(",
         ("tests/pages/test_apps.py::TestSession::test_signing_out_ends_it_and_no_other",),
     ),
     Fault(
         "Signing out ends everybody's session",
         "oauth_store/flows/sessions.py",
-        'delete(tokens).where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind == SESSION)',
-        'delete(tokens).where(bindparam("b_hash").is_not(None), tokens.c.kind == SESSION)',
+        'delete(tokens).where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind.in_(',
+        'delete(tokens).where(bindparam("b_hash").is_not(None), tokens.c.kind.in_(',
         ("tests/pages/test_apps.py::TestSession::test_signing_out_ends_it_and_no_other",),
     ),
     Fault(

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from cyclopts import App
 from rich.console import Console
 
+from oauth_store.cli.browser import browser_app
 from oauth_store.cli.clients import clients_app
 from oauth_store.cli.grants import explain, grants, revoke
 from oauth_store.cli.maintenance import backup, copy, doctor
@@ -62,6 +63,7 @@ app.command(scopes)
 app.command(explain)
 app.command(token_app)
 app.command(passkey_app)
+app.command(browser_app)
 app.command(clients_app)
 app.command(hash_password)
 app.command(copy)

@@ -18,10 +18,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 _OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 
 ACCESS, REFRESH, SESSION, SCOPES, ASSERTION = "access_token", "refresh_token", "session", "scopes", "assertion"
-PASSKEY, ENROLLMENT, CHALLENGE = "passkey", "enrollment", "challenge"
-"""The kinds of rows in `oauth_tokens`: the two tokens, by the hints of RFC 7009, the session on the page of connected
-apps, the record of a change of a grant's scopes, an assertion that was used, a passkey, the link that adds one, and
-what a passkey is to sign."""
+PASSKEY, ENROLLMENT, CHALLENGE, BROWSER = "passkey", "enrollment", "challenge", "browser"
+"""The kinds of rows in `oauth_tokens`: the two tokens, by the hints of RFC 7009, the session on one page, the record of
+a change of a grant's scopes, an assertion that was used, a passkey, the link that adds one, what a passkey signs or an
+identity provider sends back, and a browser that stays signed in."""
 
 DEVICE = "device"
 """The `redirect_uri` of a device's request (RFC 8628), which has none. It is no URI, so no client can register it."""
@@ -112,13 +112,13 @@ class Token(Base):
 
     token_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
-    """One of the eight above. Every lookup names it."""
+    """One of the nine above. Every lookup names it."""
     paired_hash: Mapped[bytes | None] = mapped_column(_Hash)
     grant_id: Mapped[bytes] = mapped_column(_GrantId, index=True)
     client_id: Mapped[str | None] = mapped_column(
         _ClientId, ForeignKey("oauth_clients.client_id", ondelete="CASCADE"), index=True
     )
-    """Null for a session, a passkey, and what adds or asks one."""
+    """Null for a session, a browser, a passkey, and what adds or asks one."""
     subject: Mapped[str | None] = mapped_column(Text)
     scopes: Mapped[str] = mapped_column(Text)
     resource: Mapped[str | None] = mapped_column(Text)

@@ -231,6 +231,7 @@ def _successor(session: Session, secret: str, row: Row[Any], now: int) -> str | 
 
 _PURPOSES = {
     "session": "It signs {} in on the page of connected apps",
+    "browser": "It keeps {} signed in on a browser",
     "enrollment": "It adds a passkey of {} on a device, once",
     "passkey": "It is the id of a passkey of {}, which only its device can use",
 }
@@ -238,7 +239,9 @@ _PURPOSES = {
 
 def _of_no_grant(row: Row[Any], now: int) -> Explanation:
     live, expires_at = row.expires_at > now, None if row.kind == PASSKEY else row.expires_at
-    purpose = _PURPOSES.get(row.kind, "It is what a passkey is to sign").format(one_line(row.subject or ""))
+    purpose = _PURPOSES.get(row.kind, "It is what a passkey signs, or an identity provider sends back").format(
+        one_line(row.subject or "")
+    )
     until = f", and {'is valid until' if live else 'expired at'} {with_age(row.expires_at, now)}"
     return Explanation(
         kind=row.kind,

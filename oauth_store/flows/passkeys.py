@@ -1,7 +1,6 @@
-"""Passkeys, the links that add one, and the challenges that they sign: rows of `oauth_tokens`, each with its own kind.
+"""Passkeys, and the links that add one: rows of `oauth_tokens`, each with its own kind.
 
-A passkey's row has its public key, which signs in nobody; links and challenges are hashes. A row that may be used once
-is deleted by the transaction that uses it: of any number of requests, in any number of processes, one wins.
+A passkey's row has its public key, which signs in nobody. A link is a hash, and the step that uses it deletes it.
 """
 
 import json
@@ -10,17 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Delete, Row, Update, bindparam, delete, insert, select, update
+from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret, mint, mint_grant_id
-from oauth_store.database.models import CHALLENGE, ENROLLMENT, PASSKEY, tokens
+from oauth_store.database.models import ENROLLMENT, PASSKEY, tokens
 from oauth_store.display import USER_LENGTH, is_user_name, nfc, one_line
 from oauth_store.errors import OAuthStoreError
 from oauth_store.events import emit_after_commit
+from oauth_store.flows.challenges import RefusedError, must_change, use_up
 from oauth_store.flows.personal import NAME_LENGTH, NO_EXPIRY
-from oauth_store.webauthn import CHALLENGE_SECONDS, Created, user_handle
+from oauth_store.webauthn import Created, user_handle
 
 if TYPE_CHECKING:  # imports the SDK, which takes a second, and the commands do not need it
     from oauth_store.flows.issuer import Issuer
@@ -44,16 +44,6 @@ _is_link = (
 )
 _link_by_hash = select(tokens).where(*_is_link)
 _use_link = delete(tokens).where(*_is_link)
-_use_challenge = delete(tokens).where(
-    tokens.c.token_hash == bindparam("b_hash"),
-    tokens.c.kind == CHALLENGE,
-    tokens.c.paired_hash == bindparam("b_about"),
-    tokens.c.expires_at > bindparam("b_now"),
-)
-
-
-class RefusedError(Exception):
-    """A passkey or a link cannot be used; the message is the reason, for the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,36 +81,6 @@ class Link:
     expires_at: int
 
 
-def about(*parts: str) -> str:
-    """Return a text for what a challenge is bound to, another one for any other parts."""
-    return json.dumps(parts)
-
-
-# Challenges
-
-
-async def ask(issuer: "Issuer", purpose: str) -> str:
-    """Store a new challenge for one purpose (see `about`), and return it: 32 random bytes in base64url."""
-    challenge = mint("challenge").removeprefix("challenge_")
-    await issuer.store.write(_store_challenge, challenge, purpose, issuer.resource, int(time.time()))
-    issuer.after_commit()
-    return challenge
-
-
-def _store_challenge(session: Session, challenge: str, purpose: str, resource: str | None, now: int) -> None:
-    row = {
-        "token_hash": hash_secret(challenge),
-        "kind": CHALLENGE,
-        "paired_hash": hash_secret(purpose),
-        "grant_id": mint_grant_id(),
-        "scopes": "",
-        "resource": resource,
-        "created_at": now,
-        "expires_at": now + CHALLENGE_SECONDS,
-    }
-    session.execute(insert(tokens), row)
-
-
 async def use(issuer: "Issuer", passkey: Passkey, challenge: str, purpose: str, count: int) -> None:
     """Use up a challenge that a passkey has signed, once, and store how many signatures it has made.
 
@@ -131,16 +91,9 @@ async def use(issuer: "Issuer", passkey: Passkey, challenge: str, purpose: str, 
 
 
 def _use(session: Session, key_hash: bytes, challenge: str, purpose: str, count: int, now: int) -> None:
-    _must_change(
-        session, _use_challenge, "wrong", b_hash=hash_secret(challenge), b_about=hash_secret(purpose), b_now=now
-    )
+    use_up(session, challenge, purpose, now)
     counted = {"b_hash": key_hash, "b_before": max(count - 1, 0), "b_count": count, "b_now": now}
-    _must_change(session, _count, "the passkey's count went back", **counted)
-
-
-def _must_change(session: Session, statement: Update | Delete, reason: str, **values: Any) -> None:
-    if not session.execute(statement, values).rowcount:  # type: ignore[attr-defined]  # a CursorResult
-        raise RefusedError(reason)
+    must_change(session, _count, "the passkey's count went back", **counted)
 
 
 # Passkeys
@@ -238,9 +191,8 @@ async def enroll(issuer: "Issuer", link: Link, created: Created, purpose: str) -
 
 
 def _enroll(session: Session, link: Link, created: Created, purpose: str, resource: str | None, now: int) -> None:
-    used = {"b_hash": hash_secret(created.challenge), "b_about": hash_secret(purpose), "b_now": now}
-    _must_change(session, _use_challenge, "wrong", **used)
-    _must_change(session, _use_link, "the link is over", b_hash=hash_secret(link.secret), b_now=now)
+    use_up(session, created.challenge, purpose, now)
+    must_change(session, _use_link, "the link is over", b_hash=hash_secret(link.secret), b_now=now)
     details = {
         "id": created.credential_id,
         "name": link.name,

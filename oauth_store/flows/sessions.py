@@ -1,70 +1,134 @@
-"""A browser's session on the page of connected apps: a row of `oauth_tokens` with its own kind."""
+"""A browser's sessions: rows of `oauth_tokens`, for one page or for a browser that stays signed in."""
 
 import time
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, bindparam, delete, insert, select
+from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from oauth_store.credentials import hash_secret, mint_grant_id
-from oauth_store.database.models import PASSKEY, SESSION, tokens
-from oauth_store.flows.issuer import Issuer
+from oauth_store.database.models import BROWSER, PASSKEY, SESSION, tokens
+from oauth_store.events import emit_after_commit
 from oauth_store.flows.tokens import lookup
 
+if TYPE_CHECKING:  # imports the SDK, which takes a second, and the commands do not need it
+    from oauth_store.flows.issuer import Issuer
+
 SESSION_SECONDS = 15 * 60
+REQUEST_SECONDS = 10 * 60
+"""How long a user stays signed in for one request, after the sign-in at an identity provider."""
+BROWSER_SECONDS = 30 * 24 * 3600
 
 _key = tokens.alias("passkey")
-_session_by_hash = (
-    select(tokens.c.subject, tokens.c.resource, tokens.c.scopes.label("way"))
-    .select_from(tokens.outerjoin(_key, (_key.c.token_hash == tokens.c.paired_hash) & (_key.c.kind == PASSKEY)))
-    .where(
-        tokens.c.token_hash == bindparam("b_hash"),
-        tokens.c.kind == SESSION,
-        tokens.c.expires_at > bindparam("b_now"),
-        tokens.c.paired_hash.is_(None) | _key.c.token_hash.is_not(None),
-    )
+_live = (
+    tokens.c.expires_at > bindparam("b_now"),
+    tokens.c.paired_hash.is_(None) | _key.c.token_hash.is_not(None),
 )
-_delete = delete(tokens).where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind == SESSION)
+_sessions = (
+    select(tokens)
+    .select_from(tokens.outerjoin(_key, (_key.c.token_hash == tokens.c.paired_hash) & (_key.c.kind == PASSKEY)))
+    .where(*_live, tokens.c.kind == bindparam("b_kind"))
+)
+_session_by_hash = _sessions.where(tokens.c.token_hash == bindparam("b_hash"))
+_delete = delete(tokens).where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind.in_([SESSION, BROWSER]))
+_use = (
+    update(tokens)
+    .where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind == BROWSER)
+    .values(first_used_at=bindparam("b_now"))
+)
 
 
-async def begin(issuer: Issuer, secret: str, user: str, way: str, key_hash: bytes | None) -> None:
-    """Store a session of a user, and how they signed in: with `way`, and with which passkey, if it was one."""
-    await issuer.store.write(_begin_session, secret, user, way, key_hash, issuer.resource, int(time.time()))
+@dataclass(frozen=True, slots=True)
+class Browser:
+    """A browser that stays signed in."""
+
+    id: bytes
+    session_hash: bytes
+    user: str
+    way: str
+    """How the user signed in: with a `passkey` or an `account`."""
+    resource: str | None
+    created_at: int
+    last_used_at: int | None
+    expires_at: int
 
 
-def _begin_session(
-    session: Session, secret: str, user: str, way: str, key_hash: bytes | None, resource: str | None, now: int
-) -> None:
-    """Store a session of a user at the server with this resource."""
+@dataclass(frozen=True, slots=True)
+class Began:
+    """Who began a session, and how."""
+
+    user: str
+    way: str
+    """How they signed in; after a space, what let in the user of an account."""
+    key_hash: bytes | None
+    """Of the passkey, if it was one."""
+    resource: str | None
+
+
+def begin(session: Session, secret: str, began: Began, kind: str, lifetime_seconds: int, now: int) -> None:
+    """Store a session, or a browser that stays signed in."""
     row = {
         "token_hash": hash_secret(secret),
-        "kind": SESSION,
-        "paired_hash": key_hash,
+        "kind": kind,
+        "paired_hash": began.key_hash,
         "grant_id": mint_grant_id(),
-        "subject": user,
-        "resource": resource,
-        "scopes": way,
+        "subject": began.user,
+        "resource": began.resource,
+        "scopes": began.way,
         "created_at": now,
-        "expires_at": now + SESSION_SECONDS,
+        "expires_at": now + lifetime_seconds,
     }
     session.execute(insert(tokens), row)
+    if kind == BROWSER:
+        emit_after_commit(session, "browser_stays", subject=began.user, way=began.way.partition(" ")[0])
 
 
-async def find(issuer: Issuer, secret: str) -> Row[Any] | None:
-    """Return the `subject` and the `way` of a session of this server whose passkey exists, or None."""
-    row = await issuer.store.read(_session, secret, int(time.time()))
+async def find(issuer: "Issuer", secret: str, kind: str) -> Row[Any] | None:
+    """Return the row of a session of this server whose passkey exists, or None."""
+    row = await issuer.store.read(_session, secret, kind, int(time.time()))
     return row if row is not None and issuer.is_ours(row.resource) else None
 
 
-def _session(session: Session, secret: str, now: int) -> Row[Any] | None:
-    return lookup(session, _session_by_hash, b_hash=hash_secret(secret), b_now=now)
+def _session(session: Session, secret: str, kind: str, now: int) -> Row[Any] | None:
+    return lookup(session, _session_by_hash, b_hash=hash_secret(secret), b_kind=kind, b_now=now)
 
 
-async def end(issuer: Issuer, secret: str) -> None:
-    """Delete a session."""
-    await issuer.store.write(_end_session, secret)
+def use(session: Session, secret: str, now: int) -> None:
+    """Note that a browser that stays signed in was used."""
+    session.execute(_use, {"b_hash": hash_secret(secret), "b_now": now})
 
 
-def _end_session(session: Session, secret: str) -> None:
+def end(session: Session, secret: str) -> None:
     """Delete a session."""
     session.execute(_delete, {"b_hash": hash_secret(secret)})
+
+
+def browsers(session: Session, now: int) -> list[Browser]:
+    """Return the browsers that stay signed in, of all servers on the database, the oldest first."""
+    rows = session.execute(_sessions, {"b_kind": BROWSER, "b_now": now})
+    found = [
+        Browser(
+            id=row.grant_id,
+            session_hash=row.token_hash,
+            user=row.subject,
+            way=row.scopes.partition(" ")[0],
+            resource=row.resource,
+            created_at=row.created_at,
+            last_used_at=row.first_used_at,
+            expires_at=row.expires_at,
+        )
+        for row in rows
+    ]
+    return sorted(found, key=lambda browser: (browser.created_at, browser.id))
+
+
+def sign_out(session: Session, listed: Collection[Browser], *, by: str) -> int:
+    """End the sessions of browsers that stay signed in, and return how many there still were."""
+    ended = 0
+    for browser in listed:
+        if session.execute(_delete, {"b_hash": browser.session_hash}).rowcount:  # type: ignore[attr-defined]
+            emit_after_commit(session, "browser_signed_out", subject=browser.user, by=by)
+            ended += 1
+    return ended

@@ -1,4 +1,4 @@
-"""What the approvals with pages share: `PasswordApproval`, `PasskeyApproval`."""
+"""What the approvals with pages share: `PasswordApproval`, `PasskeyApproval`, `OidcApproval`."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -10,6 +10,7 @@ from oauth_store.approval import Approver, AuthorizationRequest
 from oauth_store.display import USER_LENGTH, is_user_name
 from oauth_store.errors import ConfigurationError
 from oauth_store.pages.apps import AppsPage
+from oauth_store.pages.callback import CallbackPage
 from oauth_store.pages.consent import ConsentPage, consent_url
 from oauth_store.pages.default import DEVICE_PATH
 from oauth_store.pages.enrollment import EnrollmentPage
@@ -18,7 +19,7 @@ from oauth_store.pages.sign_in import SignIn
 from oauth_store.pages.wording import Wording
 
 TAKEN = (
-    *(ConsentPage.path, EnrollmentPage.path),
+    *(ConsentPage.path, EnrollmentPage.path, CallbackPage.path),
     *("/authorize", "/token", "/register", "/revoke"),
 )
 """Paths in use, except the MCP endpoint's, which is not known yet."""
@@ -53,13 +54,22 @@ class PageApproval:
 
     def routes(self, provider: Approver) -> list[Route]:
         """Return the routes of the pages."""
-        consent = ConsentPage(provider, self.sign_in, self.pages, self._wording)
+        apps_url = None if self._apps_path is None else provider.public_url(self._apps_path)
+        account = self.sign_in.account
+
+        def page_of(handle: str) -> str | None:
+            return consent_url(provider, handle) if handle else apps_url
+
+        callback = None if account is None else CallbackPage(provider, self.sign_in, account, self.pages, page_of)
+        consent = ConsentPage(provider, self.sign_in, self.pages, self._wording, callback)
         enrollment = EnrollmentPage(provider, self.sign_in, self.pages)
-        pages: list[ConsentPage | EnrollmentPage | AppsPage] = [consent, enrollment]
+        pages: list[ConsentPage | EnrollmentPage | CallbackPage | AppsPage] = [consent, enrollment]
+        if callback is not None:
+            pages.append(callback)
         if self._apps_path in (DEVICE_PATH, "/device_authorization") and provider.issuer.device_url is not None:
             raise ConfigurationError(f"apps_path is {self._apps_path!r}, which devices need; choose another path")
         if self._apps_path is not None:
-            pages.append(AppsPage(provider, self.sign_in, self.pages, self._wording, self._apps_path))
+            pages.append(AppsPage(provider, self.sign_in, self.pages, self._wording, callback, self._apps_path))
         return [Route(page.path, page.handle, methods=["GET", "POST"]) for page in pages]
 
 

@@ -12,22 +12,27 @@ from oauth_store.credentials import derive, mint, same
 from oauth_store.display import app_name, short_line, utc
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError, SchemaError
 from oauth_store.flows import sessions
+from oauth_store.flows.challenges import about
 from oauth_store.flows.connected import LiveGrant, end_all, end_one, live_grants
-from oauth_store.flows.passkeys import about
 from oauth_store.flows.personal import NO_EXPIRY, create_token, is_personal
 from oauth_store.flows.scopes import change_scopes
+from oauth_store.flows.sessions import Browser
+from oauth_store.pages.accounts import ACCOUNT
+from oauth_store.pages.callback import CallbackPage
 from oauth_store.pages.choices import Choices, Tools, choices_of, tools_by_scope
 from oauth_store.pages.html import Pages
+from oauth_store.pages.passwords import PASSWORD
 from oauth_store.pages.sign_in import SignIn
-from oauth_store.pages.ways import SignInError
+from oauth_store.pages.ways import SignedIn, SignInError
 from oauth_store.pages.wording import Wording, scopes_in_words
 from oauth_store.webauthn import CHALLENGE_SECONDS
 
-SESSION_COOKIE = "oauth_store_session"
 QUESTION_COOKIE = "oauth_store_question"
 """Binds the question of a way to sign in to the browser that asked for it."""
 SHOWN = 200
 """Maximum apps on the page: enough for a user, and rendered within a second."""
+FRESH_SECONDS = 5 * 60
+"""How young a sign-in at an identity provider is that confirms a form: the provider need not ask for anything again."""
 CONFIRMED = ("revoke", "create", "name", "expires")
 """The fields of a form, with its scopes, that a passkey signs when it confirms one."""
 
@@ -39,8 +44,17 @@ class AppsPage:
     row of `oauth_tokens` with its own kind, valid for 15 minutes.
     """
 
-    def __init__(self, approver: Approver, sign_in: SignIn, pages: Pages, wording: Wording, path: str) -> None:
+    def __init__(
+        self,
+        approver: Approver,
+        sign_in: SignIn,
+        pages: Pages,
+        wording: Wording,
+        callback: CallbackPage | None,
+        path: str,
+    ) -> None:
         self.path = path
+        self._callback = callback
         self._approver = approver
         self._issuer = approver.issuer
         self._sign_in = sign_in
@@ -51,13 +65,13 @@ class AppsPage:
 
     async def handle(self, request: Request) -> Response:
         """Show the sign-in form or the list, or handle one of their forms."""
-        session = self._cookies.get(request, SESSION_COOKIE)
-        user = await self._sign_in.user_of(self._approver, session)
-        if user is None or session is None:
+        current = await self._sign_in.sessions.current(self._approver, request)
+        if current is None:
             return await self._answer_sign_in(request) if request.method == "POST" else await self._form()
-        csrf = derive(session, "apps")
+        signed_in, session = current
+        user, csrf = signed_in.user, derive(session, "apps")
         if request.method != "POST":
-            return await self._list(request, user, csrf)
+            return await self._list(request, signed_in, csrf)
         form = await form_of(request)
         if not from_our_page(request, self._url) or not same(form.get("csrf", ""), csrf):
             return self._pages.message(
@@ -67,19 +81,22 @@ class AppsPage:
                 status_code=403,
             )
         if form.get("sign_out"):
-            await sessions.end(self._issuer, session)
             response = self._to_page()
-            self._cookies.delete(response, SESSION_COOKIE)
+            if form["sign_out"] == "everywhere":
+                await self._sign_out_everywhere(user)
+            await self._sign_in.sessions.end(self._approver, request, response)
             return response
         message, app, token, failed = "", "", "", False
         status_code, headers = 200, {}
         try:
+            if "account" in form and self._callback is not None:
+                return await self._callback.leave(request)
             if "create" in form or form.get("revoke") == "all":
                 purpose = about(*("change", self._url, session), *(form.get(name, "") for name in CONFIRMED),
                                 *sorted(form.getlist("scope")))  # fmt: skip
                 if "question" in form:
                     return await self._sign_in.ask(self._approver, request, form, purpose, session)
-                await self._confirm(request, form, user, purpose)
+                await self._confirm(request, form, signed_in, purpose)
             if "create" in form:
                 message, app, token = await self._create(user, form)
             elif "save" in form:
@@ -93,12 +110,15 @@ class AppsPage:
         except OAuthStoreError as error:
             message, failed = f"Nothing was changed: {error}.", True
         return await self._list(
-            request, user, csrf,
+            request, signed_in, csrf,
             message=message, app=app, token=token, failed=failed, status_code=status_code, headers=headers,
         )  # fmt: skip
 
-    async def _confirm(self, request: Request, form: Form, user: str, purpose: str) -> None:
+    async def _confirm(self, request: Request, form: Form, signed_in: SignedIn, purpose: str) -> None:
         """Check that the user proves again who they are. Raises `SignInError`."""
+        user = signed_in.user
+        if _is_fresh(signed_in) and not self._sign_in.is_in(form):
+            return
         if not self._sign_in.is_in(form):  # from a template of the owner's, made for a release before
             raise SignInError("Confirm this with your password or your passkey.")
         again = await self._sign_in.check(self._approver, request, {**dict(form), "username": user}, purpose)
@@ -111,6 +131,11 @@ class AppsPage:
             return await self._form("You were signed out. Sign in again.")
         browser = self._cookies.get(request, QUESTION_COOKIE) or mint("browser")
         purpose = about("sign in", self._url, browser)
+        if "account" in form and self._callback is not None:
+            try:
+                return await self._callback.leave(request)
+            except SignInError as error:
+                return await self._form(str(error), status_code=error.status_code, headers=error.headers)
         if "question" in form:
             response = await self._sign_in.ask(self._approver, request, form, purpose)
             self._cookies.set(response, QUESTION_COOKIE, browser, max_age_seconds=CHALLENGE_SECONDS, samesite="strict")
@@ -125,10 +150,7 @@ class AppsPage:
                 headers=error.headers,
             )
         response = self._to_page()
-        session = await self._sign_in.begin(self._approver, signed_in)
-        self._cookies.set(
-            response, SESSION_COOKIE, session, max_age_seconds=sessions.SESSION_SECONDS, samesite="strict"
-        )
+        await self._sign_in.sessions.begin(self._approver, response, signed_in, samesite="strict")
         self._sign_in.remember(self._approver, response, signed_in.user)
         return response
 
@@ -148,7 +170,7 @@ class AppsPage:
     async def _list(
         self,
         request: Request,
-        user: str,
+        signed_in: SignedIn,
         csrf: str,
         *,
         message: str = "",
@@ -157,7 +179,8 @@ class AppsPage:
         failed: bool = False,
         **options: Any,
     ) -> Response:
-        subject, resource = self._subject(user), self._issuer.resource
+        user = signed_in.user
+        subject, resource = self._sign_in.sees(user), self._issuer.resource
         connected, total = await self._issuer.store.read(live_grants, subject=subject, resource=resource, limit=SHOWN)
         tools = await tools_by_scope(request, self._issuer.scopes)
         return self._pages.render(
@@ -174,7 +197,9 @@ class AppsPage:
             token_choices=self._token_choices(tools),
             apps=[self._described(grant, tools) for grant in connected],
             more=total - len(connected),
-            **await self._sign_in.shown(self._approver),
+            browsers=len(await self._browsers(user)),
+            is_fresh=_is_fresh(signed_in),
+            **await self._shown(user),
             **options,
         )
 
@@ -218,8 +243,19 @@ class AppsPage:
     def _to_page(self) -> Response:
         return RedirectResponse(self._url, 303, headers={"Cache-Control": "no-store"})
 
-    def _subject(self, user: str) -> str | None:
-        return user if self._sign_in.asks_user else None
+    async def _shown(self, user: str) -> dict[str, Any]:
+        """Return what the templates need to show the ways in which this user can confirm."""
+        shown = await self._sign_in.shown(self._approver)
+        ways = [name for name in shown["ways"] if name != PASSWORD or user in self._sign_in.ways[PASSWORD].users]
+        return {**shown, "ways": ways}
+
+    async def _browsers(self, user: str) -> list[Browser]:
+        """Return the browsers in which a user stays signed in to this server."""
+        listed = await self._issuer.store.read(sessions.browsers, int(time.time()))
+        return [browser for browser in listed if browser.user == user and self._issuer.is_ours(browser.resource)]
+
+    async def _sign_out_everywhere(self, user: str) -> None:
+        await self._issuer.store.write(sessions.sign_out, await self._browsers(user), by=f"{user}, on the page of apps")
 
     async def _create(self, user: str, form: Form) -> tuple[str, str, str]:
         """Create a personal token. Return a message, the name that begins it, and the token, which is shown once."""
@@ -244,7 +280,7 @@ class AppsPage:
         `shown` are the scopes that the grant had when the page was shown, or None from a template that does not say: an
         old page must not give back what was taken away since.
         """
-        store, subject, resource = self._issuer.store, self._subject(user), self._issuer.resource
+        store, subject, resource = self._issuer.store, self._sign_in.sees(user), self._issuer.resource
         grant_id = _grant_id(choice)
         listed, _ = await store.read(live_grants, grant_id=grant_id, subject=subject, resource=resource)
         if grant_id is None or not listed:
@@ -274,7 +310,7 @@ class AppsPage:
     async def _revoke(self, user: str, choice: str) -> tuple[str, str]:
         """End one grant or all of them. Return a message, and the name of the app that begins it."""
         store, now = self._issuer.store, int(time.time())
-        subject, resource = self._subject(user), self._issuer.resource
+        subject, resource = self._sign_in.sees(user), self._issuer.resource
         if choice == "all":
             ended = len(await store.write(end_all, subject, resource, by=user, now=now))
             return f"{ended} app{' no longer has' if ended == 1 else 's no longer have'} access.", ""
@@ -285,6 +321,11 @@ class AppsPage:
         if grant is None:
             return "It was already revoked.", ""
         return "no longer has access.", app_name(grant.client_name)
+
+
+def _is_fresh(signed_in: SignedIn) -> bool:
+    """Return whether a user has just come back from an identity provider."""
+    return signed_in.way == ACCOUNT and signed_in.at is not None and time.time() - signed_in.at < FRESH_SECONDS
 
 
 def _grant_id(text: str) -> bytes | None:

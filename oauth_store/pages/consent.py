@@ -12,12 +12,13 @@ from oauth_store.approval import Approver, AuthorizationRequest
 from oauth_store.browser import Form, form_of, from_our_page, request_cookie
 from oauth_store.credentials import derive, same
 from oauth_store.display import app_name
+from oauth_store.flows.challenges import about
 from oauth_store.flows.clients import offered_to
-from oauth_store.flows.passkeys import about
+from oauth_store.pages.callback import CallbackPage
 from oauth_store.pages.choices import Choices, Tools, choices_of, tools_by_scope
 from oauth_store.pages.html import Pages
 from oauth_store.pages.sign_in import SignIn
-from oauth_store.pages.ways import SignInError
+from oauth_store.pages.ways import SignedIn, SignInError
 from oauth_store.pages.wording import Target, Wording, document_host, in_words, scopes_in_words
 
 
@@ -31,11 +32,14 @@ class ConsentPage:
 
     path = "/consent"
 
-    def __init__(self, approver: Approver, sign_in: SignIn, pages: Pages, wording: Wording) -> None:
+    def __init__(
+        self, approver: Approver, sign_in: SignIn, pages: Pages, wording: Wording, callback: CallbackPage | None
+    ) -> None:
         self._approver = approver
         self._sign_in = sign_in
         self._pages = pages
         self._wording = wording
+        self._callback = callback
         self._url = approver.public_url(self.path)
         self._cookies = approver.cookies
 
@@ -73,7 +77,13 @@ class ConsentPage:
         self, request: Request, form: Form, waiting: AuthorizationRequest, csrf: str, browser: str
     ) -> Response:
         if form.get("answer") == "deny":
-            return _to_client(await self._approver.deny(waiting.handle))
+            return _redirect(await self._approver.deny(waiting.handle))
+        if "account" in form and self._callback is not None:
+            return await self._leave(request, self._callback, waiting, csrf)
+        if form.get("answer") == "sign_out":
+            signed_out = _redirect(consent_url(self._approver, waiting.handle))
+            await self._sign_in.sessions.end(self._approver, request, signed_out, waiting.handle)
+            return signed_out
         if form.get("answer") != "allow":
             return await self._page(request, waiting, csrf, error="Choose Allow or Deny.", status_code=400)
         choices = self._choices(waiting, {})
@@ -86,10 +96,12 @@ class ConsentPage:
         # what a passkey signs: this answer to this request of this browser, for exactly these scopes
         granted = sorted(waiting.scopes if scopes is None else scopes)
         purpose = about("allow", self._url, waiting.handle, browser, str(waiting.client.client_id), *granted)
+        if form.get("stay"):
+            purpose = about(purpose, "stay")
         if "question" in form:
             return await self._sign_in.ask(self._approver, request, form, purpose, waiting.handle)
         try:
-            signed_in = await self._sign_in.check(self._approver, request, form, purpose)
+            signed_in = await self._who(request, form, waiting, purpose)
         except SignInError as error:
             username = form.get("username", "")
             return await self._page(
@@ -105,9 +117,31 @@ class ConsentPage:
         if await self._approver.pending(waiting.handle, request) is None:  # a device's code was typed again elsewhere
             return self._over()
         choice = {} if scopes is None else {"scopes": scopes}
-        response = _to_client(await self._approver.approve(waiting.handle, subject=signed_in.user, **choice))
+        response = _redirect(await self._approver.approve(waiting.handle, subject=signed_in.user, **choice))
         self._sign_in.remember(self._approver, response, signed_in.user)
+        if signed_in.stays:
+            await self._sign_in.sessions.use(self._approver, request)
+        elif form.get("stay"):
+            await self._sign_in.sessions.stay(self._approver, response, signed_in)
         return response
+
+    async def _who(self, request: Request, form: Form, waiting: AuthorizationRequest, purpose: str) -> SignedIn:
+        """Return who answers: the user who is signed in, or the one whose proof the form has. Raises `SignInError`."""
+        if "user" not in form:
+            return await self._sign_in.check(self._approver, request, form, purpose)
+        signed_in = await self._sign_in.sessions.for_request(self._approver, request, waiting.handle)
+        if signed_in is None or signed_in.user != form["user"]:
+            raise SignInError("You were signed out. Sign in again.")
+        return signed_in
+
+    async def _leave(
+        self, request: Request, callback: CallbackPage, waiting: AuthorizationRequest, csrf: str
+    ) -> Response:
+        try:
+            return await callback.leave(request, waiting.handle)
+        except SignInError as error:
+            status_code, headers = error.status_code, error.headers
+            return await self._page(request, waiting, csrf, error=str(error), status_code=status_code, headers=headers)
 
     def _choices(
         self,
@@ -132,6 +166,7 @@ class ConsentPage:
     ) -> Response:
         client = waiting.client
         tools = await tools_by_scope(request, self._approver.issuer.scopes)
+        signed_in = await self._sign_in.sessions.for_request(self._approver, request, waiting.handle)
         return self._pages.render(
             "consent.html",
             status_code=status_code,
@@ -149,6 +184,8 @@ class ConsentPage:
             scopes=scopes_in_words(waiting.scopes, self._wording.scope_descriptions),
             duration=self._duration(client),
             **await self._sign_in.shown(self._approver),
+            user="" if signed_in is None else signed_in.user,
+            stays=signed_in is not None and signed_in.stays,
             username=username,
             error=error,
         )
@@ -172,5 +209,5 @@ class ConsentPage:
         return self._pages.message(title, *paragraphs, server=self._approver.public_name, status_code=status_code)
 
 
-def _to_client(url: str) -> Response:
+def _redirect(url: str) -> Response:
     return RedirectResponse(url, 303, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})

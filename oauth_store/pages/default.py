@@ -9,23 +9,27 @@ from urllib.parse import urlsplit
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 from starlette.routing import Route
 
-from oauth_store.approval import PASSWORD_HASH, Approver, LoopbackApproval
+from oauth_store.approval import OIDC, PASSWORD_HASH, Approver, LoopbackApproval
 from oauth_store.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from oauth_store.pages.approval import PageApproval
     from oauth_store.pages.html import Pages
-    from oauth_store.pages.password import PasswordApproval
 
 DEVICE_PATH = "/device"
 
 logger = logging.getLogger("oauth_store")
 
 
-def default_approval(urls: list[str]) -> "PasswordApproval | LoopbackApproval":
+def default_approval(urls: list[str]) -> "PageApproval | LoopbackApproval":
     """Return the approval for a server with these public URLs whose owner has not chosen one.
 
-    Raises `ConfigurationError` if there is no password and one of the URLs is not loopback.
+    Raises `ConfigurationError` if there is no password and no identity provider, and one of the URLs is not loopback.
     """
+    if any(os.environ.get(f"{OIDC}_{name}") for name in ("ISSUER", "CLIENT_ID", "CLIENT_SECRET", "ALLOW")):
+        from oauth_store.pages.oidc import OidcApproval
+
+        return OidcApproval()
     if os.environ.get(PASSWORD_HASH):
         from oauth_store.pages.password import PasswordApproval  # imports argon2 and jinja2 only where needed
 

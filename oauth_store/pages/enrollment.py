@@ -13,6 +13,7 @@ from oauth_store.display import short_line
 from oauth_store.errors import ConfigurationError
 from oauth_store.events import emit
 from oauth_store.flows import passkeys
+from oauth_store.flows.challenges import RefusedError, about, ask
 from oauth_store.flows.passkeys import Link
 from oauth_store.pages.html import Pages
 from oauth_store.pages.passkeys import PASSKEY, Passkeys
@@ -20,7 +21,7 @@ from oauth_store.pages.sign_in import PER_ADDRESS, QUESTIONS, WRONG_IN_TOTAL, Si
 from oauth_store.pages.ways import SignInError
 from oauth_store.rate_limits import Limiter
 from oauth_store.urls import same_resource
-from oauth_store.webauthn import EXTRA, InvalidPasskeyError, RelyingParty
+from oauth_store.webauthn import CHALLENGE_SECONDS, EXTRA, InvalidPasskeyError, RelyingParty
 
 OVER = "This link is incomplete, was used already, or is older than 10 minutes. Run oauth-store passkey add again."
 
@@ -62,13 +63,13 @@ class EnrollmentPage:
             wait = self._limiter.retry_after((WRONG_IN_TOTAL, "wrong"), (PER_ADDRESS, address))
             emit("sign_in_failed", address=address, reason="too many attempts" if wait else "wrong link")
             return self._refused(form, too_many(wait) if wait else SignInError(link))
-        purpose = passkeys.about("enroll", party.url, link.secret)
+        purpose = about("enroll", party.url, link.secret)
         if "question" not in form:
             return await self._add(form, link, party, purpose, address)
         wait = self._limiter.retry_after((QUESTIONS, derive(link.secret, "questions")))
         if wait:
             return self._refused(form, too_many(wait))
-        challenge = await passkeys.ask(self._approver.issuer, purpose)
+        challenge = await ask(self._approver.issuer, purpose, CHALLENGE_SECONDS)
         known = [one.credential_id for one in await passkeys.of_server(self._approver.issuer) if one.user == link.user]
         options = await asyncio.to_thread(party.creation_options, challenge, link.user, known)
         return JSONResponse(options, headers={"Cache-Control": "no-store"})
@@ -86,8 +87,8 @@ class EnrollmentPage:
         try:
             created = await asyncio.to_thread(party.check_created, form.get(PASSKEY, ""))
             await passkeys.enroll(self._approver.issuer, link, created, purpose)
-        except (InvalidPasskeyError, passkeys.RefusedError) as error:
-            reason = str(error) if isinstance(error, passkeys.RefusedError) else "wrong"
+        except (InvalidPasskeyError, RefusedError) as error:
+            reason = str(error) if isinstance(error, RefusedError) else "wrong"
             emit("sign_in_failed", address=address, reason=reason)
             return self._page("That passkey was not accepted, and nothing was added. Open the link again.", 403)
         return RedirectResponse(f"{self._url}?answer=added", 303, headers={"Cache-Control": "no-store"})

@@ -15,6 +15,7 @@ from oauth_store.errors import ConfigurationError
 TEMPLATES = (
     "base.html",
     "fields.html",
+    "account.html",
     "again.html",
     "touch.html",
     "script.html",
@@ -105,10 +106,17 @@ class Pages:
         server: str,
         status_code: int,
         headers: Mapping[str, str] | None = None,
+        again: str | None = None,
     ) -> Response:
-        """Return a page with a message: what happened, and what to do."""
+        """Return a page with a message: what happened, and what to do. `again` is the page to go back to."""
         return self.render(
-            "message.html", server=server, status_code=status_code, headers=headers, title=title, paragraphs=paragraphs
+            "message.html",
+            server=server,
+            status_code=status_code,
+            headers=headers,
+            title=title,
+            paragraphs=paragraphs,
+            again=again,
         )
 
 

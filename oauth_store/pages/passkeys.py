@@ -7,9 +7,10 @@ from typing import Any
 from oauth_store import webauthn
 from oauth_store.approval import Approver
 from oauth_store.errors import ConfigurationError
-from oauth_store.flows import passkeys
+from oauth_store.flows import challenges, passkeys
+from oauth_store.flows.challenges import RefusedError
 from oauth_store.pages.ways import SignedIn, SignInError
-from oauth_store.webauthn import InvalidPasskeyError, RelyingParty
+from oauth_store.webauthn import CHALLENGE_SECONDS, InvalidPasskeyError, RelyingParty
 
 PASSKEY = "passkey"
 
@@ -39,7 +40,7 @@ class Passkeys:
     async def question(self, approver: Approver, purpose: str) -> dict[str, Any]:
         """Return the options for the browser, with a challenge that is valid once, for five minutes, for `purpose`."""
         party = RelyingParty.of(approver.public_url(""))
-        return party.signing_options(await passkeys.ask(approver.issuer, purpose))
+        return party.signing_options(await challenges.ask(approver.issuer, purpose, CHALLENGE_SECONDS))
 
     async def check(self, approver: Approver, _user: str | None, proof: str, purpose: str) -> SignedIn:
         """Return the user whose passkey has signed the challenge for `purpose`. Raises `SignInError`."""
@@ -53,7 +54,7 @@ class Passkeys:
             await passkeys.use(approver.issuer, passkey, signed.challenge, purpose, signed.count)
         except InvalidPasskeyError as invalid:
             raise SignInError(wrong) from invalid
-        except passkeys.RefusedError as refused:
+        except RefusedError as refused:
             raise SignInError(wrong, reason=str(refused)) from refused
         return SignedIn(passkey.user, self.name, passkey.key_hash)
 
@@ -64,7 +65,7 @@ class Passkeys:
         except ConfigurationError:
             return None
 
-    def sign(self, _user: str, value: str) -> str:
+    def sign(self, _signed_in: SignedIn, value: str) -> str:
         """Return the value itself: the row of the session names the passkey, and ends with it."""
         return value
 

@@ -52,20 +52,12 @@ class PasswordApproval(PageApproval):
         Raises:
             ConfigurationError: If a setting is missing, contradictory or not usable. It never quotes a password.
         """
-        if password_hash is not None and users is not None:
-            raise ConfigurationError("both password_hash and users were passed; pass only one of them")
-        source = "password_hash"
-        if password_hash is None and users is None:
-            source, password_hash = PASSWORD_HASH, os.environ.get(PASSWORD_HASH)
-            if not password_hash:
-                raise ConfigurationError(
-                    "PasswordApproval() has no password; run `oauth-store hash-password`, and pass the hash it prints "
-                    f"as password_hash, or set {PASSWORD_HASH} to it"
-                )
-        if users is not None:
-            check_users(users)
-        named = {normalized(user): (f"users[{user!r}]", hashed) for user, hashed in (users or {}).items()}
-        passwords = Passwords(named or {OWNER: (source, str(password_hash))}, asks_user=users is not None)
+        passwords = passwords_of(password_hash, users)
+        if passwords is None:
+            raise ConfigurationError(
+                "PasswordApproval() has no password; run `oauth-store hash-password`, and pass the hash it prints "
+                f"as password_hash, or set {PASSWORD_HASH} to it"
+            )
         super().__init__(
             SignIn([passwords, Passkeys(passwords.users)], asks_user=users is not None),
             name=name,
@@ -76,3 +68,17 @@ class PasswordApproval(PageApproval):
             known_hosts=known_hosts,
             apps_path=apps_path,
         )
+
+
+def passwords_of(password_hash: str | None, users: Mapping[str, str] | None) -> Passwords | None:
+    """Return the passwords that are passed, or else that of the environment, or None. Raises `ConfigurationError`."""
+    if password_hash is not None and users is not None:
+        raise ConfigurationError("both password_hash and users were passed; pass only one of them")
+    if users is not None:
+        check_users(users)
+        named = {normalized(user): (f"users[{user!r}]", hashed) for user, hashed in users.items()}
+        return Passwords(named, asks_user=True)
+    if password_hash is not None:
+        return Passwords({OWNER: ("password_hash", password_hash)}, asks_user=False)
+    from_environment = os.environ.get(PASSWORD_HASH)
+    return Passwords({OWNER: (PASSWORD_HASH, from_environment)}, asks_user=False) if from_environment else None

@@ -77,9 +77,9 @@ class Passwords:
             raise SignInError("That name and password do not match." if self._asks_user else "That password is wrong.")
         return SignedIn(user, self.name)
 
-    def sign(self, user: str, value: str) -> str:
+    def sign(self, signed_in: SignedIn, value: str) -> str:
         """Return a cookie value that is valid for this user until their password changes."""
-        return f"{value}.{derive(self._hashes[user], value)}"
+        return f"{value}.{derive(self._hashes[signed_in.user], value)}"
 
     def signed(self, user: str, cookie: str) -> bool:
         """Return whether a cookie was made by `sign` for this user."""

@@ -1,4 +1,4 @@
-"""Sign-in: the ways in which users prove who they are, and what all share: limits, sessions, known browsers."""
+"""Sign-in: the ways in which users prove who they are, and what all share: limits and known browsers."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from oauth_store.approval import Approver
-from oauth_store.credentials import mint
 from oauth_store.display import in_minutes
 from oauth_store.events import emit
-from oauth_store.flows import sessions
-from oauth_store.pages.passwords import PASSWORD
-from oauth_store.pages.ways import SignedIn, SignInError, Way
+from oauth_store.pages.accounts import ACCOUNT, Accounts
+from oauth_store.pages.passkeys import PASSKEY
+from oauth_store.pages.sessions import Sessions
+from oauth_store.pages.ways import OWNER, SignedIn, SignInError, Way
 from oauth_store.rate_limits import Limiter
 
 KNOWN_BROWSER = "oauth_store_known"
@@ -44,40 +44,63 @@ class SignIn:
         """`asks_user`: whether there are several users, each of whom sees their own apps."""
         self.ways = {way.name: way for way in ways}
         self.asks_user = asks_user
+        self.sessions = Sessions(self.ways)
         self._limiter = Limiter()
 
     async def shown(self, approver: Approver) -> dict[str, Any]:
         """Return what the templates need to show the ways that can be used now."""
         offered = [name for name, way in self.ways.items() if await way.is_offered(approver)]
-        return {"ways": offered, "asks_user": self.asks_user, "script": "passkey" in offered}
+        return {
+            "ways": offered,
+            "asks_user": self.asks_user,
+            "script": PASSKEY in offered,
+            "account": "" if self.account is None else self.account.label,
+        }
+
+    @property
+    def account(self) -> Accounts | None:
+        """The identity provider at which users may sign in."""
+        way = self.ways.get(ACCOUNT)
+        return way if isinstance(way, Accounts) else None
+
+    def sees(self, user: str) -> str | None:
+        """Return the user whose grants a user sees, or None for those of all: the owner's, where no user has a name."""
+        return None if user == OWNER and not self.asks_user else user
 
     def is_in(self, form: Mapping[str, str]) -> bool:
         """Return whether a form has the proof of a way, or asks for its question."""
         return any(name in form for name in (*self.ways, "question"))
 
     async def ask(
-        self, approver: Approver, request: Request, form: Mapping[str, str], purpose: str, about: str = ""
+        self, approver: Approver, request: Request, form: Mapping[str, str], purpose: str, subject: str = ""
     ) -> Response:
         """Return the question of the way that a form names, as JSON.
 
-        `about` names the request or the session that it is for. Without one, anyone may ask.
+        `subject` names the request or the session that it is for. Without one, anyone may ask.
         """
         way = self.ways.get(form.get("question", ""))
         if way is None or not await way.is_offered(approver):
             return JSONResponse({"error": "This server has no such way to sign in."}, 400)
+        try:
+            self.count_question(approver, request, subject)
+        except SignInError as error:
+            headers = {"Cache-Control": "no-store", **error.headers}
+            return JSONResponse({"error": str(error)}, error.status_code, headers)
+        return JSONResponse(await way.question(approver, purpose), headers={"Cache-Control": "no-store"})
+
+    def count_question(self, approver: Approver, request: Request, subject: str) -> None:
+        """Count a challenge, for a request or a session, or for anyone. Raises `SignInError` if there are too many."""
         browser, address = approver.cookies.get(request, KNOWN_BROWSER), approver.address_of(request)
         known = f"browser {browser}" if browser is not None and self.knows(browser) else ""
-        counted = [(QUESTIONS_PER_REQUEST, f"about {about}") if about else (QUESTIONS, f"question {known or address}")]
-        if not about and not known:
+        counted = [
+            (QUESTIONS_PER_REQUEST, f"about {subject}") if subject else (QUESTIONS, f"question {known or address}")
+        ]
+        if not subject and not known:
             counted.insert(0, (QUESTIONS_IN_TOTAL, "questions"))
         wait = self._limiter.retry_after(*counted)
         if wait is not None:
             emit("sign_in_failed", address=address, reason="too many attempts")
-            error = too_many(wait)
-            return JSONResponse(
-                {"error": str(error)}, error.status_code, {"Cache-Control": "no-store", **error.headers}
-            )
-        return JSONResponse(await way.question(approver, purpose), headers={"Cache-Control": "no-store"})
+            raise too_many(wait)
 
     async def check(self, approver: Approver, request: Request, form: Mapping[str, str], purpose: str) -> SignedIn:
         """Return the user whose proof is in a form, for one purpose.
@@ -111,25 +134,11 @@ class SignIn:
             self._limiter.forget(*counted[-1])  # never so that a user resets the limit for another's password
         return signed_in
 
-    async def begin(self, approver: Approver, signed_in: SignedIn) -> str:
-        """Store a session of a user who has signed in, and return the value of its cookie."""
-        secret = self.ways[signed_in.way].sign(signed_in.user, mint("session"))
-        await sessions.begin(approver.issuer, secret, signed_in.user, signed_in.way, signed_in.key_hash)
-        return secret
-
-    async def user_of(self, approver: Approver, secret: str | None) -> str | None:
-        """Return the user of a session, or None: it also ends with the password or the passkey that began it."""
-        row = await sessions.find(approver.issuer, secret) if secret else None
-        if row is None or secret is None:
-            return None
-        way = self.ways.get(row.way or PASSWORD)  # the release before did not store it
-        return str(row.subject) if way is not None and way.signed(row.subject, secret) else None
-
     def remember(self, approver: Approver, response: Response, user: str) -> None:
         """Set a cookie that proves that this user has signed in with this browser, where that helps against guesses."""
         for way in self._guessable():
             if user in way.users:
-                value = way.sign(user, secrets.token_urlsafe(16))
+                value = way.sign(SignedIn(user, way.name), secrets.token_urlsafe(16))
                 approver.cookies.set(response, KNOWN_BROWSER, value, max_age_seconds=KNOWN_BROWSER_SECONDS)
 
     def knows(self, browser: str, user: str | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""What a way to sign in is: a password, a passkey."""
+"""What a way to sign in is: a password, a passkey, an account elsewhere."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,15 +14,19 @@ OWNER = "owner"
 class SignInError(Exception):
     """The sign-in failed; the message is for the user at the browser."""
 
-    def __init__(self, message: str, retry_after_seconds: int | None = None, *, reason: str = "wrong") -> None:
-        """`reason` is for the log."""
+    def __init__(
+        self,
+        message: str,
+        retry_after_seconds: int | None = None,
+        *,
+        reason: str = "wrong",
+        status_code: int = 403,
+    ) -> None:
+        """`reason` is for the log. With `retry_after_seconds`, the status is 429."""
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
         self.reason = reason
-
-    @property
-    def status_code(self) -> int:
-        return 403 if self.retry_after_seconds is None else 429
+        self.status_code = status_code if retry_after_seconds is None else 429
 
     @property
     def headers(self) -> dict[str, str]:
@@ -31,12 +35,18 @@ class SignInError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """A user who has just proved who they are."""
+    """A user who has proved who they are."""
 
     user: str
     way: str
     key_hash: bytes | None = None
     """The passkey that proved it: a session that it began ends with it."""
+    entry: str = ""
+    """What let in the user of an account: a session that it began ends with it."""
+    at: int | None = None
+    """When, in epoch seconds, if that was not just now."""
+    stays: bool = False
+    """Whether this browser stays signed in."""
 
 
 class Way(Protocol):
@@ -64,7 +74,7 @@ class Way(Protocol):
         """Return the user whose proof this is; `user` is what `user_in` returned. Raises `SignInError`."""
         ...
 
-    def sign(self, user: str, value: str) -> str:
+    def sign(self, signed_in: SignedIn, value: str) -> str:
         """Return a cookie value that is valid while this user can sign in this way."""
         ...
 

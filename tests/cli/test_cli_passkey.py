@@ -7,7 +7,8 @@ import pytest
 
 from oauth_store.credentials import hash_secret
 from oauth_store.database.models import ENROLLMENT
-from oauth_store.flows.passkeys import Link, about, ask, create_link, enroll
+from oauth_store.flows.challenges import about, ask
+from oauth_store.flows.passkeys import Link, create_link, enroll
 from oauth_store.webauthn import Created
 from tests.commands import run, run_json
 from tests.databases import tokens_of
@@ -28,7 +29,7 @@ async def add_passkey(house: House, name: str, user: str = "owner", url: str = U
     issuer = house.provider.issuer
     link = await issuer.store.write(create_link, user, name, url)
     purpose = about("enroll", url, link.secret)
-    created = Created(await ask(issuer, purpose), f"credential {name} {user}", b"key", 0, ("usb",))
+    created = Created(await ask(issuer, purpose, 300), f"credential {name} {user}", b"key", 0, ("usb",))
     await enroll(issuer, link, created, purpose)
     return link
 
@@ -164,11 +165,15 @@ class TestExplain:
         """A link, the id of a passkey, and a challenge are explained as what they are."""
         await add_passkey(house, "phone")
         link = run_json("passkey", "add", database=database_url)["link"].partition("#")[2]
-        challenge = await ask(house.provider.issuer, "x")
+        challenge = await ask(house.provider.issuer, "x", 300)
         for secret, kind, text in (
             (link, "enrollment", "It adds a passkey of owner on a device, once, and is valid until"),
             ("credential phone owner", "passkey", "It is the id of a passkey of owner, which only its device can use."),
-            (challenge, "challenge", "It is what a passkey is to sign, and is valid until"),
+            (
+                challenge,
+                "challenge",
+                "It is what a passkey signs, or an identity provider sends back, and is valid until",
+            ),
         ):
             told = run_json("explain", database=database_url, answer=f"{secret}\n")
             assert (told["kind"], told["state"]) == (kind, "live")

@@ -3,7 +3,7 @@
 //     node openid.mjs PORT CLIENT_ID CLIENT_SECRET REDIRECT_URI
 //
 // It prints its issuer when it listens. PORT 0 is any. Everybody has the address NAME@example.com, which is verified
-// unless the name is "imposter": that one says to be ada@example.com.
+// unless the name is "imposter": that one says to be ada@example.com. ada is in the group "family".
 
 import { createServer } from 'node:http';
 import Provider from 'oidc-provider';
@@ -15,7 +15,7 @@ server.listen(Number(port), '127.0.0.1', () => {
   const issuer = `http://127.0.0.1:${server.address().port}`;
   const provider = new Provider(issuer, {
     clients: [{ client_id, client_secret, redirect_uris: [redirectUri] }],
-    claims: { openid: ['sub'], email: ['email', 'email_verified'] },
+    claims: { openid: ['sub'], email: ['email', 'email_verified'], groups: ['groups'] },
     cookies: { keys: ['of the tests'] },
     pkce: { required: () => true },
     findAccount: (_, sub) => ({
@@ -24,6 +24,7 @@ server.listen(Number(port), '127.0.0.1', () => {
         sub,
         email: `${sub === 'imposter' ? 'ada' : sub}@example.com`,
         email_verified: sub !== 'imposter',
+        groups: sub === 'ada' ? ['family'] : [],
       }),
     }),
   });

@@ -99,6 +99,7 @@ async def test_an_answer_has_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
         assert time.monotonic() - started < 3
         over.set()
         await asyncio.sleep(1)
+        monkeypatch.undo()  # on a busy machine, a good answer takes longer than a second
         assert (await claims(identities, company))["iss"] == company.issuer
 
 

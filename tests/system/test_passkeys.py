@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,14 @@ from fastmcp import FastMCP
 
 from oauth_store import PasskeyApproval, SQLAlchemyOAuthProvider
 from oauth_store.flows.passkeys import create_link
-from tests.forks import fork
 from tests.passkeys import Authenticator, add, ask, send
+from tests.processes import Process
 from tests.serving import free_port
 from tests.sites import Browser, Site
 from tests.steps import provider_on
 
 SECONDS = 60
-WHERE, BASE_URL = "TEST_PORT", "TEST_BASE_URL"
+BASE_URL = "TEST_BASE_URL"
 
 
 def serve() -> None:
@@ -31,31 +29,7 @@ def serve() -> None:
         os.environ["MCP_OAUTH_DB"], base_url=os.environ[BASE_URL], approval=PasskeyApproval()
     )
     app = FastMCP("wiki", auth=provider).http_app(stateless_http=True)
-    uvicorn.run(app, host="127.0.0.1", port=int(os.environ[WHERE]), log_level="warning", ws="none")
-
-
-class Process:
-    """A process of the server, on the same port at every start."""
-
-    def __init__(self, log: Path, database: str, base_url: str, port: int) -> None:
-        self.port = port
-        self._log = log
-        self._environment = {**os.environ, "MCP_OAUTH_DB": database, BASE_URL: base_url, WHERE: str(port)}
-
-    def start(self) -> None:
-        """Start it, and wait until it listens."""
-        self._process = fork(serve, ["serve"], self._environment, [Path(os.devnull), self._log, self._log])
-        deadline = time.monotonic() + SECONDS
-        with socket.socket() as probe:
-            while probe.connect_ex(("127.0.0.1", self.port)):
-                assert self._process.is_alive(), self._log.read_text()
-                assert time.monotonic() < deadline, self._log.read_text()
-                time.sleep(0.02)
-
-    def kill(self) -> None:
-        """End it with SIGKILL."""
-        self._process.kill()
-        self._process.join()
+    uvicorn.run(app, host="127.0.0.1", port=int(os.environ["TEST_PORT"]), log_level="warning", ws="none")
 
 
 @pytest.fixture
@@ -63,7 +37,8 @@ def processes(database_url: str, tmp_path: Path) -> Iterator[list[Process]]:
     """Two processes of one server, as behind a proxy that picks either."""
     first, second = free_port(), free_port()
     url = f"http://localhost:{first}"
-    made = [Process(tmp_path / f"{port}.log", database_url, url, port) for port in (first, second)]
+    environment = {"MCP_OAUTH_DB": database_url, BASE_URL: url}
+    made = [Process(serve, tmp_path / f"{port}.log", port, environment) for port in (first, second)]
     for process in made:
         process.start()
     yield made

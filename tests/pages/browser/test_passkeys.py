@@ -272,6 +272,8 @@ async def test_by_keyboard(wiki: Site, page: Page, device: Device, app: tuple[st
     await expect(page.get_by_role("heading", name="Your passkey was added")).to_be_visible()
     await page.goto(await asked(wiki, app))
     await page.keyboard.press("Tab")
+    assert await page.locator(":focus").get_attribute("name") == "stay"
+    await page.keyboard.press("Tab")
     assert await page.locator(":focus").inner_text() == "Allow with a passkey"
     await page.keyboard.press("Enter")
     await expect(page.get_by_text("back in the app")).to_be_visible()
