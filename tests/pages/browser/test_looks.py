@@ -14,12 +14,14 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Locator, Page, expect
 from pydantic import AnyUrl
 
+from tests.accounts import AccountProvider, account_site
 from tests.clocks import turned
 from tests.devices import asking
 from tests.pages.browser import DESK, PHONE, allow, boxes_in, press, screenshot, sign_in
 from tests.passkeys import enroll, link_of, passkey_site
 from tests.scopes import WORDS, add_many_tools, wiki_on
-from tests.sites import PASSWORD, USERS, site
+from tests.serving import free_port
+from tests.sites import HASH, PASSWORD, USERS, site
 from tests.steps import registration_options
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -231,6 +233,49 @@ class TestPasskeys:
             await check(page, named("consent-passkey-only", phone, dark))
             await page.goto(f"{wiki.url}/apps")
             await check(page, named("sign-in-passkey-only", phone, dark))
+
+
+class TestAccounts:
+    """The pages of a server whose users have accounts at an identity provider."""
+
+    @looks
+    @pytest.mark.parametrize("more", [True, False], ids=["three ways", "one way"])
+    async def test_all(self, chromium: Browser, tmp_path: Path, phone: bool, dark: bool, more: bool) -> None:
+        """The button before the other ways, the question after it, and the page of apps, are accessible, and fit."""
+        ways = "-and-more" if more else ""
+        port = free_port()
+        settings: dict[str, Any] = {**WIKI, **({"password_hash": HASH} if more else {})}
+        settings["provider_name"] = "Google"
+        async with (
+            AccountProvider().open() as acme,
+            account_site(
+                tmp_path / "oauth.db", acme, approval=settings, port=port, base_url=f"http://localhost:{port}"
+            ) as wiki,
+            people(chromium, phone=phone, dark=dark) as page,
+        ):
+            if more:
+                await enroll(wiki, user="ada@example.com")
+            await page.goto(await wiki.authorize_url(**TARGETS["known"]))
+            await check(page, named(f"consent-account{ways}", phone, dark))
+            await page.get_by_role("button", name="Sign in with Google").click()
+            await expect(page.get_by_text("You are signed in as ada@example.com")).to_be_visible()
+            await check(page, named(f"consent-signed-in{ways}", phone, dark))
+            await page.get_by_label("Stay signed in on this browser for 30 days").check()
+            await press(page, "Allow")
+            await page.wait_for_url(lambda url: "/consent" not in url)
+            await page.goto(await wiki.authorize_url(**TARGETS["known"]))
+            await check(page, named(f"consent-stays{ways}", phone, dark))
+            await page.goto(f"{wiki.url}/apps")
+            await check(page, named(f"sign-in-account{ways}", phone, dark))
+            await page.get_by_role("button", name="Sign in with Google").click()
+            await expect(page.get_by_text("You stay signed in on one browser")).to_be_visible()
+            await page.get_by_text("New token").click()
+            await check(page, named(f"apps-account{ways}", phone, dark))
+            acme.user |= {"email": "eve@example.com"}
+            await page.get_by_role("button", name="Sign out everywhere").click()
+            await page.get_by_role("button", name="Sign in with Google").click()
+            await expect(page.get_by_text("does not let you in")).to_be_visible()
+            await check(page, named(f"account-refused{ways}", phone, dark))
 
 
 class TestApps:
