@@ -41,7 +41,7 @@ class Approval(Protocol):
 
     It may also have a method `routes(provider)` that returns a list of Starlette routes: its pages, each with its own
     middleware. They are served next to /authorize and /token, and respond 503 while the database is unavailable.
-    examples/oidc_approval.py is an approval that signs the owner in elsewhere.
+    docs/approval.md has an example.
     """
 
     async def authorize(self, provider: "SQLAlchemyOAuthProvider", request: AuthorizationRequest) -> str:
@@ -93,8 +93,9 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             base_url: The public URL of the server. This and the next six mean the same as for `OAuthProvider`.
             client_registration_options: None enables registration.
             revocation_options: None enables revocation.
-            approval: Decides which clients get access. None means `PasswordApproval()` if MCP_OAUTH_PASSWORD_HASH is
-                set; otherwise, if all URLs are loopback, clients on this machine get in without approval.
+            approval: Decides which clients get access. None means `OidcApproval()` if MCP_OAUTH_OIDC_ISSUER is set,
+                `PasswordApproval()` if MCP_OAUTH_PASSWORD_HASH is; otherwise, if all URLs are loopback, clients on this
+                machine get in without approval.
             authorization_code_expiry_seconds: Lifetime of a code, from its approval to its exchange.
             access_token_expiry_seconds: Lifetime of an access token; clients refresh this often.
             refresh_token_expiry_seconds: Lifetime of a refresh token, counted from the last refresh.
