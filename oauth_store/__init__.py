@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from oauth_store.pages.password import PasswordApproval
     from oauth_store.provider import Approval, SQLAlchemyOAuthProvider
     from oauth_store.rate_limits import RateLimits
+    from oauth_store.resource import StoreResource
 
 __all__ = [
     "Approval",
@@ -28,6 +29,7 @@ __all__ = [
     "RateLimits",
     "SQLAlchemyOAuthProvider",
     "SchemaError",
+    "StoreResource",
     "include_name",
 ]
 
@@ -41,6 +43,7 @@ _MODULES = {
     "pages.passkey": ("PasskeyApproval",),
     "pages.password": ("PasswordApproval",),
     "provider": ("Approval", "SQLAlchemyOAuthProvider"),
+    "resource": ("StoreResource",),
 }
 _HOMES = {name: f"oauth_store.{module}" for module, names in _MODULES.items() for name in names}
 

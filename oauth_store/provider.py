@@ -33,7 +33,7 @@ from oauth_store.rate_limits import FloodGuard, RateLimits
 from oauth_store.server.authorize import Server
 from oauth_store.server.middleware import ChallengeMiddleware, OutageMiddleware
 from oauth_store.server.routes import server_routes
-from oauth_store.urls import check_public_urls
+from oauth_store.urls import check_public_urls, check_resources
 
 
 class Approval(Protocol):
@@ -84,6 +84,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
         device_authorization: bool = False,
         notify: Notify | None = None,
         identity_assertion: IdentityAssertion | None = None,
+        resources: Sequence[str] = (),
     ) -> None:
         """Check the settings. The database is opened at first use, and need not exist before.
 
@@ -111,6 +112,8 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             notify: A URL that gets a JSON POST, or a function that gets a `Notification`, when an app is allowed or
                 denied, a sign-in fails, a token is used again after its successor, or a personal token is created.
             identity_assertion: The identity providers that may sign users in (SEP-990). None means none.
+            resources: The MCP endpoints of other servers for which this one issues tokens too, such as
+                "https://files.example.com/mcp". They verify them with `StoreResource`, or ask at /introspect.
 
         Raises:
             ConfigurationError: If a setting is missing, contradictory or unusable.
@@ -121,6 +124,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             issuer_url=issuer_url,
             service_documentation_url=service_documentation_url,
         )
+        check_resources(resources)
         check_seconds(
             authorization_code_expiry_seconds=authorization_code_expiry_seconds,
             access_token_expiry_seconds=access_token_expiry_seconds,
@@ -153,6 +157,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             refresh_expiry_seconds=refresh_token_expiry_seconds,
             grace_seconds=min(refresh_grace_seconds, access_token_expiry_seconds),
             after_commit=Purger(self._store).nudge,
+            resources=tuple(resources),
             device_url=self.public_url(DEVICE_PATH) if device_authorization else None,
         )
         self._notifier = None if notify is None else Notifier(notify, self.public_name, self.get_client)

@@ -251,7 +251,7 @@ FAULTS = (
     Fault(
         "A touch for one token makes another one",
         "oauth_store/pages/apps.py",
-        'CONFIRMED = ("revoke", "create", "name", "expires")',
+        'CONFIRMED = ("revoke", "create", "name", "expires", "resource")',
         'CONFIRMED = ("revoke", "create")',
         ("tests/pages/test_passkeys.py::TestApps::test_a_touch_confirms_one_thing",),
     ),
@@ -761,7 +761,7 @@ FAULTS = (
     Fault(
         "A user's assertion for another resource is accepted",
         "oauth_store/flows/identity.py",
-        "str(client.client_id), issuer.resource)",
+        "str(client.client_id), resource)",
         "str(client.client_id), None)",
         ("tests/flows/test_identity.py::TestRefused::test_an_assertion",),
     ),
@@ -895,8 +895,8 @@ FAULTS = (
     Fault(
         "A machine gets a token for any resource",
         "oauth_store/flows/machine.py",
-        "check_resource(issuer, machine.resource, None)",
-        "pass",
+        "resource = target_of(issuer, machine.resource)",
+        "resource = machine.resource or issuer.resource",
         ("tests/flows/test_machine.py::TestToken::test_another_resource",),
     ),
     Fault(
@@ -930,7 +930,7 @@ FAULTS = (
     Fault(
         "A machine continues its grant at another server",
         "oauth_store/flows/machine.py",
-        " if issuer.is_ours(row.resource)",
+        " if _is_for(row.resource, resource)",
         " if row",
         ("tests/flows/test_machine.py::TestGrant::test_two_servers_on_one_database",),
     ),
@@ -1016,9 +1016,56 @@ FAULTS = (
     Fault(
         "A token for another resource is accepted",
         "oauth_store/flows/access.py",
-        'if not issuer.is_ours(fields["resource"]):',
-        "if False:",
-        ("tests/flows/test_provider.py::TestAudience::test_a_token_for_another_path_is_refused",),
+        'issuer.is_own(fields["resource"]) if resource is None',
+        "True if resource is None",
+        (
+            "tests/flows/test_provider.py::TestAudience::test_a_token_for_another_path_is_refused",
+            "tests/flows/test_resources.py::TestVerify::test_all_nine_pairs",
+        ),
+    ),
+    # Several servers with one login
+    Fault(
+        "The authorization server takes the tokens of its resources",
+        "oauth_store/flows/issuer.py",
+        "return resource is None or self.resource is None or same_resource(resource, self.resource)",
+        "return self.is_ours(resource) if self.resources else resource is None or self.resource is None or "
+        "same_resource(resource, self.resource)",
+        ("tests/flows/test_resources.py::TestVerify::test_all_nine_pairs",),
+    ),
+    Fault(
+        "Another server takes tokens without a resource",
+        "oauth_store/flows/access.py",
+        "return granted is not None and same_resource(granted, resource)",
+        "return granted is None or same_resource(granted, resource)",
+        ("tests/flows/test_resources.py::TestVerify::test_a_token_of_no_resource",),
+    ),
+    Fault(
+        "Any client may ask about tokens",
+        "oauth_store/server/introspect.py",
+        "if resource is None or not self._issuer.is_ours(resource):",
+        "resource = resource or self._issuer.resource\n        if False:",
+        ("tests/server/test_introspection.py::TestWho::test_others",),
+    ),
+    Fault(
+        "A server learns of the tokens of another one",
+        "oauth_store/server/introspect.py",
+        "await access.verify(self._issuer, token, resource)",
+        "await access.load(self._issuer, token)",
+        ("tests/server/test_introspection.py::TestAnswer::test_of_another_resource",),
+    ),
+    Fault(
+        "A resource that nobody named gets tokens",
+        "oauth_store/flows/issuer.py",
+        "        if named is None:\n",
+        "        if False:\n",
+        ("tests/flows/test_resources.py::TestTarget::test_unknown",),
+    ),
+    Fault(
+        "A form makes a token for any resource",
+        "oauth_store/pages/apps.py",
+        'resource = self._issuer.target(form.get("resource"))',
+        'resource = form.get("resource") or self._issuer.resource',
+        ("tests/pages/test_resources.py::TestApps::test_a_token_for_one_server",),
     ),
     Fault(
         "A refresh token for another resource is accepted",
@@ -1044,7 +1091,7 @@ FAULTS = (
     Fault(
         "The list shows the grants of other servers",
         "oauth_store/flows/connected.py",
-        "matches &= model.resource.is_(None) | model.resource.in_(_spellings(resource))",
+        "matches &= model.resource.is_(None) | model.resource.in_(spelled)",
         "pass",
         ("tests/flows/test_two_servers.py::test_the_list_is_of_one_server",),
     ),

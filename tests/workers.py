@@ -13,7 +13,7 @@ from mcp.server.auth.provider import RefreshToken, TokenError
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from starlette.applications import Starlette
 
-from oauth_store import SQLAlchemyOAuthProvider
+from oauth_store import SQLAlchemyOAuthProvider, StoreResource
 from oauth_store.flows import machine
 from oauth_store.flows.machine import PresentedSecret
 from tests.forks import context
@@ -68,7 +68,7 @@ async def answer(step: Awaitable[OAuthToken]) -> Answer:
         return error.error
 
 
-async def settle(provider: SQLAlchemyOAuthProvider) -> None:
+async def settle(provider: SQLAlchemyOAuthProvider | StoreResource) -> None:
     """Wait for what a provider does off its requests' path: stamps and purges."""
     while provider._store._steps:
         await asyncio.wait(provider._store._steps)  # gather() does not let the loop remove those that are done

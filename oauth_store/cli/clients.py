@@ -37,6 +37,11 @@ clients_app = App(name="clients", help="List, add and remove registered clients.
 def _app_or_machine(chosen: ArgumentCollection) -> None:
     given = {argument.name: argument.value for argument in chosen.filter_by(value_set=True)}
     machine, identity = given.get("--machine"), given.get("--identity-assertion")
+    introspects = given.get("--introspects")
+    if introspects and len(given) > 1:
+        raise ValueError("Give --introspects alone: a server that asks about tokens gets none.")
+    if introspects:
+        return
     if machine and given.get("--redirect-uri"):
         raise ValueError("A machine has no redirect URI: give either --machine or --redirect-uri.")
     if identity and (machine or given.get("--redirect-uri")):
@@ -114,6 +119,14 @@ def add(
         bool,
         flag("--identity-assertion", group=_kind, help="For a program whose users an identity provider signs in."),
     ] = False,
+    introspects: Annotated[
+        str | None,
+        Parameter(
+            name="--introspects",
+            group=_kind,
+            help="For another MCP server, which asks this one about tokens: the URL of its MCP endpoint.",
+        ),
+    ] = None,
     client_id: Annotated[
         str | None,
         Parameter(name="--client-id", group=_kind, help="The id that the identity provider knows. Default: random."),
@@ -147,6 +160,7 @@ def add(
     from oauth_store.flows.clients import OwnersClient
     from oauth_store.flows.connected import OF_OWNERS
     from oauth_store.flows.registration import add_client, check_registration
+    from oauth_store.urls import check_public_urls
 
     if verbose:
         log_events()
@@ -159,8 +173,10 @@ def add(
         raise OAuthStoreError(
             f"{one_line(client_id)!r} cannot be a client id here; use printable ASCII without spaces, and no URL"
         )
-    machines, of_users = OF_OWNERS
-    grants = machines if machine else of_users if identity_assertion else ["authorization_code", "refresh_token"]
+    machines, of_users, of_servers = OF_OWNERS
+    without_code = machines if machine else of_users if identity_assertion else of_servers if introspects else None
+    if introspects is not None:
+        check_public_urls(introspects=introspects)
     now = int(time.time())
     try:
         client = OwnersClient.model_validate(
@@ -173,8 +189,9 @@ def add(
                 "redirect_uris": redirect_uri or None,
                 "scope": " ".join(scopes.split()) or None if scopes else None,
                 "token_endpoint_auth_method": auth_method,
-                "grant_types": grants,
-                "response_types": [] if machine or identity_assertion else ["code"],
+                "grant_types": without_code or ["authorization_code", "refresh_token"],
+                "response_types": [] if without_code else ["code"],
+                "introspects": introspects,
             }
         )
         check_registration(client)

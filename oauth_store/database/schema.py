@@ -132,6 +132,16 @@ async def prepare(store: Store) -> None:
     return check(revision, store.display_name)
 
 
+async def require(store: Store) -> None:
+    """Check the schema of a database that another server creates. Raises as `prepare`, also if it is empty."""
+    if store.sqlite and store.owned and not await asyncio.to_thread(Path(str(store.url.database)).exists):
+        raise SchemaError(f"{store.display_name} does not exist; start the authorization server, which creates it")
+    revision = await state(store)
+    if revision == EMPTY:
+        raise SchemaError(f"{store.display_name} is empty; start the authorization server, which creates its tables")
+    check(revision, store.display_name)
+
+
 def _create_tables(session: Session) -> None:
     Base.metadata.create_all(session.connection())
 

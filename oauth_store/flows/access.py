@@ -13,6 +13,7 @@ from oauth_store.database.models import ACCESS, tokens
 from oauth_store.errors import DatabaseUnavailable, OAuthStoreError
 from oauth_store.flows.issuer import Issuer
 from oauth_store.flows.tokens import lookup
+from oauth_store.urls import same_resource
 
 _live_token_by_hash = select(tokens).where(
     tokens.c.token_hash == bindparam("b_hash"),
@@ -55,10 +56,10 @@ async def load(issuer: Issuer, token: str) -> AccessToken | None:
     return None if row is None else AccessToken(token=token, **_fields(row))
 
 
-async def verify(issuer: Issuer, token: str) -> AccessToken | None:
-    """Return a live access token that was issued for this server (RFC 8707), or None.
+async def verify(issuer: Issuer, token: str, resource: str | None = None) -> AccessToken | None:
+    """Return a live access token that was issued for this server's own MCP endpoint, or for `resource`, or None.
 
-    Raises `DatabaseUnavailable` during an outage.
+    Raises `DatabaseUnavailable` during an outage (RFC 8707, section 2).
     """
     token_hash, now = hash_secret(token), time.time()
     remembered, row = issuer.store.remembered, None
@@ -71,11 +72,15 @@ async def verify(issuer: Issuer, token: str) -> AccessToken | None:
         if row is None:
             return None
         fields = _fields(row)
-    if not issuer.is_ours(fields["resource"]):
+    if not (issuer.is_own(fields["resource"]) if resource is None else _is_for(fields["resource"], resource)):
         return None
     if row is not None or now - issuer.uses.get(token_hash, 0) >= USE_SECONDS:
         _note_use(issuer, token_hash, row, now)
     return AccessToken(token=token, **fields)
+
+
+def _is_for(granted: str | None, resource: str) -> bool:
+    return granted is not None and same_resource(granted, resource)
 
 
 def _note_use(issuer: Issuer, token_hash: bytes, row: Row[Any] | None, now: float) -> None:

@@ -16,10 +16,9 @@ from oauth_store.credentials import hash_secret, matches, mint, mint_grant_id
 from oauth_store.database.models import DEVICE, NEVER, clients, codes
 from oauth_store.events import emit_after_commit
 from oauth_store.flows.clients import DESCRIPTION_LENGTH, OFFLINE_ACCESS, Standing, StoredClient, is_limited, owners
-from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.issuer import Issuer, UnknownResourceError
 from oauth_store.flows.registration import replace_metadata
 from oauth_store.flows.tokens import lookup, update_one
-from oauth_store.urls import same_resource
 
 REQUEST_EXPIRY_SECONDS = 600
 """How long the owner has to approve a request."""
@@ -69,9 +68,10 @@ class Started:
 
 async def start(issuer: Issuer, client: StoredClient, params: AuthorizationParams) -> Started:
     """Store a request. Raises `AuthorizeError`."""
-    own = issuer.resource
-    if params.resource is not None and own is not None and not same_resource(params.resource, own):
-        raise AuthorizeError("invalid_target", "resource does not name this server")
+    try:
+        resource = issuer.target(params.resource)
+    except UnknownResourceError as error:
+        raise AuthorizeError("invalid_target", str(error)) from error
     if len(params.state or "") > STATE_LENGTH or "\0" in (params.state or ""):
         raise AuthorizeError("invalid_request", f"state is longer than {STATE_LENGTH} characters, or contains a NUL")
     if not re.fullmatch(CODE_CHALLENGE, params.code_challenge):
@@ -86,7 +86,7 @@ async def start(issuer: Issuer, client: StoredClient, params: AuthorizationParam
         browser=mint("browser"),
         redirect_uri=str(params.redirect_uri),
         scopes=scopes,
-        resource=own or params.resource,
+        resource=resource,
         expires_at=now + REQUEST_EXPIRY_SECONDS,
     )
     await issuer.store.write(_store_request, started, client.client_id, params, now)

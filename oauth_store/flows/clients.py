@@ -47,6 +47,8 @@ class OwnersClient(OAuthClientInformationFull):
     """A client that the owner of the server added by hand: it may have only its registered scopes."""
 
     added_by_owner: Literal[True] = True
+    introspects: str | None = None
+    """The resource about whose tokens it may ask (RFC 7662)."""
 
 
 def is_owners(metadata: str) -> bool:
@@ -67,6 +69,8 @@ def owners(metadata: str) -> str:
 class StoredClient(OAuthClientInformationFull):
     """A row of `oauth_clients`. Only the hash of its secret is known, and it never leaves the process."""
 
+    introspects: str | None = None
+    """The resource about whose tokens the client may ask (RFC 7662): another server, which the owner added by hand."""
     _standing: Standing = PrivateAttr(default_factory=Standing)  # a default would be copied each time
 
     @classmethod

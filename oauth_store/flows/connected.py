@@ -25,8 +25,11 @@ DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 """The grant type of devices (RFC 8628, section 3.4)."""
 JWT_BEARER_GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 """The grant type of identity assertions (RFC 7523, section 2.1). The SDK's constant would take a second to import."""
-OF_OWNERS = ([CLIENT_CREDENTIALS], [JWT_BEARER_GRANT])
-"""The grant types of clients without a code, which only the owner adds: machines, and those of identity providers."""
+INTROSPECTION = "introspection"
+"""Stored as the grant type of a server that asks about tokens (RFC 7662). It gets none: no grant is called that."""
+OF_OWNERS = ([CLIENT_CREDENTIALS], [JWT_BEARER_GRANT], [INTROSPECTION])
+"""The grant types of clients without a code, which only the owner adds: machines, those of identity providers, and
+servers that ask about tokens."""
 
 
 _close_codes = (
@@ -78,18 +81,18 @@ def live_grants(
     subject: str | None = None,
     client_id: str | None = None,
     grant_id: bytes | None = None,
-    resource: str | None = None,
+    resources: Collection[str] | None = None,
     limit: int | None = None,
     now: int | None = None,
 ) -> tuple[list[LiveGrant], int]:
     """Return the live grants, most recently used first, and how many there are in all, beyond the limit too.
 
-    Filter them by subject, client, the resource of a server, or grant; without a filter, all are returned.
+    Filter them by subject, client, the resources of a server, or grant; without a filter, all are returned.
     """
     live = (
         is_live(int(time.time()) if now is None else now)
         & Token.kind.in_((ACCESS, REFRESH))
-        & _of(Token, subject, client_id, grant_id, resource)
+        & _of(Token, subject, client_id, grant_id, resources)
     )
     # First select the wanted grants, then their details: that takes half as long as the details of all grants.
     newest = (
@@ -112,12 +115,13 @@ def _of(
     subject: str | None,
     client_id: str | None,
     grant_id: bytes | None,
-    resource: str | None,
+    resources: Collection[str] | None,
 ) -> ColumnElement[bool]:
     """Match rows of a subject, client, grant and server, to the letter: for MariaDB, 'abc ' equals 'abc'."""
     matches = true() if grant_id is None else model.grant_id == grant_id
-    if resource is not None:
-        matches &= model.resource.is_(None) | model.resource.in_(_spellings(resource))
+    if resources is not None:
+        spelled = [spelling for resource in resources for spelling in _spellings(resource)]
+        matches &= model.resource.is_(None) | model.resource.in_(spelled)
     for column, value in ((model.subject, subject), (model.client_id, client_id)):
         if value is not None:
             literally = re.sub(r"([/%_])", r"/\1", value)
@@ -194,7 +198,7 @@ def grants_to_end(
     subject: str | None = None,
     client_id: str | None = None,
     grant_id: bytes | None = None,
-    resource: str | None = None,
+    resources: Collection[str] | None = None,
 ) -> list[GrantName]:
     """Return the grants that can still be used: those with a code waiting for its client, and those with a live token.
 
@@ -205,7 +209,7 @@ def grants_to_end(
     queries = (
         select(model.grant_id, model.client_id)
         .distinct()
-        .where(chosen, _of(model, subject, client_id, grant_id, resource))
+        .where(chosen, _of(model, subject, client_id, grant_id, resources))
         for model, chosen in ((Code, chosen_codes), (Token, chosen_tokens))
     )
     rows = [row for query in queries for row in session.execute(query)]
@@ -220,18 +224,20 @@ def grants_named(session: Session, prefix: str) -> list[bytes]:
     return sorted(session.execute(tokens_of.union(codes_of).limit(4)).scalars())
 
 
-def end_all(session: Session, subject: str | None, resource: str | None, *, by: str, now: int) -> list[GrantName]:
+def end_all(
+    session: Session, subject: str | None, resources: Collection[str] | None, *, by: str, now: int
+) -> list[GrantName]:
     """End all grants of a server, or of one subject of it, and return them. `by` names the actor in the log."""
-    chosen = grants_to_end(session, now, subject=subject, resource=resource)
+    chosen = grants_to_end(session, now, subject=subject, resources=resources)
     _end(session, chosen, by, now)
     return chosen
 
 
 def end_one(
-    session: Session, grant_id: bytes, subject: str | None, resource: str | None, *, by: str, now: int
+    session: Session, grant_id: bytes, subject: str | None, resources: Collection[str] | None, *, by: str, now: int
 ) -> LiveGrant | None:
     """End one live grant of a server and a subject, and return it as it was, or None if it does not exist."""
-    listed, _ = live_grants(session, subject=subject, grant_id=grant_id, resource=resource, now=now)
+    listed, _ = live_grants(session, subject=subject, grant_id=grant_id, resources=resources, now=now)
     _end(session, [GrantName(grant.grant_id, grant.client_id) for grant in listed], by, now)
     return listed[0] if listed else None
 

@@ -34,6 +34,7 @@ from oauth_store.flows.tokens import (
     lookup,
     names_of,
     presented,
+    target_of,
     update_one,
     with_client,
 )
@@ -107,12 +108,11 @@ async def start(
     """Store a device's request (RFC 8628, section 3.1). Raises `TokenError`, or `AuthenticationError`."""
     if client is None:
         raise AuthenticationError("client_id is not registered")
-    check_resource(issuer, resource, None)
+    resource = target_of(issuer, resource)
     try:
         scopes = " ".join(as_stored(client, issuer.scopes).validate_scope(scope) or ())
     except InvalidScopeError as error:
         raise TokenError("invalid_scope", error.message) from error
-    resource = issuer.resource or resource
     for tries_left in range(TRIES - 1, -1, -1):
         started = StartedDevice(mint("device"), mint_user_code())
         try:

@@ -35,7 +35,7 @@ from oauth_store.flows.assertions import Secret, UsedAssertionError, has_times, 
 from oauth_store.flows.clients import OFFLINE_ACCESS, offered_to
 from oauth_store.flows.issuer import Issuer, check_seconds
 from oauth_store.flows.scopes import is_scope
-from oauth_store.flows.tokens import Pair, answer, check_resource
+from oauth_store.flows.tokens import Pair, answer, target_of
 
 IDENTITY_BYTES = 16 * 1024
 """The longest assertion of a user that is read."""
@@ -174,10 +174,10 @@ async def exchange(
     """
     if identities is None:
         raise TokenError("unsupported_grant_type", "this server trusts no identity provider")
-    check_resource(issuer, params.resource, None)
+    resource = target_of(issuer, params.resource)
     try:
-        claims = await identities.claims(params.assertion, str(client.client_id), issuer.resource)
-        asserted = _asserted(issuer, identities.config, client, params, claims)
+        claims = await identities.claims(params.assertion, str(client.client_id), resource)
+        asserted = _asserted(issuer, identities.config, client, params, resource, claims)
         issued = await issuer.store.write(_issue_to_user, asserted, params, int(time.time()))
     except (IdentityAssertionError, UsedAssertionError) as error:
         reason = one_line(str(error))[:REASON_LENGTH]
@@ -210,6 +210,7 @@ def _asserted(
     config: IdentityAssertion,
     client: OAuthClientInformationFull,
     params: IdentityAssertionParams,
+    resource: str | None,
     claims: Mapping[str, Any],
 ) -> _Asserted:
     """Return what the claims of a valid assertion give. Raises `IdentityAssertionError` or `TokenError`."""
@@ -224,7 +225,7 @@ def _asserted(
         client_id=str(client.client_id),
         subject=subject,
         scopes=_scopes(issuer, config, client, params.scopes or (), claims),
-        resource=issuer.resource or str(claims.get("resource") or "") or None,
+        resource=resource or str(claims.get("resource") or "") or None,
         lifetime_seconds=config.access_token_expiry_seconds,
     )
 

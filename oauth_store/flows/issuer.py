@@ -48,6 +48,10 @@ def check_seconds(**settings: int) -> None:
             )
 
 
+class UnknownResourceError(Exception):
+    """A request names a resource for which this server issues no tokens."""
+
+
 @dataclass(slots=True)
 class Issuer:
     """The store and the settings of a server that issues codes and tokens."""
@@ -62,16 +66,39 @@ class Issuer:
     grace_seconds: int
     after_commit: Callable[[], None]
     """Called when a step has left rows that will expire, so that the purge can run."""
+    resources: Sequence[str] = ()
+    """The MCP endpoints of other servers for which tokens are issued too."""
     device_url: str | None = None
     """The page where the user codes of devices are typed (RFC 8628), or None if devices cannot sign in."""
     uses: dict[bytes, float] = field(default_factory=dict, init=False, repr=False)
     """When access tokens were used, by their hashes, as far as that is stored already."""
     resource: str | None = field(default=None, init=False)
-    """The resource of tokens (RFC 8707): the URL of the MCP endpoint. None until its path is known."""
+    """This server's own MCP endpoint, the resource of its tokens (RFC 8707). None until its path is known."""
+
+    @property
+    def known(self) -> tuple[str, ...] | None:
+        """All resources for which this server issues tokens, or None while the MCP path is unknown."""
+        return None if self.resource is None else (self.resource, *self.resources)
 
     def is_ours(self, resource: str | None) -> bool:
         """Return whether a row with this resource belongs to this server: several may share a database.
 
         A null one came from VS-2, and belongs to any server that reads it. While the MCP path is unknown, all are ours.
         """
+        return self.is_own(resource) or any(same_resource(str(resource), other) for other in self.resources)
+
+    def is_own(self, resource: str | None) -> bool:
+        """Return whether a token with this resource is good at this server's own MCP endpoint."""
         return resource is None or self.resource is None or same_resource(resource, self.resource)
+
+    def target(self, asked: str | None) -> str | None:
+        """Return the resource of a request that names one, or none: then it is this server's own.
+
+        Raises `UnknownResourceError` for one that is not ours.
+        """
+        if not asked or self.resource is None:
+            return self.resource or asked
+        named = next((known for known in (self.resource, *self.resources) if same_resource(asked, known)), None)
+        if named is None:
+            raise UnknownResourceError("resource does not name this server")
+        return named

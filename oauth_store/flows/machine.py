@@ -27,7 +27,8 @@ from oauth_store.events import emit_after_commit
 from oauth_store.flows.assertions import Secret
 from oauth_store.flows.clients import OFFLINE_ACCESS, StoredClient, authenticate, get_client
 from oauth_store.flows.issuer import Issuer
-from oauth_store.flows.tokens import Pair, check_resource, issue, names_of, update_one
+from oauth_store.flows.tokens import Pair, issue, names_of, target_of, update_one
+from oauth_store.urls import same_resource
 
 _is_client = clients.c.client_id == bindparam("b_client_id")
 _lock_client = update(clients).where(_is_client).values(client_metadata=clients.c.client_metadata)
@@ -74,8 +75,8 @@ async def grant(issuer: Issuer, machine: PresentedSecret) -> OAuthToken:
 def _grant_to_machine(session: Session, issuer: Issuer, machine: PresentedSecret, now: int) -> OAuthToken:
     """Issue an access token of the machine's live grant, or of a new one."""
     client = _admitted(session, issuer, machine)
-    check_resource(issuer, machine.resource, None)
-    row = _live_grant(session, issuer, client, now) or _begun(session, issuer, client, machine.resource, now)
+    resource = target_of(issuer, machine.resource)
+    row = _live_grant(session, client, resource, now) or _begun(session, issuer, client, resource, now)
     scopes = _narrowed(issuer, client, row.scopes.split(), machine.scope)
     expires_at = now + issuer.refresh_expiry_seconds
     update_one(session, _continue, b_hash=row.token_hash, b_granted=row.scopes, b_now=now, b_expires_at=expires_at)
@@ -94,10 +95,14 @@ def _admitted(session: Session, issuer: Issuer, machine: PresentedSecret) -> Sto
     return client
 
 
-def _live_grant(session: Session, issuer: Issuer, client: StoredClient, now: int) -> Row[Any] | None:
-    """Return the row that keeps the latest live grant of a machine at this server, or None."""
+def _live_grant(session: Session, client: StoredClient, resource: str | None, now: int) -> Row[Any] | None:
+    """Return the row that keeps the latest live grant of a machine at a server, or None."""
     rows = session.execute(_live_grants, {"b_client_id": client.client_id, "b_now": now})
-    return next((row for row in rows.all() if issuer.is_ours(row.resource)), None)
+    return next((row for row in rows.all() if _is_for(row.resource, resource)), None)
+
+
+def _is_for(granted: str | None, resource: str | None) -> bool:
+    return granted is None or resource is None or same_resource(granted, resource)
 
 
 def _begun(session: Session, issuer: Issuer, client: StoredClient, resource: str | None, now: int) -> Row[Any]:
@@ -106,7 +111,7 @@ def _begun(session: Session, issuer: Issuer, client: StoredClient, resource: str
     Of several first tokens at once, one begins the grant, and the others find it: they take turns at the client's row.
     """
     update_one(session, _lock_client, b_client_id=client.client_id)
-    row = _live_grant(session, issuer, client, now)
+    row = _live_grant(session, client, resource, now)
     if row is not None:
         return row
     try:
@@ -118,7 +123,7 @@ def _begun(session: Session, issuer: Issuer, client: StoredClient, resource: str
         "kind": REFRESH,
         "grant_id": mint_grant_id(),
         "client_id": client.client_id,
-        "resource": issuer.resource or resource,
+        "resource": resource,
         "scopes": " ".join(scopes),
         "created_at": now,
         "expires_at": now + issuer.refresh_expiry_seconds,

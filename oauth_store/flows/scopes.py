@@ -58,7 +58,7 @@ def change_scopes(
     add: Collection[str] = (),
     remove: Collection[str] | None = (),
     subject: str | None = None,
-    resource: str | None = None,
+    resources: Collection[str] | None = None,
     by: str,
     now: int,
 ) -> tuple[LiveGrant, ScopeChange] | None:
@@ -67,7 +67,7 @@ def change_scopes(
     Return the grant as it was, and the change; None if no such grant is live. Scopes that are added are added to the
     access token too: the client need not refresh. Raises `OAuthStoreError` if no scope would be left.
     """
-    listed, _ = live_grants(session, subject=subject, grant_id=grant_id, resource=resource, now=now)
+    listed, _ = live_grants(session, subject=subject, grant_id=grant_id, resources=resources, now=now)
     row = _locked(session, grant_id, now) if listed else None
     if row is None:
         return None

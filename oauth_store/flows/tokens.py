@@ -13,7 +13,7 @@ from oauth_store.credentials import hash_secret, mint
 from oauth_store.database.models import ACCESS, REFRESH, clients, tokens
 from oauth_store.errors import LostRaceError
 from oauth_store.flows.clients import StoredClient, is_client_id
-from oauth_store.flows.issuer import Issuer
+from oauth_store.flows.issuer import Issuer, UnknownResourceError
 from oauth_store.urls import same_resource
 
 _insert_tokens = insert(tokens)
@@ -76,6 +76,14 @@ def check_resource(issuer: Issuer, asked: str | None, granted: str | None) -> No
     own = granted or issuer.resource
     if asked and own and not same_resource(asked, own):
         raise TokenError("invalid_target", "resource is not the one that was granted")
+
+
+def target_of(issuer: Issuer, asked: str | None) -> str | None:
+    """Return the resource of a new grant. Raises `TokenError` for one that is not ours (RFC 8707, section 2)."""
+    try:
+        return issuer.target(asked)
+    except UnknownResourceError as error:
+        raise TokenError("invalid_target", str(error)) from error
 
 
 def in_grace(issuer: Issuer, consumed_at: int, now: int) -> bool:

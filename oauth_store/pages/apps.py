@@ -14,6 +14,7 @@ from oauth_store.errors import DatabaseUnavailable, OAuthStoreError, SchemaError
 from oauth_store.flows import sessions
 from oauth_store.flows.challenges import about
 from oauth_store.flows.connected import LiveGrant, end_all, end_one, live_grants
+from oauth_store.flows.issuer import UnknownResourceError
 from oauth_store.flows.personal import NO_EXPIRY, create_token, is_personal
 from oauth_store.flows.scopes import change_scopes
 from oauth_store.flows.sessions import Browser
@@ -25,6 +26,7 @@ from oauth_store.pages.passwords import PASSWORD
 from oauth_store.pages.sign_in import SignIn
 from oauth_store.pages.ways import SignedIn, SignInError
 from oauth_store.pages.wording import Wording, scopes_in_words
+from oauth_store.urls import resource_name, same_resource
 from oauth_store.webauthn import CHALLENGE_SECONDS
 
 QUESTION_COOKIE = "oauth_store_question"
@@ -33,7 +35,7 @@ SHOWN = 200
 """Maximum apps on the page: enough for a user, and rendered within a second."""
 FRESH_SECONDS = 5 * 60
 """How young a sign-in at an identity provider is that confirms a form: the provider need not ask for anything again."""
-CONFIRMED = ("revoke", "create", "name", "expires")
+CONFIRMED = ("revoke", "create", "name", "expires", "resource")
 """The fields of a form, with its scopes, that a passkey signs when it confirms one."""
 
 
@@ -180,9 +182,13 @@ class AppsPage:
         **options: Any,
     ) -> Response:
         user = signed_in.user
-        subject, resource = self._sign_in.sees(user), self._issuer.resource
-        connected, total = await self._issuer.store.read(live_grants, subject=subject, resource=resource, limit=SHOWN)
+        subject, known = self._sign_in.sees(user), self._issuer.known
+        connected, total = await self._issuer.store.read(live_grants, subject=subject, resources=known, limit=SHOWN)
         tools = await tools_by_scope(request, self._issuer.scopes)
+        groups = [
+            {"server": server, "apps": [self._described(grant, tools) for grant in grants]}
+            for server, grants in self._by_server(connected)
+        ]
         return self._pages.render(
             "apps.html",
             server=self._approver.public_name,
@@ -195,13 +201,34 @@ class AppsPage:
             failed=failed,
             token=token,
             token_choices=self._token_choices(tools),
-            apps=[self._described(grant, tools) for grant in connected],
+            apps=[app for group in groups for app in group["apps"]],
+            groups=groups,
+            servers=self._servers(),
             more=total - len(connected),
             browsers=len(await self._browsers(user)),
             is_fresh=_is_fresh(signed_in),
             **await self._shown(user),
             **options,
         )
+
+    def _servers(self) -> dict[str, str]:
+        """Return the names of the servers for which there are tokens, by their resources, if there are several."""
+        known = self._issuer.known or ()
+        return {resource: resource_name(resource) for resource in known} if len(known) > 1 else {}
+
+    def _by_server(self, grants: list[LiveGrant]) -> list[tuple[str, list[LiveGrant]]]:
+        """Return grants by the name of their server, in the order of the servers; all under "" if there is one."""
+        servers = self._servers()
+        if not servers:
+            return [("", grants)]
+        own = next(iter(servers.values()))
+        named = [(self._name_of(grant.resource, servers, own), grant) for grant in grants]
+        grouped = [(name, [grant for of, grant in named if of == name]) for name in servers.values()]
+        return [(name, listed) for name, listed in grouped if listed]
+
+    def _name_of(self, resource: str | None, servers: dict[str, str], own: str) -> str:
+        found = (name for known, name in servers.items() if resource is not None and same_resource(resource, known))
+        return next(found, own)
 
     def _token_choices(self, tools: Tools) -> Choices:
         server = self._issuer.scopes
@@ -263,16 +290,21 @@ class AppsPage:
         scopes = choices.chosen(ticked) if choices else list(self._issuer.scopes.required)
         if scopes is None or (choices and not scopes):
             raise OAuthStoreError("choose at least one permission")
+        try:
+            resource = self._issuer.target(form.get("resource"))
+        except UnknownResourceError as error:
+            raise OAuthStoreError("this server issues no tokens for that one") from error
         token = await self._issuer.store.write(
             create_token,
             form.get("name", ""),
             scopes,
             form.get("expires", ""),
             subject=user,
-            resource=self._issuer.resource,
+            resource=resource,
             by=f"{user}, on the page of apps",
         )
-        return "can use this server with this token. Copy it now: it cannot be shown again.", token.name, token.text
+        where = resource_name(resource) if self._servers() and resource else "this server"
+        return f"can use {where} with this token. Copy it now: it cannot be shown again.", token.name, token.text
 
     async def _save(self, user: str, choice: str, ticked: list[str], shown: str | None) -> tuple[str, str]:
         """Change what a grant allows. Return a message, and the name of the app that begins it.
@@ -280,9 +312,9 @@ class AppsPage:
         `shown` are the scopes that the grant had when the page was shown, or None from a template that does not say: an
         old page must not give back what was taken away since.
         """
-        store, subject, resource = self._issuer.store, self._sign_in.sees(user), self._issuer.resource
+        store, subject, known = self._issuer.store, self._sign_in.sees(user), self._issuer.known
         grant_id = _grant_id(choice)
-        listed, _ = await store.read(live_grants, grant_id=grant_id, subject=subject, resource=resource)
+        listed, _ = await store.read(live_grants, grant_id=grant_id, subject=subject, resources=known)
         if grant_id is None or not listed:
             return "It was already revoked.", ""
         choices, present = self._choices(listed[0], {}), set(listed[0].scopes)
@@ -299,7 +331,7 @@ class AppsPage:
             add=[scope for scope in scopes if scope not in had],
             remove=[choice.scope for choice in choices if choice.scope not in scopes],
             subject=subject,
-            resource=resource,
+            resources=known,
             by=f"{user}, on the page of apps",
             now=int(time.time()),
         )
@@ -310,14 +342,14 @@ class AppsPage:
     async def _revoke(self, user: str, choice: str) -> tuple[str, str]:
         """End one grant or all of them. Return a message, and the name of the app that begins it."""
         store, now = self._issuer.store, int(time.time())
-        subject, resource = self._sign_in.sees(user), self._issuer.resource
+        subject, known = self._sign_in.sees(user), self._issuer.known
         if choice == "all":
-            ended = len(await store.write(end_all, subject, resource, by=user, now=now))
+            ended = len(await store.write(end_all, subject, known, by=user, now=now))
             return f"{ended} app{' no longer has' if ended == 1 else 's no longer have'} access.", ""
         grant_id = _grant_id(choice)
         if not grant_id:
             raise OAuthStoreError("no app was named")
-        grant = await store.write(end_one, grant_id, subject, resource, by=user, now=now)
+        grant = await store.write(end_one, grant_id, subject, known, by=user, now=now)
         if grant is None:
             return "It was already revoked.", ""
         return "no longer has access.", app_name(grant.client_name)

@@ -20,6 +20,7 @@ from oauth_store.pages.html import Pages
 from oauth_store.pages.sign_in import SignIn
 from oauth_store.pages.ways import SignedIn, SignInError
 from oauth_store.pages.wording import Target, Wording, document_host, in_words, scopes_in_words
+from oauth_store.urls import resource_name
 
 
 def consent_url(approver: Approver, handle: str) -> str:
@@ -165,7 +166,8 @@ class ConsentPage:
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         client = waiting.client
-        tools = await tools_by_scope(request, self._approver.issuer.scopes)
+        elsewhere = not self._approver.issuer.is_own(waiting.resource)
+        tools = {} if elsewhere else await tools_by_scope(request, self._approver.issuer.scopes)
         signed_in = await self._sign_in.sessions.for_request(self._approver, request, waiting.handle)
         return self._pages.render(
             "consent.html",
@@ -176,6 +178,7 @@ class ConsentPage:
             csrf=csrf,
             title="Allow an app?",
             client=app_name(client.client_name),
+            used=resource_name(str(waiting.resource)) if elsewhere else "",
             document_host=document_host(client.client_id),
             target=Target("device", waiting.user_code, None)
             if waiting.user_code is not None

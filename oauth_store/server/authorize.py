@@ -94,7 +94,7 @@ class AuthorizeEndpoint:
     async def _fields(self, request: Request) -> dict[str, str]:
         """Return the parameters of a request. Raises `ParameterError` if they are too long."""
         parameters = await request.form() if request.method == "POST" else request.query_params
-        fields = single(parameters.multi_items(), self._server.issuer.resource)
+        fields = single(parameters.multi_items(), self._server.issuer.known)
         check_scope(fields)
         if len(fields.get("redirect_uri", "")) > REDIRECT_URI_LENGTH:
             raise ParameterError(f"redirect_uri has more than {REDIRECT_URI_LENGTH} characters")

@@ -34,7 +34,7 @@ class DeviceAuthorizationEndpoint:
         issuer = self._server.issuer
         try:
             client_id = await self._authentication.client_id(request)
-            fields = single((await request.form()).multi_items(), issuer.resource)
+            fields = single((await request.form()).multi_items(), issuer.known)
             check_scope(fields)
             client = await find_client(self._server, client_id, request)  # with its keys, if its document has some
             try:

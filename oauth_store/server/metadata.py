@@ -21,9 +21,17 @@ class ServerMetadata(OAuthMetadata):
 
 
 def server_metadata(
-    provider: OAuthProvider, *, takes_documents: bool, takes_identities: bool, device_url: str | None
+    provider: OAuthProvider,
+    *,
+    takes_documents: bool,
+    takes_identities: bool,
+    device_url: str | None,
+    introspection_url: str | None,
 ) -> ServerMetadata:
-    """Return the metadata of a server. `device_url` is where devices ask for their codes, if they can."""
+    """Return the metadata of a server. `device_url` is where devices ask for their codes, if they can.
+
+    `introspection_url` is where other servers ask about tokens, if there are others.
+    """
     built = build_metadata(
         cast(AnyHttpUrl, provider.base_url),  # neither of the two is ever None here
         provider.service_documentation_url,
@@ -37,6 +45,9 @@ def server_metadata(
     if device_url is not None:
         metadata.device_authorization_endpoint = AnyHttpUrl(device_url)
         metadata.grant_types_supported.append(DEVICE_CODE)
+    if introspection_url is not None:
+        metadata.introspection_endpoint = AnyHttpUrl(introspection_url)
+        metadata.introspection_endpoint_auth_methods_supported = ["client_secret_post", "client_secret_basic"]
     if takes_identities:
         metadata.grant_types_supported.append(JWT_BEARER_GRANT_TYPE)
         metadata.authorization_grant_profiles_supported = [ID_JAG_GRANT_PROFILE]

@@ -1,6 +1,6 @@
 """The parameters of a request: each counts once, and an empty one not at all (RFC 6749, sections 3.1 and 3.2)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from oauth_store.flows.clients import SCOPES
 from oauth_store.urls import same_resource
@@ -20,11 +20,11 @@ def check_scope(fields: Mapping[str, str]) -> None:
         raise ParameterError(f"scope has more than {SCOPES} scopes or {SCOPE_LENGTH} characters")
 
 
-def single(pairs: Iterable[tuple[str, object]], own_resource: str | None) -> dict[str, str]:
+def single(pairs: Iterable[tuple[str, object]], known: Sequence[str] | None) -> dict[str, str]:
     """Return the value of each parameter.
 
-    A parameter repeated with the same value counts once. Of several resources (RFC 8707, section 2), this server's own
-    is used, else the first. Raises `ParameterError` for any other parameter with two values.
+    A parameter repeated with the same value counts once. Of several resources (RFC 8707, section 2), the first that
+    this server knows is used, else the first. Raises `ParameterError` for any other parameter with two values.
     """
     values: dict[str, str] = {}
     for name, value in pairs:
@@ -35,6 +35,10 @@ def single(pairs: Iterable[tuple[str, object]], own_resource: str | None) -> dic
             continue
         if name != "resource":
             raise ParameterError("a parameter is given twice, with different values")
-        if own_resource is not None and same_resource(value, own_resource):
+        if _is_known(value, known) and not _is_known(earlier, known):
             values[name] = value
     return values
+
+
+def _is_known(resource: str, known: Sequence[str] | None) -> bool:
+    return any(same_resource(resource, one) for one in known or ())

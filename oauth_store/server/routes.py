@@ -21,6 +21,7 @@ from oauth_store.server.answers import error_answer
 from oauth_store.server.authorize import AuthorizeEndpoint, Server
 from oauth_store.server.client_assertion import ClientAuthentication
 from oauth_store.server.device import DeviceAuthorizationEndpoint
+from oauth_store.server.introspect import IntrospectionEndpoint
 from oauth_store.server.metadata import server_metadata
 from oauth_store.server.middleware import (
     CookieLimitMiddleware,
@@ -51,12 +52,15 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
     )
     authentication = ClientAuthentication(server)
     device = DeviceAuthorizationEndpoint(server, authentication)
-    device_url = None if issuer.device_url is None else f"{str(server.provider.base_url).rstrip('/')}{device.path}"
+    base_url = str(server.provider.base_url).rstrip("/")
+    device_url = None if issuer.device_url is None else f"{base_url}{device.path}"
+    introspection = IntrospectionEndpoint(issuer, server.provider, authentication)
     metadata = server_metadata(
         server.provider,
         takes_documents=server.documents is not None,
         takes_identities=server.takes_identities,
         device_url=device_url,
+        introspection_url=f"{base_url}{introspection.path}" if issuer.resources else None,
     )
     replacements: dict[str, tuple[Handler, bool]] = {
         _METADATA_PATH: (MetadataHandler(metadata).handle, True),
@@ -70,6 +74,8 @@ def server_routes(server: Server, routes: list[Route], pages: list[Route]) -> li
     ]
     if device_url is not None:
         replaced.append(_route(server, Route(device.path, str, methods=["POST", "OPTIONS"]), device.handle, True))
+    if issuer.resources:
+        replaced.append(_route(server, Route(introspection.path, str, methods=["POST"]), introspection.handle, False))
     # RFC 8414, section 3.1: an issuer's path follows the well-known part. A proxy that strips a prefix passes such a
     # request on unchanged.
     issuer_path = urlsplit(issuer.url).path.rstrip("/")

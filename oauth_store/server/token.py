@@ -37,7 +37,7 @@ class TokenEndpoint:
     async def handle(self, request: Request) -> Response:
         try:
             client_id, secret = await self._authentication.credentials(request)
-            fields = single((await request.form()).multi_items(), self._issuer.resource)
+            fields = single((await request.form()).multi_items(), self._issuer.known)
             tokens = await self._tokens(client_id, secret, fields, self._floods.address(request))
         except AuthenticationError as error:
             return invalid_client(request, error)

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -12,6 +13,7 @@ import pytest
 from tests.clients import need_conformance_suite
 from tests.deployments import discover, proxied
 from tests.example import ExampleServer
+from tests.families import served_family
 from tests.serving import free_port
 
 SUITE_SECONDS = 120
@@ -40,18 +42,32 @@ async def behind_a_proxy(_directory: Path) -> AsyncIterator[str]:
         yield url
 
 
-@pytest.fixture(params=[process, behind_a_proxy], ids=lambda deploy: deploy.__name__)
+@asynccontextmanager
+async def of_a_family(directory: Path, name: str) -> AsyncIterator[str]:
+    """A server whose tokens another one issues: it looks them up itself, or asks."""
+    async with served_family(str(directory / "oauth.db")) as (family, _):
+        yield family.endpoints[name]
+
+
+DEPLOYMENTS: dict[str, Callable[[Path], AbstractAsyncContextManager[str]]] = {
+    "process": process,
+    "behind a proxy": behind_a_proxy,
+    **{name: partial(of_a_family, name=name) for name in ("wiki", "files", "notes")},
+}
+
+
+@pytest.fixture(params=DEPLOYMENTS.values(), ids=list(DEPLOYMENTS))
 async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """The URL of a running server."""
     async with request.param(tmp_path) as url:
         yield url
 
 
-async def register(url: str, redirect_uri: str) -> str:
+async def register(endpoint: str, redirect_uri: str) -> str:
     """Register a public client, and return its client_id."""
     async with httpx2.AsyncClient(timeout=60) as http:
         answer = await http.post(
-            url.removesuffix("/mcp") + "/register",
+            endpoint,
             json={"redirect_uris": [redirect_uri], "token_endpoint_auth_method": "none", "client_name": "conformance"},
         )
     assert answer.status_code == 201, answer.text
@@ -77,9 +93,10 @@ async def test_every_check_of_the_suite_passes(url: str, tmp_path: Path) -> None
     """The `authorization` command finds no failure and no warning, and leaves nothing out."""
     command = need_conformance_suite()
     port, results = free_port(), tmp_path / "results"
-    client_id = await register(url, f"http://127.0.0.1:{port}/callback")
     async with httpx2.AsyncClient(timeout=60) as http:
-        issuer = (await discover(http, url))["issuer"]
+        metadata = await discover(http, url)
+    issuer = metadata["issuer"]
+    client_id = await register(metadata["registration_endpoint"], f"http://127.0.0.1:{port}/callback")
     options = ["--url", issuer, "--client-id", client_id, "--resource", url]
     process = await asyncio.create_subprocess_exec(
         *command, "authorization", *options, "--port", str(port), "--output-dir", str(results),
