@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 from oauth_store.credentials import hash_secret, mint_grant_id
 from oauth_store.database.models import BROWSER, PASSKEY, SESSION, tokens
 from oauth_store.events import emit_after_commit
-from oauth_store.flows.tokens import lookup
 
 if TYPE_CHECKING:  # imports the SDK, which takes a second, and the commands do not need it
     from oauth_store.flows.issuer import Issuer
@@ -92,7 +91,8 @@ async def find(issuer: "Issuer", secret: str, kind: str) -> Row[Any] | None:
 
 
 def _session(session: Session, secret: str, kind: str, now: int) -> Row[Any] | None:
-    return lookup(session, _session_by_hash, b_hash=hash_secret(secret), b_kind=kind, b_now=now)
+    values = {"b_hash": hash_secret(secret), "b_kind": kind, "b_now": now}
+    return session.execute(_session_by_hash, values).one_or_none()
 
 
 def use(session: Session, secret: str, now: int) -> None:
