@@ -66,7 +66,7 @@ def grants(
 ) -> None:
     """List the live grants: each is one device or app with access, most recently used first.
 
-    The last use is accurate to five minutes.
+    If several servers use the database, each has a table. The last use is accurate to five minutes.
     """
 
     with opened(database) as store:
@@ -83,6 +83,15 @@ def grants(
 
 
 def _print_grants(listed: list[LiveGrant]) -> None:
+    """Print grants, under their servers if there are several."""
+    servers = dict.fromkeys(grant.resource for grant in listed)
+    for place, server in enumerate(servers):
+        if len(servers) > 1:
+            print(f"{chr(10) if place else ''}{one_line(server or 'no server named')}")
+        _print_table([grant for grant in listed if grant.resource == server])
+
+
+def _print_table(listed: list[LiveGrant]) -> None:
     now = int(time.time())
     columns = ["Grant", "Client", "Host", "Scopes", "Subject", "Created", "Last used", "Expires"]
     rows = [

@@ -507,7 +507,7 @@ class TestOwner:
         assert 0 < grant.expires_at - now <= 301
         about = await store.read(explain, tokens[0], now)
         assert (about.state, about.subject, about.grant_live) == ("live", "ada", True)
-        assert len(await store.write(end_all, "ada", office.server.resource, by="ada", now=now)) == 2
+        assert len(await store.write(end_all, "ada", [office.server.resource], by="ada", now=now)) == 2
         assert [(await office.server.mcp(token)).status_code == 401 for token in tokens] == [True, True, False]
         about = await store.read(explain, tokens[0], now)
         assert (about.state, "new assertion of the identity provider" in about.advice) == ("revoked", True)

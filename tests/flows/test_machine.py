@@ -398,7 +398,7 @@ class TestGrant:
         here, there = await fetch(owner), await fetch(other)
         assert len(await grants_of(owner)) == 2
         assert await owner.verify_token(there.access_token) is None
-        await owner._store.write(end_all, None, owner.issuer.resource, by="the owner", now=int(time.time()))
+        await owner._store.write(end_all, None, owner.issuer.known, by="the owner", now=int(time.time()))
         assert await owner.verify_token(here.access_token) is None
         assert await other.verify_token(there.access_token) is not None
 

@@ -241,7 +241,7 @@ class TestChange:
         """Nor does one who names a grant that has ended."""
         token = await sign_in(provider, client)
         assert await change(provider, token, remove=["write"], subject="eve") is None
-        assert await change(provider, token, remove=["write"], resource="https://other.example/mcp") is None
+        assert await change(provider, token, remove=["write"], resources=["https://other.example/mcp"]) is None
         assert await scopes_of(provider, token) == ["read", "write"]
         grant_id = await grant_id_of(provider, token)
         loaded = await provider.load_access_token(token.access_token)

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from oauth_store.database.models import ACCESS
+from tests.commands import run
 from tests.databases import tokens_of
 from tests.families import FILES, WIKI
 from tests.scopes import SCOPES
@@ -108,3 +109,13 @@ async def test_another_server_on_the_database(auth: Site, tmp_path: Path) -> Non
     async with site(tmp_path / "oauth.db") as stranger, Browser() as browser:
         assert "Files app" not in (await browser.sign_in(f"{stranger.url}/apps")).text
         assert query_of(await asked(auth, FILES))["resource"] == FILES
+
+
+async def test_the_command_groups_too(auth: Site, tmp_path: Path) -> None:
+    """`oauth-store grants` has a table for each server."""
+    database = str(tmp_path / "oauth.db")
+    await connected(auth, FILES, "Files app")
+    assert FILES not in run("grants", database=database).stdout
+    await connected(auth, WIKI, "Wiki app")
+    shown = run("grants", database=database).stdout
+    assert shown.index(WIKI) < shown.index("Wiki app") < shown.index(FILES) < shown.index("Files app")
