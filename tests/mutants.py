@@ -1724,7 +1724,10 @@ FAULTS = (
         "oauth_store/database/engines.py",
         '"synchronous = FULL"',
         '"synchronous = NORMAL"',
-        ("tests/database/test_database.py::TestFiles::test_the_settings_of_a_file",),
+        (
+            "tests/database/test_database.py::TestFiles::test_the_settings_of_a_file",
+            "tests/system/test_power_cut.py::test_nothing_acknowledged_is_lost",
+        ),
     ),
     Fault(
         "An error of SQLite prints values",

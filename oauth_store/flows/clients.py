@@ -69,8 +69,7 @@ def owners(metadata: str) -> str:
 class StoredClient(OAuthClientInformationFull):
     """A row of `oauth_clients`. Only the hash of its secret is known, and it never leaves the process."""
 
-    introspects: str | None = None
-    """The resource about whose tokens the client may ask (RFC 7662): another server, which the owner added by hand."""
+    _introspects: str | None = PrivateAttr(default=None)
     _standing: Standing = PrivateAttr(default_factory=Standing)  # a default would be copied each time
 
     @classmethod
@@ -78,6 +77,8 @@ class StoredClient(OAuthClientInformationFull):
         """Return the client of a stored row."""
         client = cls.model_validate_json(metadata)
         client._standing = standing
+        if standing.limited and "introspects" in metadata:
+            client._introspects = json.loads(metadata).get("introspects")
         return client
 
     @classmethod
@@ -93,6 +94,11 @@ class StoredClient(OAuthClientInformationFull):
     def is_public(self) -> bool:
         """Whether the client does not authenticate."""
         return self.secret_hash is None and self.token_endpoint_auth_method in (None, "none")
+
+    @property
+    def introspects(self) -> str | None:
+        """The resource about whose tokens the client may ask (RFC 7662): the owner added this other server by hand."""
+        return self._introspects
 
     @property
     def is_limited(self) -> bool:
