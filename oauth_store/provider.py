@@ -33,7 +33,7 @@ from oauth_store.rate_limits import FloodGuard, RateLimits
 from oauth_store.server.authorize import Server
 from oauth_store.server.middleware import ChallengeMiddleware, OutageMiddleware
 from oauth_store.server.routes import server_routes
-from oauth_store.urls import check_public_urls, check_resources
+from oauth_store.urls import canonical, check_public_urls, check_resources
 
 
 class Approval(Protocol):
@@ -157,7 +157,7 @@ class SQLAlchemyOAuthProvider(OAuthProvider):
             refresh_expiry_seconds=refresh_token_expiry_seconds,
             grace_seconds=min(refresh_grace_seconds, access_token_expiry_seconds),
             after_commit=Purger(self._store).nudge,
-            resources=tuple(resources),
+            resources=tuple(canonical(str(url)) for url in resources),
             device_url=self.public_url(DEVICE_PATH) if device_authorization else None,
         )
         self._notifier = None if notify is None else Notifier(notify, self.public_name, self.get_client)

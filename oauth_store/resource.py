@@ -70,6 +70,9 @@ class StoreResource(RemoteAuthProvider):
         check_public_urls(
             authorization_server=authorization_server, base_url=base_url, resource_base_url=resource_base_url
         )
+        for name, scopes in (("required_scopes", required_scopes), ("scopes_supported", scopes_supported)):
+            if isinstance(scopes, str):
+                raise ConfigurationError(f"{name} is {scopes!r}; expected a list, such as [{scopes!r}]")
         required = list(required_scopes or ())
         self._store = Store(database, schema.require)
         if self._store.in_memory and self._store.owned:

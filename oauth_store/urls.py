@@ -18,13 +18,19 @@ def check_public_urls(**urls: AnyHttpUrl | str | None) -> None:
             _check_public_url(name, url)
 
 
+def canonical(resource: str) -> str:
+    """Return a resource URL as it is stored: with scheme and host in lowercase. Raises `ConfigurationError`."""
+    _check_public_url("resource", resource)
+    return str(_http_url.validate_python(resource))
+
+
 def check_resources(resources: Sequence[str]) -> None:
     """Raise `ConfigurationError` unless these are the URLs of MCP endpoints, each one once."""
     if isinstance(resources, str):
         raise ConfigurationError(f"resources is {resources!r}; expected a list, such as [{resources!r}]")
     for place, url in enumerate(resources):
         _check_public_url(f"resources[{place}]", url)
-        if any(same_resource(str(url), other) for other in resources[:place]):
+        if any(same_resource(str(url), str(other)) for other in resources[:place]):
             raise ConfigurationError(f"resources has {str(url)!r} twice")
 
 

@@ -930,7 +930,7 @@ FAULTS = (
     Fault(
         "A machine continues its grant at another server",
         "oauth_store/flows/machine.py",
-        " if _is_for(row.resource, resource)",
+        " if _is_for(issuer, row.resource, resource)",
         " if row",
         ("tests/flows/test_machine.py::TestGrant::test_two_servers_on_one_database",),
     ),
@@ -1022,6 +1022,13 @@ FAULTS = (
             "tests/flows/test_provider.py::TestAudience::test_a_token_for_another_path_is_refused",
             "tests/flows/test_resources.py::TestVerify::test_all_nine_pairs",
         ),
+    ),
+    Fault(
+        "A node of a cluster shows what another one has revoked",
+        "oauth_store/database/engines.py",
+        "SYNC_READS = 1",
+        "SYNC_READS = 0",
+        ("tests/system/test_galera.py::test_a_node_that_is_behind",),
     ),
     # Several servers with one login
     Fault(

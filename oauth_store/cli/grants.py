@@ -25,6 +25,7 @@ from oauth_store.cli.terminal import (
     log_events,
     opened,
     operator,
+    print_by_server,
     print_json,
     print_more,
     print_table,
@@ -83,12 +84,7 @@ def grants(
 
 
 def _print_grants(listed: list[LiveGrant]) -> None:
-    """Print grants, under their servers if there are several."""
-    servers = dict.fromkeys(grant.resource for grant in listed)
-    for place, server in enumerate(servers):
-        if len(servers) > 1:
-            print(f"{chr(10) if place else ''}{one_line(server or 'no server named')}")
-        _print_table([grant for grant in listed if grant.resource == server])
+    print_by_server(listed, _print_table)
 
 
 def _print_table(listed: list[LiveGrant]) -> None:

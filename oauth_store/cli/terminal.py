@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from cyclopts import Parameter
 from rich import box
@@ -231,6 +231,23 @@ def confirm(question: str, *, yes: bool) -> None:
         raise OAuthStoreError("no answer, so nothing was changed; pass --yes in scripts")
     if answer.strip().lower() not in ("y", "yes"):
         raise OAuthStoreError("nothing was changed")
+
+
+class _OfServer(Protocol):
+    @property
+    def resource(self) -> str | None: ...
+
+
+Row = TypeVar("Row", bound=_OfServer)
+
+
+def print_by_server(listed: Sequence[Row], print_rows: Callable[[list[Row]], None]) -> None:
+    """Print rows in tables, each under the server of its rows if there are several servers."""
+    servers = dict.fromkeys(row.resource for row in listed)
+    for place, server in enumerate(servers):
+        if len(servers) > 1:
+            print(f"{chr(10) if place else ''}{one_line(server or 'no server named')}")
+        print_rows([row for row in listed if row.resource == server])
 
 
 def counted(number: int, noun: str) -> str:

@@ -16,6 +16,7 @@ from oauth_store.cli.terminal import (
     log_events,
     opened,
     operator,
+    print_by_server,
     print_json,
     print_table,
 )
@@ -45,8 +46,8 @@ def create(
         str | None,
         Parameter(
             "--resource",
-            help="The server's MCP URL. You need it if no client has connected yet, or if several servers use the "
-            "database.",
+            help="The MCP URL of the server that takes the token. Default: the only one for which the database has "
+            "tokens; you need it if there are none, or several.",
         ),
     ] = None,
     database: DatabaseOption = None,
@@ -62,7 +63,7 @@ def create(
     if verbose:
         log_events()
     with opened(database) as store:
-        resource = resource or _only_resource(store)
+        resource = _only_resource(store) if resource is None else _checked(resource)
         created = store.write(
             create_token,
             name,
@@ -97,6 +98,12 @@ def _in_words(token: Any) -> str:
 
 def _expiry(expires_at: int) -> str | None:
     return None if expires_at == NO_EXPIRY else iso(expires_at)
+
+
+def _checked(resource: str) -> str:
+    from oauth_store.urls import canonical  # imports FastMCP, which takes a second
+
+    return canonical(resource)
 
 
 def _only_resource(store: OpenStore) -> str:
@@ -134,6 +141,10 @@ def _as_json(token: LiveGrant) -> dict[str, Any]:
 
 
 def _print_tokens(listed: list[LiveGrant]) -> None:
+    print_by_server(listed, _print_table)
+
+
+def _print_table(listed: list[LiveGrant]) -> None:
     now = int(time.time())
     rows = [
         [

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, StaticPool
 
-from oauth_store.database.engines import take_lock
+from oauth_store.database.engines import GALERA, SYNC_READS, take_lock
 from oauth_store.database.url import is_memory
 from oauth_store.errors import ConfigurationError
 
@@ -72,6 +72,9 @@ def _check_mysql(session: Session) -> None:
         "autocommit": 0,
     }
     amiss = [f"{variable} = {found[variable]}" for variable, value in wanted.items() if found[variable] != value]
+    cluster = {str(name): str(value) for name, value in session.execute(text(GALERA))}
+    if cluster.get("wsrep_on") == "ON" and not int(cluster["wsrep_sync_wait"]) & SYNC_READS:
+        amiss.append(f"wsrep_sync_wait = {cluster['wsrep_sync_wait']}")
     if found["sql_select_limit"] < 1_000_000:
         amiss.append(f"sql_select_limit = {found['sql_select_limit']}")
     if "NO_BACKSLASH_ESCAPES" in modes:  # asyncmy escapes with backslashes

@@ -78,7 +78,9 @@ class Issuer:
     @property
     def known(self) -> tuple[str, ...] | None:
         """All resources for which this server issues tokens, or None while the MCP path is unknown."""
-        return None if self.resource is None else (self.resource, *self.resources)
+        if self.resource is None:
+            return None
+        return (self.resource, *(other for other in self.resources if not self.is_own(other)))
 
     def is_ours(self, resource: str | None) -> bool:
         """Return whether a row with this resource belongs to this server: several may share a database.
@@ -98,7 +100,7 @@ class Issuer:
         """
         if not asked or self.resource is None:
             return self.resource or asked
-        named = next((known for known in (self.resource, *self.resources) if same_resource(asked, known)), None)
+        named = next((known for known in self.known or () if same_resource(asked, known)), None)
         if named is None:
             raise UnknownResourceError("resource does not name this server")
         return named

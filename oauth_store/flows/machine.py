@@ -76,7 +76,7 @@ def _grant_to_machine(session: Session, issuer: Issuer, machine: PresentedSecret
     """Issue an access token of the machine's live grant, or of a new one."""
     client = _admitted(session, issuer, machine)
     resource = target_of(issuer, machine.resource)
-    row = _live_grant(session, client, resource, now) or _begun(session, issuer, client, resource, now)
+    row = _live_grant(session, issuer, client, resource, now) or _begun(session, issuer, client, resource, now)
     scopes = _narrowed(issuer, client, row.scopes.split(), machine.scope)
     expires_at = now + issuer.refresh_expiry_seconds
     update_one(session, _continue, b_hash=row.token_hash, b_granted=row.scopes, b_now=now, b_expires_at=expires_at)
@@ -95,14 +95,19 @@ def _admitted(session: Session, issuer: Issuer, machine: PresentedSecret) -> Sto
     return client
 
 
-def _live_grant(session: Session, client: StoredClient, resource: str | None, now: int) -> Row[Any] | None:
+def _live_grant(
+    session: Session, issuer: Issuer, client: StoredClient, resource: str | None, now: int
+) -> Row[Any] | None:
     """Return the row that keeps the latest live grant of a machine at a server, or None."""
     rows = session.execute(_live_grants, {"b_client_id": client.client_id, "b_now": now})
-    return next((row for row in rows.all() if _is_for(row.resource, resource)), None)
+    return next((row for row in rows.all() if _is_for(issuer, row.resource, resource)), None)
 
 
-def _is_for(granted: str | None, resource: str | None) -> bool:
-    return granted is None or resource is None or same_resource(granted, resource)
+def _is_for(issuer: Issuer, granted: str | None, resource: str | None) -> bool:
+    """Return whether a grant is for a resource. One without is for this server's own."""
+    if granted is None or resource is None:
+        return issuer.is_own(resource or granted)
+    return same_resource(granted, resource)
 
 
 def _begun(session: Session, issuer: Issuer, client: StoredClient, resource: str | None, now: int) -> Row[Any]:
@@ -111,7 +116,7 @@ def _begun(session: Session, issuer: Issuer, client: StoredClient, resource: str
     Of several first tokens at once, one begins the grant, and the others find it: they take turns at the client's row.
     """
     update_one(session, _lock_client, b_client_id=client.client_id)
-    row = _live_grant(session, client, resource, now)
+    row = _live_grant(session, issuer, client, resource, now)
     if row is not None:
         return row
     try:

@@ -35,7 +35,7 @@ class IntrospectionEndpoint:
             return invalid_client(request, error)
         except DocumentUnavailableError as error:
             return keys_unavailable(error)
-        resource = None if client.is_public else client.introspects
+        resource = None if client.secret_hash is None else client.introspects
         if resource is None or not self._issuer.is_ours(resource):
             return error_answer(403, "access_denied", "the owner of this server did not add the client to introspect")
         if not isinstance(token, str) or not token:

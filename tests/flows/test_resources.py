@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from mcp.server.auth.provider import AuthorizeError, TokenError
+from pydantic import AnyHttpUrl
 from sqlalchemy import update
 
 from oauth_store import AutoApproval, ConfigurationError, SchemaError, SQLAlchemyOAuthProvider, StoreResource
 from oauth_store.database.models import ACCESS, Token
 from oauth_store.flows import machine
 from oauth_store.flows import refresh as refreshes
+from oauth_store.flows.connected import live_grants
 from oauth_store.flows.machine import PresentedSecret
 from oauth_store.flows.refresh import PresentedRefreshToken
 from tests.databases import tokens_of, transaction
@@ -99,6 +101,37 @@ class TestTarget:
         assert sorted(rows.values()) == [FILES, WIKI]
         with pytest.raises(TokenError, match="does not name this server"):
             await granted("https://evil.example/mcp")
+
+    async def test_spelled_by_the_owner(self, make_provider: Provider) -> None:
+        """However the owner spells a server, its grants are found; this server's own, listed too, counts once."""
+        spelled = ["HTTPS://Wiki.Example.com:443/mcp/", AnyHttpUrl(FILES), OWN]
+        provider = make_provider(base_url=AUTH, resources=spelled)
+        assert provider.issuer.known == (OWN, f"{WIKI}/", FILES)
+        for resource in (WIKI, FILES, OWN):
+            await token_for(provider, resource)
+        _, total = await provider.issuer.store.read(live_grants, resources=provider.issuer.known)
+        assert total == 3
+
+    async def test_a_machine_with_a_grant_of_no_resource(self, family: FamilyOnOneDatabase) -> None:
+        """A grant that began before the endpoint was known is for this server's own, and for no other."""
+        provider, resources = family
+        await provider.register_client(
+            new_client(
+                client_id="nightly",
+                client_secret="the secret of the machine",
+                token_endpoint_auth_method="client_secret_post",
+                grant_types=["client_credentials"],
+                redirect_uris=None,
+                scope="",
+            )
+        )
+        await machine.grant(provider.issuer, PresentedSecret("nightly", "the secret of the machine", "", None))
+        async with transaction(provider) as session:
+            await session.execute(update(Token).values(resource=None))
+        asked = PresentedSecret("nightly", "the secret of the machine", "", FILES)
+        token = await machine.grant(provider.issuer, asked)
+        assert await resources[FILES].verify_token(token.access_token)
+        assert await provider.verify_token(token.access_token) is None
 
 
 class TestVerify:
@@ -215,7 +248,12 @@ class TestSettings:
 
     def test_bad_urls_of_a_resource(self, tmp_path: Path) -> None:
         """So are URLs that cannot be those of a server."""
-        for settings in ({"authorization_server": "auth"}, {"base_url": "http://wiki.example.com"}):
-            values = {"authorization_server": AUTH, "base_url": "https://wiki.example.com", **settings}
+        for settings in (
+            {"authorization_server": "auth"},
+            {"base_url": "http://wiki.example.com"},
+            {"required_scopes": "read"},
+            {"scopes_supported": "read"},
+        ):
+            values: dict[str, Any] = {"authorization_server": AUTH, "base_url": "https://wiki.example.com", **settings}
             with pytest.raises(ConfigurationError):
                 StoreResource(tmp_path / "oauth.db", **values)

@@ -119,3 +119,16 @@ async def test_the_command_groups_too(auth: Site, tmp_path: Path) -> None:
     await connected(auth, WIKI, "Wiki app")
     shown = run("grants", database=database).stdout
     assert shown.index(WIKI) < shown.index("Wiki app") < shown.index(FILES) < shown.index("Files app")
+
+
+async def test_tokens_of_two_servers(auth: Site, tmp_path: Path) -> None:
+    """The command spells a server as the provider does, and lists tokens by server; a wrong URL makes none."""
+    database = str(tmp_path / "oauth.db")
+    await auth.provider.check_schema()
+    for resource in ("HTTPS://Wiki.example.com/mcp", FILES):
+        assert run("token", "create", "ci", "--resource", resource, database=database).returncode == 0
+    assert run("token", "create", "ci", "--resource", "wiki", database=database).returncode == 1
+    shown = run("token", "list", database=database).stdout
+    assert WIKI in shown
+    assert FILES in shown
+    assert sorted({str(row.resource) for row in await tokens_of(auth.provider)}) == [FILES, WIKI]
