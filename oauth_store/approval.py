@@ -127,6 +127,20 @@ class RequestParams(AuthorizationParams):
         self._started = started
 
 
+def is_provider_set() -> bool:
+    """Return whether the environment names an identity provider, or a part of one."""
+    return any(os.environ.get(f"{OIDC}_{name}") for name in ("ISSUER", "CLIENT_ID", "CLIENT_SECRET", "ALLOW"))
+
+
+def check_no_provider(approval: str) -> None:
+    """Raise `ConfigurationError` if the environment names an identity provider that an approval would ignore."""
+    if is_provider_set():
+        raise ConfigurationError(
+            f"{OIDC}_ISSUER or another variable of it is set, but {approval}() never asks an identity provider; "
+            "remove one of the two, or use OidcApproval()"
+        )
+
+
 class AutoApproval:
     """Approves every client without asking the owner, as `InMemoryOAuthProvider` does.
 
@@ -139,10 +153,7 @@ class AutoApproval:
             raise ConfigurationError(
                 f"{PASSWORD_HASH} is set, but AutoApproval() never asks for the password; remove one of the two"
             )
-        if os.environ.get(f"{OIDC}_ISSUER"):
-            raise ConfigurationError(
-                f"{OIDC}_ISSUER is set, but AutoApproval() asks nobody to sign in; remove one of the two"
-            )
+        check_no_provider("AutoApproval")
 
     async def authorize(self, provider: Approver, request: AuthorizationRequest) -> str:
         """Approve the request at once."""

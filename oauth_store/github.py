@@ -12,29 +12,34 @@ GITHUB = "https://github.com"
 class GitHub:
     """GitHub, or a server that speaks as it does. Users are known by their id, or by their login, which can change."""
 
-    label = "GitHub"
-
     def __init__(
-        self, client_id: str, client_secret: str, *, url: str = GITHUB, api_url: str = "https://api.github.com"
+        self,
+        client_id: str,
+        client_secret: str,
+        *,
+        label: str | None = None,
+        url: str = GITHUB,
+        api_url: str = "https://api.github.com",
     ) -> None:
+        self.label = label or "GitHub"
         self.identity = json.dumps([url, client_id])
         self._client_id, self._client_secret = client_id, client_secret
         self._url, self._api_url = url, api_url
 
-    def authorization_url(self, attempt: Attempt) -> str:
+    async def authorization_url(self, attempt: Attempt) -> str:
         """Return the address to which the browser goes. Without a scope, the token reads what is public."""
         return attempt.authorization_url(f"{self._url}/login/oauth/authorize", self._client_id, allow_signup="false")
 
-    def person(self, attempt: Attempt, response: Mapping[str, str]) -> Person:
+    async def person(self, attempt: Attempt, response: Mapping[str, str]) -> Person:
         """Return who signed in. Raises `NotSignedInError` or `ProviderUnavailableError`."""
-        from authlib.integrations.httpx_client import OAuth2Client
+        from authlib.integrations.httpx_client import AsyncOAuth2Client
 
         code = code_in(response)
-        with OAuth2Client(
+        async with AsyncOAuth2Client(
             self._client_id, self._client_secret, token_endpoint_auth_method=POST, timeout=READ_SECONDS
         ) as http:
-            exchanged(http, f"{self._url}/login/oauth/access_token", code, attempt)
-            user = fetched(http, f"{self._api_url}/user")
+            await exchanged(http, f"{self._url}/login/oauth/access_token", code, attempt)
+            user = await fetched(http, f"{self._api_url}/user")
         if type(user.get("id")) is not int or not isinstance(user.get("login"), str):
             raise NotSignedInError("GitHub did not say who it was")
         return Person(str(user["id"]), login=user["login"])

@@ -1,11 +1,12 @@
 """Sign-in at an identity provider (OpenID Connect Core 1.0, section 3.1; RFC 9700): what a relying party does.
 
-It reads from the network, and imports Authlib, which takes a quarter of a second: call it in a thread.
+It imports Authlib, and reads certificates, which takes a quarter of a second: run it in a thread, on a loop of its own.
 """
 
 import json
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode, urlsplit
@@ -16,7 +17,7 @@ from fastmcp.server.auth.redirect_validation import is_loopback_host
 from oauth_store.credentials import derive
 
 if TYPE_CHECKING:
-    from authlib.integrations.httpx_client import OAuth2Client
+    from authlib.integrations.httpx_client import AsyncOAuth2Client
     from joserfc.jwk import KeySet
 
 ALGORITHMS = frozenset(
@@ -104,11 +105,11 @@ class IdentityProvider(Protocol):
         """Which provider this is, and which client of it we are."""
         ...
 
-    def authorization_url(self, attempt: Attempt) -> str:
+    async def authorization_url(self, attempt: Attempt) -> str:
         """Return the address to which the browser goes. Raises `ProviderUnavailableError`."""
         ...
 
-    def person(self, attempt: Attempt, response: Mapping[str, str]) -> Person:
+    async def person(self, attempt: Attempt, response: Mapping[str, str]) -> Person:
         """Return who signed in. Raises `NotSignedInError` or `ProviderUnavailableError`."""
         ...
 
@@ -130,10 +131,10 @@ class OpenIdProvider:
         self._keys: KeySet | None = None
         self._keys_at = 0.0
 
-    def authorization_url(self, attempt: Attempt) -> str:
+    async def authorization_url(self, attempt: Attempt) -> str:
         """Return the address to which the browser goes. Raises `ProviderUnavailableError`."""
-        metadata = self._known_metadata()
-        offered = metadata.get("scopes_supported") or []
+        metadata = await self._known_metadata()
+        offered = _texts(metadata, "scopes_supported")
         scopes = ["openid"]
         if self._with_email:
             scopes.append("email")
@@ -142,47 +143,47 @@ class OpenIdProvider:
         endpoint = metadata["authorization_endpoint"]
         return attempt.authorization_url(endpoint, self._client_id, scope=" ".join(scopes), nonce=attempt.nonce)
 
-    def person(self, attempt: Attempt, response: Mapping[str, str]) -> Person:
+    async def person(self, attempt: Attempt, response: Mapping[str, str]) -> Person:
         """Return who signed in. Raises `NotSignedInError` or `ProviderUnavailableError`."""
-        from authlib.integrations.httpx_client import OAuth2Client
+        from authlib.integrations.httpx_client import AsyncOAuth2Client
 
-        metadata = self._known_metadata()
+        metadata = await self._known_metadata()
         # RFC 9207, section 2.4: the response of another provider is refused before its code goes anywhere
         if response.get("iss", self._issuer) != self._issuer or (
             metadata.get("authorization_response_iss_parameter_supported") is True and "iss" not in response
         ):
             raise NotSignedInError("the response is another issuer's")
         code = code_in(response)
-        methods = metadata.get("token_endpoint_auth_methods_supported") or [BASIC]
+        methods = _texts(metadata, "token_endpoint_auth_methods_supported") or [BASIC]
         method = BASIC if BASIC in methods else POST
-        with OAuth2Client(
+        async with AsyncOAuth2Client(
             self._client_id, self._client_secret, token_endpoint_auth_method=method, timeout=READ_SECONDS
         ) as http:
-            token = exchanged(http, metadata["token_endpoint"], code, attempt)
-            claims = self._claims(token, attempt)
-            more = self._more_claims(http, claims)
+            token = await exchanged(http, metadata["token_endpoint"], code, attempt)
+            claims = await self._claims(token, attempt)
+            more = await self._more_claims(http, claims)
         subject = claims["sub"]
         if not isinstance(subject, str) or not subject.isprintable() or not 0 < len(subject) <= SUBJECT_LENGTH:
             raise NotSignedInError(f"sub is not a name of at most {SUBJECT_LENGTH} printable characters")
         return Person(subject, _email(claims) or _email(more), None, _groups(claims) or _groups(more))
 
-    def _claims(self, token: Mapping[str, Any], attempt: Attempt) -> dict[str, Any]:
+    async def _claims(self, token: Mapping[str, Any], attempt: Attempt) -> dict[str, Any]:
         """Return the claims of a valid ID token (OpenID Connect Core, section 3.1.3.7)."""
         from authlib.oidc.core import CodeIDToken
         from joserfc import jwt
-        from joserfc.errors import InvalidKeyIdError
+        from joserfc.errors import BadSignatureError, InvalidKeyIdError
         from joserfc.jws import JWSRegistry
 
         text = token.get("id_token")
         if not isinstance(text, str):
             raise NotSignedInError("there is no ID token")
-        stated = self._metadata.get("id_token_signing_alg_values_supported") or ["RS256"]
+        stated = _texts(self._metadata, "id_token_signing_alg_values_supported") or ["RS256"]
         registry = JWSRegistry(algorithms=sorted(ALGORITHMS & set(stated)), strict_check_header=False)
         try:
             try:
-                signed = jwt.decode(text, self._known_keys(), registry=registry)
-            except InvalidKeyIdError:  # the provider has new keys
-                signed = jwt.decode(text, self._known_keys(KEYS_SECONDS), registry=registry)
+                signed = jwt.decode(text, await self._known_keys(), registry=registry)
+            except (InvalidKeyIdError, BadSignatureError):  # the provider may have new keys
+                signed = jwt.decode(text, await self._known_keys(KEYS_SECONDS), registry=registry)
             claims = CodeIDToken(
                 signed.claims,
                 signed.header,
@@ -199,22 +200,22 @@ class OpenIdProvider:
             raise NotSignedInError(f"the ID token is not valid: {error!r}") from error
         return dict(claims)
 
-    def _more_claims(self, http: httpx2.Client, claims: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def _more_claims(self, http: httpx2.AsyncClient, claims: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what only the UserInfo endpoint has of what is needed (OpenID Connect Core, section 5.3)."""
         endpoint = self._metadata.get("userinfo_endpoint")
         needed = (self._with_email and not _email(claims)) or (self._with_groups and not _groups(claims))
         if not needed or not isinstance(endpoint, str):
             return {}
-        more = fetched(http, self._checked(endpoint, "userinfo_endpoint"))
+        more = await fetched(http, self._checked(endpoint, "userinfo_endpoint"))
         if more.get("sub") != claims["sub"]:  # section 5.3.2
             raise NotSignedInError("UserInfo is another person's")
         return more
 
-    def _known_metadata(self) -> dict[str, Any]:
+    async def _known_metadata(self) -> dict[str, Any]:
         if time.monotonic() - self._metadata_at < METADATA_SECONDS and self._metadata:
             return self._metadata
-        with httpx2.Client(timeout=READ_SECONDS) as http:
-            found = fetched(http, f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
+        async with httpx2.AsyncClient(timeout=READ_SECONDS) as http:
+            found = await fetched(http, f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
         if found.get("issuer") != self._issuer:  # OpenID Connect Discovery, section 4.3
             raise ProviderUnavailableError(
                 f"the issuer is set to {self._issuer!r}, which calls itself {found.get('issuer')!r}; set it to exactly "
@@ -225,20 +226,11 @@ class OpenIdProvider:
         self._metadata, self._metadata_at = found, time.monotonic()
         return found
 
-    def _known_keys(self, oldest_seconds: float = METADATA_SECONDS) -> "KeySet":
-        from joserfc.jwk import KeySet
-
+    async def _known_keys(self, oldest_seconds: float = METADATA_SECONDS) -> "KeySet":
         if self._keys is None or time.monotonic() - self._keys_at >= oldest_seconds:
-            with httpx2.Client(timeout=READ_SECONDS) as http:
-                found = fetched(http, self._metadata["jwks_uri"])
-            listed = found.get("keys")
-            signing = (
-                [key for key in listed if isinstance(key, dict) and key.get("use", "sig") == "sig"] if listed else []
-            )
-            try:
-                self._keys = KeySet.import_key_set({"keys": signing})
-            except Exception as error:
-                raise ProviderUnavailableError(f"its keys cannot be read: {error!r}") from error
+            async with httpx2.AsyncClient(timeout=READ_SECONDS) as http:
+                found = await fetched(http, self._metadata["jwks_uri"])
+            self._keys = _key_set(found.get("keys"))
             self._keys_at = time.monotonic()
         return self._keys
 
@@ -249,11 +241,37 @@ class OpenIdProvider:
         raise ProviderUnavailableError(f"its metadata has {name} {url!r}; expected an https:// URL")
 
 
+def _key_set(listed: Any) -> "KeySet":
+    """Return the keys that sign, without those that nobody understands (RFC 7517, section 5)."""
+    from joserfc.jwk import KeySet
+
+    keys = []
+    for key in listed if isinstance(listed, list) else ():
+        if isinstance(key, dict) and key.get("use", "sig") == "sig":
+            with suppress(Exception):  # of the libraries, in many ways
+                keys += KeySet.import_key_set({"keys": [key]}).keys
+    if not keys:
+        raise ProviderUnavailableError("it lists no key that can be read")
+    return KeySet(keys)
+
+
 def is_provider_url(url: str) -> bool:
     """Return whether an identity provider may be at a URL: https, or on this machine, without user or fragment."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for one that no URL can have
+    except ValueError:
+        return False
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return False
     secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback_host(parts.hostname))
     return secure and bool(parts.hostname) and "@" not in parts.netloc and not parts.fragment
+
+
+def _texts(metadata: Mapping[str, Any], name: str) -> list[str]:
+    """Return a list of texts of the metadata, or an empty one for anything else."""
+    listed = metadata.get(name)
+    return [text for text in listed if isinstance(text, str)] if isinstance(listed, list) else []
 
 
 def code_in(response: Mapping[str, str]) -> str:
@@ -266,10 +284,10 @@ def code_in(response: Mapping[str, str]) -> str:
     return response["code"]
 
 
-def exchanged(http: "OAuth2Client", endpoint: str, code: str, attempt: Attempt) -> dict[str, Any]:
+async def exchanged(http: "AsyncOAuth2Client", endpoint: str, code: str, attempt: Attempt) -> dict[str, Any]:
     """Return the response to a code. Raises `NotSignedInError` or `ProviderUnavailableError`."""
     try:
-        token: dict[str, Any] = http.fetch_token(
+        token: dict[str, Any] = await http.fetch_token(
             endpoint, code=code, redirect_uri=attempt.redirect_uri, code_verifier=attempt.verifier
         )
     except httpx2.HTTPError as error:
@@ -279,10 +297,10 @@ def exchanged(http: "OAuth2Client", endpoint: str, code: str, attempt: Attempt) 
     return token
 
 
-def fetched(http: httpx2.Client, url: str, **options: Any) -> dict[str, Any]:
+async def fetched(http: httpx2.AsyncClient, url: str, **options: Any) -> dict[str, Any]:
     """Return a JSON object at a URL. Raises `ProviderUnavailableError`."""
     try:
-        response = http.get(url, **options)
+        response = await http.get(url, **options)
         response.raise_for_status()
         found = response.json()
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, RecursionError) as error:

@@ -1,5 +1,6 @@
 """Identity providers at which users have accounts, right or wrong; servers that let them in; and their browser."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ import httpx2
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from oauth_store import OidcApproval
@@ -43,6 +44,8 @@ class AccountProvider:
         self.sign: Callable[[dict[str, Any]], str | None] = self._signed
         self.answer: dict[str, str | None] = {}
         """What differs from the usual response to the browser. None leaves one out."""
+        self.drips = False
+        """Whether its token endpoint answers byte by byte, for an hour."""
         self.requests: list[str] = []
         self._codes: dict[str, dict[str, str]] = {}
 
@@ -72,6 +75,8 @@ class AccountProvider:
 
     async def _token(self, request: Request) -> Response:
         form = dict(await request.form())
+        if self.drips:
+            return StreamingResponse(self._drip(), media_type="application/json")
         asked = self._codes.pop(str(form.get("code")), None)
         verifier: Any = form.get("code_verifier", "")
         if (
@@ -94,6 +99,11 @@ class AccountProvider:
         id_token = self.sign(_given(claims))
         answer = {"access_token": "access at the provider", "token_type": "Bearer", "id_token": id_token}
         return JSONResponse(_given(answer))
+
+    async def _drip(self) -> AsyncIterator[bytes]:
+        while self.drips:
+            yield b" "
+            await asyncio.sleep(0.1)
 
     async def _userinfo(self, request: Request) -> Response:
         assert request.headers["authorization"] == "Bearer access at the provider"

@@ -32,6 +32,7 @@ _sessions = (
 )
 _session_by_hash = _sessions.where(tokens.c.token_hash == bindparam("b_hash"))
 _delete = delete(tokens).where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind.in_([SESSION, BROWSER]))
+_of_user = select(tokens).where(tokens.c.subject == bindparam("b_user"), tokens.c.kind.in_([SESSION, BROWSER]))
 _use = (
     update(tokens)
     .where(tokens.c.token_hash == bindparam("b_hash"), tokens.c.kind == BROWSER)
@@ -122,6 +123,14 @@ def browsers(session: Session, now: int) -> list[Browser]:
         for row in rows
     ]
     return sorted(found, key=lambda browser: (browser.created_at, browser.id))
+
+
+def sign_out_everywhere(session: Session, issuer: "Issuer", user: str, *, by: str) -> None:
+    """End all sessions of a user at this server: of browsers that stay signed in, and of pages."""
+    for row in session.execute(_of_user, {"b_user": user}).all():
+        if row.subject == user and issuer.is_ours(row.resource):  # MariaDB pads: 'abc ' equals 'abc'
+            session.execute(_delete, {"b_hash": row.token_hash})
+    emit_after_commit(session, "browser_signed_out", subject=user, by=by)
 
 
 def sign_out(session: Session, listed: Collection[Browser], *, by: str) -> int:

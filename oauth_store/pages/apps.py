@@ -122,6 +122,9 @@ class AppsPage:
         if _is_fresh(signed_in) and not self._sign_in.is_in(form):
             return
         if not self._sign_in.is_in(form):  # from a template of the owner's, made for a release before
+            account = self._sign_in.account
+            if account is not None:
+                raise SignInError(f"Sign in with {account.label} again, then confirm this within 5 minutes.")
             raise SignInError("Confirm this with your password or your passkey.")
         again = await self._sign_in.check(self._approver, request, {**dict(form), "username": user}, purpose)
         if again.user != user:
@@ -282,7 +285,8 @@ class AppsPage:
         return [browser for browser in listed if browser.user == user and self._issuer.is_ours(browser.resource)]
 
     async def _sign_out_everywhere(self, user: str) -> None:
-        await self._issuer.store.write(sessions.sign_out, await self._browsers(user), by=f"{user}, on the page of apps")
+        by = f"{user}, on the page of apps"
+        await self._issuer.store.write(sessions.sign_out_everywhere, self._issuer, user, by=by)
 
     async def _create(self, user: str, form: Form) -> tuple[str, str, str]:
         """Create a personal token. Return a message, the name that begins it, and the token, which is shown once."""

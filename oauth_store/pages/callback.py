@@ -47,7 +47,7 @@ class CallbackPage:
 
     async def leave(self, request: Request, handle: str = "") -> Response:
         """Send a browser to the provider, for a request or for the connected apps. Raises `SignInError`."""
-        self._sign_in.count_question(self._approver, request, handle)
+        self._sign_in.count_question(self._approver, request, handle, by_address=True)
         secret = mint("browser")
         state = await challenges.ask(self._approver.issuer, self._purpose(secret, handle), ATTEMPT_SECONDS)
         response = _redirect(await self._account.begin(Attempt(state, secret, self._url)))

@@ -123,7 +123,7 @@ class ConsentPage:
         if signed_in.stays:
             await self._sign_in.sessions.use(self._approver, request)
         elif form.get("stay"):
-            await self._sign_in.sessions.stay(self._approver, response, signed_in)
+            await self._sign_in.sessions.stay(self._approver, request, response, signed_in)
         return response
 
     async def _who(self, request: Request, form: Form, waiting: AuthorizationRequest, purpose: str) -> SignedIn:

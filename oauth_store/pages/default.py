@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from fastmcp.server.auth.redirect_validation import is_loopback_host
 from starlette.routing import Route
 
-from oauth_store.approval import OIDC, PASSWORD_HASH, Approver, LoopbackApproval
+from oauth_store.approval import OIDC, PASSWORD_HASH, Approver, LoopbackApproval, is_provider_set
 from oauth_store.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def default_approval(urls: list[str]) -> "PageApproval | LoopbackApproval":
 
     Raises `ConfigurationError` if there is no password and no identity provider, and one of the URLs is not loopback.
     """
-    if any(os.environ.get(f"{OIDC}_{name}") for name in ("ISSUER", "CLIENT_ID", "CLIENT_SECRET", "ALLOW")):
+    if is_provider_set():
         from oauth_store.pages.oidc import OidcApproval
 
         return OidcApproval()
@@ -38,8 +38,9 @@ def default_approval(urls: list[str]) -> "PageApproval | LoopbackApproval":
     if public:
         raise ConfigurationError(
             f"no approval is set for the public URL {public[0]}, so anyone who finds it could get a token; set "
-            f"{PASSWORD_HASH} to the output of `oauth-store hash-password`, pass approval=<your own Approval> to ask "
-            "the owner in another way, or pass approval=AutoApproval() to approve every client"
+            f"{PASSWORD_HASH} to the output of `oauth-store hash-password`, set {OIDC}_ISSUER to an identity provider, "
+            "pass approval=<your own Approval> to ask the owner in another way, or pass approval=AutoApproval() to "
+            "approve every client"
         )
     logger.warning("no approval is set: clients on this machine get in without one, all others are refused")
     return LoopbackApproval()

@@ -1,16 +1,17 @@
 """`OidcApproval`: to approve a client, the owner signs in at an identity provider."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from oauth_store.approval import OIDC
-from oauth_store.display import USER_LENGTH, is_user_name
+from oauth_store.display import USER_LENGTH, is_user_name, nfc
 from oauth_store.errors import ConfigurationError
 from oauth_store.github import GITHUB, GitHub
 from oauth_store.openid import IdentityProvider, OpenIdProvider, is_provider_url
-from oauth_store.pages.accounts import GROUP, LOGIN, SUBJECT, Accounts
+from oauth_store.pages.accounts import GROUP, KINDS, LOGIN, SUBJECT, Accounts, address
 from oauth_store.pages.approval import PageApproval
 from oauth_store.pages.html import DEFAULT_ACCENT
 from oauth_store.pages.passkeys import Passkeys
@@ -22,7 +23,6 @@ LABELS = {
     "accounts.google.com": "Google",
     "login.microsoftonline.com": "Microsoft",
     "gitlab.com": "GitLab",
-    "appleid.apple.com": "Apple",
 }
 """What users call well-known providers."""
 
@@ -77,8 +77,15 @@ class OidcApproval(PageApproval):
             _setting(name, given)
             for name, given in (("ISSUER", issuer), ("CLIENT_ID", client_id), ("CLIENT_SECRET", client_secret))
         )
+        if issuer.rstrip("/") == GITHUB:
+            issuer = GITHUB
         entries = _entries(_setting("ALLOW", None).split(",") if allow is None else allow, issuer)
         passwords = passwords_of(password_hash, users)
+        for user in users or ():
+            if address(user) in entries and user not in entries:
+                raise ConfigurationError(
+                    f"users has {user!r}, and allow has {address(user)!r}, which would be two users; spell both alike"
+                )
         accounts = Accounts(_provider(issuer, client_id, client_secret, entries, provider_name), client_secret, entries)
         known = [*accounts.users, *(() if passwords is None else passwords.users)]
         ways: list[Way] = [accounts, *([] if passwords is None else [passwords]), Passkeys(known)]
@@ -97,6 +104,8 @@ class OidcApproval(PageApproval):
 def _setting(name: str, given: str | None) -> str:
     """Return a setting, or that of the environment. Raises `ConfigurationError` if there is none."""
     value = os.environ.get(f"{OIDC}_{name}", "") if given is None else given
+    if not isinstance(value, str) or not value.isprintable():
+        raise ConfigurationError(f"{name.lower()} is not a text that can be printed")
     if not value.strip():
         raise ConfigurationError(
             f"OidcApproval() has no {name.lower()}; pass it, or set {OIDC}_{name}. docs/approval.md says where to find "
@@ -109,7 +118,9 @@ def _entries(allow: Sequence[str], issuer: str) -> list[str]:
     """Return the entries of `allow`, as they are compared. Raises `ConfigurationError`."""
     if isinstance(allow, str):
         raise ConfigurationError(f"allow is {allow!r}; expected a list, such as [{allow!r}]")
-    entries = [entry.strip() for entry in allow]
+    if not all(isinstance(entry, str) for entry in allow):
+        raise ConfigurationError("allow has an entry that is not a text")
+    entries = [nfc(entry.strip()) for entry in allow]
     if not any(entries):
         raise ConfigurationError("allow is empty, so nobody could sign in; name at least one user")
     return [_entry(entry, is_github=issuer == GITHUB) for entry in entries if entry]
@@ -123,19 +134,19 @@ def _entry(entry: str, *, is_github: bool) -> str:
         raise ConfigurationError(f"allow has the entry {entry[:40]!r}; expected printable text")
     if kind is not None:
         return entry.lower() if kind == LOGIN else entry
-    if is_github or entry.count("@") != 1 or entry.startswith((GROUP, LOGIN)) or "" in entry.split("@"):
+    if is_github or entry.lower().startswith(KINDS) or not re.fullmatch(r"[^\s@*,;]+@[^\s@*,;]+", entry):
         expected = "'sub:583231' or 'login:octocat'" if is_github else "'me@example.com', 'sub:...' or 'group:...'"
         raise ConfigurationError(f"allow has the entry {entry!r}; expected one such as {expected}")
-    return entry.lower()
+    return address(entry)
 
 
 def _provider(
     issuer: str, client_id: str, client_secret: str, entries: Sequence[str], name: str | None
 ) -> IdentityProvider:
     """Return the provider at an issuer. Raises `ConfigurationError`."""
-    if issuer.rstrip("/") == GITHUB:
-        return GitHub(client_id, client_secret)
-    if not is_provider_url(issuer) or urlsplit(issuer).query:
+    if issuer == GITHUB:
+        return GitHub(client_id, client_secret, label=name)
+    if not is_provider_url(issuer) or "?" in issuer:
         raise ConfigurationError(f"the issuer is {issuer!r}; expected one like https://accounts.google.com")
     host = urlsplit(issuer).netloc
     return OpenIdProvider(

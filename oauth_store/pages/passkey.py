@@ -6,7 +6,7 @@ from pathlib import Path
 
 from starlette.routing import Route
 
-from oauth_store.approval import PASSWORD_HASH, Approver
+from oauth_store.approval import PASSWORD_HASH, Approver, check_no_provider
 from oauth_store.errors import ConfigurationError
 from oauth_store.pages.approval import PageApproval, check_users
 from oauth_store.pages.html import DEFAULT_ACCENT
@@ -47,6 +47,7 @@ class PasskeyApproval(PageApproval):
             ConfigurationError: If the extra is not installed, MCP_OAUTH_PASSWORD_HASH is set, which would be ignored,
                 or a setting is not usable. `routes()` raises it if the host of `base_url` is an IP address.
         """
+        check_no_provider("PasskeyApproval")
         if os.environ.get(PASSWORD_HASH):
             raise ConfigurationError(
                 f"{PASSWORD_HASH} is set, but PasskeyApproval() never asks for the password; remove one of the two"

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from oauth_store.approval import PASSWORD_HASH
+from oauth_store.approval import PASSWORD_HASH, check_no_provider
 from oauth_store.errors import ConfigurationError
 from oauth_store.pages.approval import PageApproval, check_users
 from oauth_store.pages.html import DEFAULT_ACCENT
@@ -52,6 +52,7 @@ class PasswordApproval(PageApproval):
         Raises:
             ConfigurationError: If a setting is missing, contradictory or not usable. It never quotes a password.
         """
+        check_no_provider("PasswordApproval")
         passwords = passwords_of(password_hash, users)
         if passwords is None:
             raise ConfigurationError(

@@ -56,9 +56,12 @@ class Sessions:
         await self._store(approver, _for_request(value, handle), signed_in, SESSION, seconds)
         approver.cookies.set(response, _request_cookie(handle), value, max_age_seconds=seconds)
 
-    async def stay(self, approver: Approver, response: Response, signed_in: SignedIn) -> None:
-        """Let a user who has a passkey or an account stay signed in on this browser."""
+    async def stay(self, approver: Approver, request: Request, response: Response, signed_in: SignedIn) -> None:
+        """Let a user who has a passkey or an account stay signed in on this browser, in place of anyone before."""
         if signed_in.way in STAYING:
+            before = approver.cookies.get(request, BROWSER_COOKIE)
+            if before is not None:
+                await approver.issuer.store.write(sessions.end, before)
             value, seconds = self._signed(signed_in), sessions.BROWSER_SECONDS
             await self._store(approver, value, signed_in, BROWSER, seconds)
             approver.cookies.set(response, BROWSER_COOKIE, value, max_age_seconds=seconds)

@@ -88,13 +88,18 @@ class SignIn:
             return JSONResponse({"error": str(error)}, error.status_code, headers)
         return JSONResponse(await way.question(approver, purpose), headers={"Cache-Control": "no-store"})
 
-    def count_question(self, approver: Approver, request: Request, subject: str) -> None:
-        """Count a challenge, for a request or a session, or for anyone. Raises `SignInError` if there are too many."""
+    def count_question(self, approver: Approver, request: Request, subject: str, *, by_address: bool = False) -> None:
+        """Count a challenge, for a request or a session, or for anyone. Raises `SignInError` if there are too many.
+
+        With `by_address`, one for a request or a session counts for its address or browser too.
+        """
         browser, address = approver.cookies.get(request, KNOWN_BROWSER), approver.address_of(request)
         known = f"browser {browser}" if browser is not None and self.knows(browser) else ""
         counted = [
             (QUESTIONS_PER_REQUEST, f"about {subject}") if subject else (QUESTIONS, f"question {known or address}")
         ]
+        if subject and by_address:
+            counted.append((QUESTIONS, f"question {known or address}"))
         if not subject and not known:
             counted.insert(0, (QUESTIONS_IN_TOTAL, "questions"))
         wait = self._limiter.retry_after(*counted)
@@ -107,7 +112,8 @@ class SignIn:
 
         Raises `SignInError`: with a password, the same and after the same time for a wrong one and an unknown user.
         """
-        used = [way for name, way in self.ways.items() if form.get(name)] or list(self.ways.values())[:1]
+        filled = [way for name, way in self.ways.items() if form.get(name)]
+        used = filled or [way for name, way in self.ways.items() if name in form] or list(self.ways.values())[:1]
         way = used[-1]  # not the password, which the browser may have filled in
         browser, address = approver.cookies.get(request, KNOWN_BROWSER), approver.address_of(request)
         user = way.user_in(form)

@@ -41,10 +41,10 @@ def hanging() -> Iterator[Company]:
 @asynccontextmanager
 async def dripping() -> AsyncIterator[tuple[Company, asyncio.Event]]:
     """An identity provider whose answer does not end before an event, which makes it well."""
-    company, over = Company(), asyncio.Event()
+    company, over, closed = Company(), asyncio.Event(), asyncio.Event()
 
     async def drip() -> AsyncIterator[bytes]:
-        while not over.is_set():
+        while not closed.is_set():  # also after the event: an answer that ends as junk would be remembered
             yield b" "
             await asyncio.sleep(0.05)
 
@@ -59,7 +59,7 @@ async def dripping() -> AsyncIterator[tuple[Company, asyncio.Event]]:
     routes = [Route("/.well-known/openid-configuration", discovery), Route("/keys", keys)]
     async with serving(Starlette(routes=routes), company.port):
         yield company, over
-        over.set()
+        closed.set()
 
 
 def trusting(*companies: Company) -> Identities:

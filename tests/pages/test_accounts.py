@@ -9,8 +9,17 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from joserfc import jwk, jwt
 
-from oauth_store import AutoApproval, ConfigurationError, OidcApproval, SQLAlchemyOAuthProvider, openid
+from oauth_store import (
+    AutoApproval,
+    ConfigurationError,
+    OidcApproval,
+    PasskeyApproval,
+    PasswordApproval,
+    SQLAlchemyOAuthProvider,
+    openid,
+)
 from oauth_store.database.models import BROWSER, CHALLENGE, SESSION
+from oauth_store.pages import accounts
 from oauth_store.pages.accounts import Accounts
 from tests.accounts import (
     CLIENT_ID,
@@ -159,6 +168,9 @@ class TestWho:
             ("group:family", {"groups": "family"}),
             ("group:family", {"groups": ["Family", 7, None, ["family"]]}),
             ("group:family", {"groups": {"family": True}}),
+            ("kate@example.com", {"email": "\u212aate@example.com"}),
+            ("sub:root", {"email": "sub:root"}),
+            ("group:family", {"email": "group:family"}),
         ],
     )
     async def test_not_allowed(
@@ -178,6 +190,7 @@ class TestWho:
             assert f"as sub:{acme.user['sub']}" in refused.text
             assert "this server does not let you in" in refused.text
             assert f"not allowed with Acme: sub:{acme.user['sub']} (" in caplog.text
+            assert "of the groups: " in caplog.text
             assert not await rows_of_kind(wiki, SESSION)
             again = await browser.http.get(str(page.url))
             assert 'value="allow"' not in again.text
@@ -298,7 +311,25 @@ class TestTokens:
     async def test_other_keys_do_not_matter(self, wiki: Site, acme: AccountProvider) -> None:
         """Keys of kinds that nobody knows, and keys to encrypt with, are left alone."""
         encrypts = {**Signer("RS256", kid=acme.signer.kid).public, "use": "enc"}
-        acme.more_keys = [{"kty": "AKP", "kid": "odd", "alg": "ML-DSA-44"}, encrypts]
+        acme.more_keys = [
+            {"kty": "AKP", "kid": "odd", "alg": "ML-DSA-44"},
+            encrypts,
+            {"kty": "RSA", "kid": "half", "e": "AQAB"},
+            {"kty": "RSA", "kid": 7, "n": "?", "e": "AQAB"},
+            {"kty": "EC", "crv": "P-192", "x": "AA", "y": "AA"},
+            {"kid": "nothing"},
+            {},
+        ]
+        assert await signs_in(wiki)
+
+    async def test_new_keys_without_a_name(
+        self, wiki: Site, acme: AccountProvider, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So is one that does not name its keys, or gives a new one the name of the old one."""
+        monkeypatch.setattr(openid, "KEYS_SECONDS", 0)
+        assert await signs_in(wiki)
+        acme.signer = Signer("RS256", kid=acme.signer.kid)
+        acme.keys, acme.sign = [acme.signer], acme.signer.sign
         assert await signs_in(wiki)
 
 
@@ -430,6 +461,15 @@ class TestResponses:
             statuses = [(await leave(browser, page)).status_code for _ in range(12)]
         assert statuses == [303] * 10 + [429] * 2
 
+    async def test_an_address_is_limited(self, wiki: Site) -> None:
+        """An address can begin sixty in 15 minutes, for however many requests: each asks the provider in the end."""
+        statuses = []
+        for _ in range(7):
+            async with Browser() as browser:
+                page = await browser.open(await wiki.authorize_url())
+                statuses += [(await leave(browser, page)).status_code for _ in range(9)]
+        assert statuses == [303] * 60 + [429] * 3
+
 
 class TestOutage:
     """The provider is away, or is not what the settings say."""
@@ -456,6 +496,44 @@ class TestOutage:
             async with away.open():
                 other = await browser.open(await wiki.authorize_url())
                 assert user_of(await come_back(browser, other)) == "ada@example.com"
+
+    async def test_slow(self, wiki: Site, acme: AccountProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A provider whose answers do not end is given up in time, and holds up nobody after that."""
+        monkeypatch.setattr(accounts, "SIGN_IN_SECONDS", 0.5)
+        acme.drips = True
+
+        async def stuck() -> int:
+            async with Browser() as browser:
+                return (await come_back(browser, await browser.open(await wiki.authorize_url()))).status_code
+
+        assert await asyncio.gather(*(stuck() for _ in range(accounts.CONCURRENT_SIGN_INS + 2))) == [502] * 10
+        acme.drips = False
+        monkeypatch.undo()
+        assert await signs_in(wiki)
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            {"token_endpoint_auth_methods_supported": 7},
+            {"id_token_signing_alg_values_supported": [["RS256"], 7]},
+            {"scopes_supported": 7},
+            {"userinfo_endpoint": 7},
+        ],
+        ids=str,
+    )
+    async def test_odd_metadata(self, wiki: Site, acme: AccountProvider, metadata: dict[str, Any]) -> None:
+        """What is odd in the metadata, and not needed, does no harm."""
+        acme.metadata = metadata
+        assert await signs_in(wiki)
+
+    @pytest.mark.parametrize("name", ["authorization_endpoint", "token_endpoint", "jwks_uri"])
+    async def test_urls_that_are_none(self, wiki: Site, acme: AccountProvider, name: str) -> None:
+        """Endpoints that no URL can be are a page, with the other ways."""
+        for url in ("https://[bad", "https://x:99999/", "https://x y/", ""):
+            acme.metadata = {name: url}
+            async with Browser() as browser:
+                failed = await leave(browser, await browser.open(await wiki.authorize_url()))
+            assert failed.status_code == 502
 
     async def test_down_on_the_way_back(self, wiki: Site, acme: AccountProvider) -> None:
         """If it goes away before the code is exchanged, there is a page with a way back."""
@@ -569,8 +647,17 @@ class TestStay:
             assert "You stay signed in on 2 browsers" in apps.text
             await first.submit(apps, {"sign_out": "everywhere"})
             assert not await rows_of_kind(wiki, BROWSER)
+            assert not await rows_of_kind(wiki, SESSION)
             for browser in (first, second):
                 assert "Sign in with Acme" in (await browser.open(await wiki.authorize_url())).text
+
+    async def test_allowed_twice(self, wiki: Site) -> None:
+        """Who presses Allow again stays signed in once."""
+        async with Browser() as browser:
+            question = await come_back(browser, await browser.open(await wiki.authorize_url()))
+            for _ in range(3):
+                assert (await answered(browser, question, stay="30d")).status_code == 303
+            assert len(await rows_of_kind(wiki, BROWSER)) == 1
 
     async def test_a_password_does_not_stay(self, tmp_path: Path, acme: AccountProvider) -> None:
         """After a password the tick changes nothing: a password is asked for every time."""
@@ -630,7 +717,8 @@ class TestApps:
                 apps = await browser.http.get(f"{wiki.url}/apps")
                 assert "Sign in with Acme again" in apps.text
                 refused = await browser.submit(apps, {"revoke": "all"})
-                assert refused.status_code == 403 or "Confirm this" in refused.text
+                assert refused.status_code == 403
+                assert "Sign in with Acme again, then confirm this within 5 minutes." in refused.text
                 assert "An app" in refused.text
                 apps = await come_back(browser, apps)
                 revoked = await browser.submit(apps, {"revoke": "all"})
@@ -678,7 +766,8 @@ class TestSettings:
             ({"allow": "ada@example.com"}, "expected a list"),
             ({"allow": ["ada"]}, "'me@example.com', 'sub:...' or 'group:...'"),
             ({"allow": ["@example.com"]}, "'me@example.com'"),
-            ({"allow": ["*@example.com", "a@b@c"]}, "a@b@c"),
+            ({"allow": ["*@example.com"]}, "*@example.com"),
+            ({"allow": ["a@b@c"]}, "a@b@c"),
             ({"allow": ["login:ada"]}, "login:ada"),
             ({"allow": ["sub:"]}, "expected printable text"),
             ({"allow": ["sub:a\nb"]}, "expected printable text"),
@@ -687,10 +776,22 @@ class TestSettings:
             ({"issuer": "http://127.0.0.1.evil.example"}, "the issuer is"),
             ({"issuer": "https://github.com", "allow": ["ada@example.com"]}, "'sub:583231' or 'login:octocat'"),
             ({"issuer": "https://github.com", "allow": ["group:family"]}, "'sub:583231'"),
+            ({"issuer": "https://github.com/", "allow": ["ada@example.com"]}, "'sub:583231' or 'login:octocat'"),
+            ({"issuer": "https://[bad"}, "the issuer is"),
+            ({"issuer": "https://x:99999"}, "the issuer is"),
+            ({"issuer": "https://x y/"}, "the issuer is"),
+            ({"issuer": "https://accounts.google.com/?a"}, "the issuer is"),
+            ({"allow": [7]}, "not a text"),
+            ({"client_secret": b"the secret"}, "client_secret is not a text"),
+            ({"client_secret": "the secret\udc80"}, "client_secret is not a text"),
+            ({"allow": ["ada smith@example.com"]}, "ada smith@example.com"),
+            ({"allow": ["ada@example.com;bob"]}, "'me@example.com'"),
+            ({"allow": ["Sub:1@2"]}, "'me@example.com'"),
+            ({"users": {"Ada@example.com": HASH}}, "would be two users; spell both alike"),
             ({"password_hash": "not a hash"}, "password_hash is not an argon2 hash"),
             ({"apps_path": "/sign-in/callback"}, "apps_path"),
         ],
-        ids=str,
+        ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
     )
     def test_bad(self, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], complaint: str) -> None:
         """What is missing or cannot be used is named at construction, and no secret is quoted."""
@@ -718,8 +819,21 @@ class TestSettings:
         account = provider._approval.sign_in.account
         assert account is not None
         assert (account.label, list(account.users)) == ("Google", ["ada@example.com", "sub:7"])
-        with pytest.raises(ConfigurationError, match="MCP_OAUTH_OIDC_ISSUER is set, but AutoApproval"):
-            AutoApproval()
+        for approval in (AutoApproval, PasskeyApproval, lambda: PasswordApproval(password_hash=HASH)):
+            with pytest.raises(ConfigurationError, match="MCP_OAUTH_OIDC_ISSUER or another variable of it is set, but"):
+                approval()
+
+    def test_a_name_for_github(self) -> None:
+        """The button may call every provider as the owner does."""
+        settings: dict[str, Any] = {
+            **GOOD,
+            "issuer": "https://github.com/",
+            "allow": ["login:Ada"],
+            "provider_name": "Work",
+        }
+        account = OidcApproval(**settings).sign_in.account
+        assert account is not None
+        assert account.label == "Work"
 
 
 async def signs_in(wiki: Site) -> bool:
