@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 .PHONY: help demo serve test test-all coverage mutants check docs bench clean
 
 help:
-	@echo "make demo       a client keeps working through a kill -9 of its server"
+	@echo "make demo       a client keeps working through a kill -9 and a lost response, until it is revoked"
 	@echo "make serve      a server with a sign-in page, for you to connect Claude to"
 	@echo "make test       the tests, on SQLite and on PostgreSQL"
 	@echo "make test-all   the same on each installed Python of $(PYTHONS)"

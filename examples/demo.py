@@ -1,8 +1,9 @@
-"""Kill a server under its MCP client: the client stays authorized here, and not on `InMemoryOAuthProvider`.
+"""Kill a server under its MCP client, lose the response to a refresh, and revoke: here, and on `InMemoryOAuthProvider`.
 
 `make demo` runs it. It starts a real server in its own process, connects a real client over HTTP, and prints every
 OAuth request of the client as it happens. The persistent server asks its owner for a password, on a page; the
-demonstration fills in the form over HTTP. Exits 1 if the client of that server had to authorize again.
+demonstration fills in the form over HTTP. Exits 1 if the client of that server had to authorize again, or if it got in
+after it was revoked.
 """
 
 import asyncio
@@ -40,6 +41,14 @@ CALL_SECONDS = 30
 REFRESH = "POST /token (refresh_token) 200"
 
 
+QUESTIONS = (
+    "Had to authorize again after the kill?",
+    "... after the lost response?",
+    "A revoked client is refused at its next call?",
+)
+Answers = tuple[str, str, str]
+
+
 class DemoError(Exception):
     """The demonstration failed."""
 
@@ -55,16 +64,16 @@ def main() -> None:
         in_memory = asyncio.run(demonstrate_in_memory())
     except DemoError as error:
         sys.exit(f"the demonstration failed: {error}")
-    say("\nHad to authorize again after the kill?")
-    for name, again in (("SQLAlchemyOAuthProvider", persistent), ("InMemoryOAuthProvider", in_memory)):
-        say(f"  {name:<25}{'yes' if again else 'no'}")
+    say(f"\n{'':<46}SQLAlchemy...  InMemoryOAuthProvider")
+    for question, here, there in zip(QUESTIONS, persistent, in_memory, strict=True):
+        say(f"{question:<46}{here:<15}{there}")
     say(f"({time.monotonic() - started:.0f} seconds)")
-    if persistent:
-        sys.exit("the persistent server lost an authorization")
+    if persistent != ("no", "no", "yes"):
+        sys.exit("the persistent server did not keep a promise")
 
 
-async def demonstrate_persistent() -> bool:
-    """Return whether the client of examples/server.py had to authorize again."""
+async def demonstrate_persistent() -> Answers:
+    """Return the answers of examples/server.py."""
     say("SQLAlchemyOAuthProvider, on a fresh SQLite file")
     with tempfile.TemporaryDirectory() as directory:
         settings = {"MCP_OAUTH_DB": str(Path(directory) / "oauth.db")}
@@ -74,19 +83,19 @@ async def demonstrate_persistent() -> bool:
         password = secrets.token_urlsafe(16)
         settings["MCP_OAUTH_PASSWORD_HASH"] = run_tool("oauth_store", "hash-password", typed=password).strip()
         server = Server([str(SERVER)], Path(directory) / "server.log", settings)
-        return await demonstrate(server, password)
+        return await demonstrate(server, password, settings)
 
 
-async def demonstrate_in_memory() -> bool:
-    """Return whether the client of the same server on `InMemoryOAuthProvider` had to authorize again."""
+async def demonstrate_in_memory() -> Answers:
+    """Return the answers of the same server on `InMemoryOAuthProvider`."""
     say("\nInMemoryOAuthProvider, the same again")
     with tempfile.TemporaryDirectory() as directory:
         server = Server([__file__, "in-memory-server"], Path(directory) / "server.log", {})
         return await demonstrate(server)
 
 
-async def demonstrate(server: "Server", password: str | None = None) -> bool:
-    """Authorize a client, kill the server, start it again. Return whether the client had to authorize again."""
+async def demonstrate(server: "Server", password: str | None = None, settings: dict[str, str] | None = None) -> Answers:
+    """Authorize a client, kill the server, start it again, lose a response, revoke. `settings` are for the commands."""
     app = ClientApp(server.url, password)
     try:
         server.start()
@@ -105,9 +114,26 @@ async def demonstrate(server: "Server", password: str | None = None) -> bool:
         await app.call_tool()
         if app.requests.count(REFRESH) != refreshes + 1:
             raise DemoError("the client did not refresh")
-        return app.authorizations > 1
+        after_the_kill = app.authorizations
+        say("  a refresh, whose response is lost on the way")
+        await app.lose_a_response()
+        say("  the client refreshes again, with the refresh token that it has")
+        await app.keep(refresh_token=True)
+        await app.call_tool()
+        answers = _yes(after_the_kill > 1), _yes(app.authorizations > after_the_kill)
+        if settings is None:
+            return *answers, "there is no command for it"
+        say("  oauth-store revoke --all")
+        run_tool("oauth_store", "revoke", "--all", "--yes", settings=settings)
+        status = await app.status()
+        say(f"    the next call of the client       {status}")
+        return *answers, _yes(status == 401)
     finally:
         server.kill()
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
 
 
 class ClientApp:
@@ -154,6 +180,19 @@ class ClientApp:
         if not refresh_token:
             tokens.refresh_token = None
         await CountingOAuth(self).token_storage_adapter.set_tokens(tokens)
+
+    async def lose_a_response(self) -> None:
+        """Refresh as the client would, and throw the response away."""
+        refresh_token, client_id = (await self.tokens()).refresh_token, await self.client_id()
+        form = {"grant_type": "refresh_token", "refresh_token": str(refresh_token), "client_id": client_id}
+        async with self._http_client(timeout=CALL_SECONDS) as http:
+            await http.post(self.url.replace("/mcp", "/token"), data=form)
+
+    async def status(self) -> int:
+        """Return the status of a call with the stored access token, without a new attempt."""
+        headers = {"Authorization": f"Bearer {(await self.tokens()).access_token}", "Accept": "application/json"}
+        async with httpx2.AsyncClient(timeout=CALL_SECONDS) as http:
+            return (await http.post(self.url, json={}, headers=headers)).status_code
 
     def saw(self, response: httpx2.Response) -> None:
         """Record and print a request of the client if it is part of OAuth."""

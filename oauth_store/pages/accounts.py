@@ -17,7 +17,7 @@ ACCOUNT = "account"
 CALLBACK_PATH = "/sign-in/callback"
 """The path of the redirect URI that the owner registers at the provider."""
 SIGN_IN_SECONDS = 10.0
-"""How long all that the provider is asked for one sign-in may take: its metadata, its keys and three responses."""
+"""How long the requests to the provider for one sign-in may take together: metadata, keys and three responses."""
 WAIT_SECONDS = 15.0
 """How long a browser waits for that and for its turn."""
 CONCURRENT_SIGN_INS = 8
