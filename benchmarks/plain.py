@@ -27,7 +27,14 @@ class Statement:
     def __init__(self, statement: ClauseElement) -> None:
         compiled = statement.compile(dialect=sqlite.dialect(paramstyle="named"))
         self.sql = str(compiled)
-        self._built_in = {name: value for name, value in compiled.params.items() if value is not None}
+        self._built_in: dict[str, Any] = {}
+        for name, value in compiled.params.items():
+            if isinstance(value, list | tuple):  # of an IN
+                named = {f"{name}_{place}": one for place, one in enumerate(value)}
+                self.sql = self.sql.replace(f"__[POSTCOMPILE_{name}]", ", ".join(f":{one}" for one in named))
+                self._built_in |= named
+            elif value is not None:
+                self._built_in[name] = value
 
     def __call__(self, connection: sqlite3.Connection, **values: Any) -> sqlite3.Cursor:
         return connection.execute(self.sql, {**self._built_in, **values})
@@ -86,7 +93,15 @@ class PlainSQLite(Contender):
         self._run("COMMIT")
         _select_pending(self._connection, b_hash=handle, b_now=now).fetchone()
         self._run("BEGIN IMMEDIATE")
-        _approve(self._connection, b_hash=handle, b_now=now, b_code_hash=code, b_subject=None, b_expires_at=now + 600)
+        _approve(
+            self._connection,
+            b_hash=handle,
+            b_now=now,
+            b_code_hash=code,
+            b_subject=None,
+            b_scopes="read write",
+            b_expires_at=now + 600,
+        )
         _stamp_client(self._connection, b_client_id=client.client_id, b_now=now)
         self._run("COMMIT")
         _select_code(self._connection, b_hash=code, b_now=now).fetchone()
@@ -126,7 +141,11 @@ class PlainSQLite(Contender):
         ).fetchone()
         self._run("BEGIN IMMEDIATE")
         _consume_refresh_token(
-            self._connection, b_hash=presented, b_now=now, b_replay=secrets.token_bytes(REPLAY_BYTES)
+            self._connection,
+            b_hash=presented,
+            b_now=now,
+            b_replay=secrets.token_bytes(REPLAY_BYTES),
+            b_granted=row["scopes"],
         )
         _consume_access_token(self._connection, b_hash=row["paired_hash"], b_now=now)
         issued = self._issue(row["grant_id"], row["client_id"], row["granted_at"] or row["created_at"])
