@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncmy  # noqa: F401  (it reads its version from a file, which must not happen in an event loop)
 import pytest
 
-from tests.databases import connected, postgres_directory
+from tests.databases import postgres_directory
 from tests.serving import free_port, wait_for_port
 
 NODES = 3
@@ -116,14 +116,16 @@ def _give(path: Path) -> None:
 def _until_ready(node: Node, size: int) -> None:
     deadline = time.monotonic() + SECONDS
     while True:
-        status = _status(node.url)
+        status = _status(node)
         if status.get("wsrep_ready") == "ON" and status.get("wsrep_cluster_size") == str(size):
             return
         assert time.monotonic() < deadline, status
         time.sleep(0.1)
 
 
-def _status(url: str) -> dict[str, str]:
-    return connected(url, lambda connection: {
-        str(name): str(value) for name, value in connection.exec_driver_sql("SHOW STATUS LIKE 'wsrep_%%'").all()
-    })  # fmt: skip
+def _status(node: Node) -> dict[str, str]:
+    """What a node says of itself; nothing while it is no member yet, and refuses everything."""
+    command = ["mariadb", "--no-defaults", "--host=127.0.0.1", f"--port={node.port}", "--user=root", "--skip-ssl"]
+    command += ["--batch", "--skip-column-names", "--execute=SHOW STATUS LIKE 'wsrep_%'"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    return dict(line.split("\t", 1) for line in lines if "\t" in line)

@@ -1024,6 +1024,13 @@ FAULTS = (
         ),
     ),
     Fault(
+        "A host that is silent uses up the time of the others",
+        "oauth_store/database/engines.py",
+        'options["timeout"] / len(hosts)',
+        'options["timeout"]',
+        ("tests/system/test_failover.py::test_a_machine_that_is_silent",),
+    ),
+    Fault(
         "A node of a cluster shows what another one has revoked",
         "oauth_store/database/engines.py",
         "SYNC_READS = 1",

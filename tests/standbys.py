@@ -36,6 +36,10 @@ class Cluster:
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports.values())
         return f"postgresql://postgres@{hosts}/{database}?target_session_attrs=read-write"
 
+    def url_after(self, port: int, database: str) -> str:
+        """A URL with both hosts, and one before them."""
+        return self.url(database).replace("127.0.0.1:", f"127.0.0.1:{port},127.0.0.1:", 1)
+
     def url_of(self, name: str) -> str:
         """A URL of one of them."""
         return f"postgresql://postgres@127.0.0.1:{self.ports[name]}/postgres"

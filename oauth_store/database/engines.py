@@ -126,6 +126,7 @@ def create_engine(url: URL, *, wal: bool = True, pools: int = 1, **options: Any)
         _Forgotten().listen(engine.sync_engine)
         if not declared and options["connect_args"].get("statement_cache_size") != 0:
             event.listen(engine.sync_engine, "do_connect", _Pooler().connect)
+        event.listen(engine.sync_engine, "do_connect", _Hosts().connect)
     return engine
 
 
@@ -170,6 +171,35 @@ def _watch(connection: DBAPIConnection, _record: object) -> None:
                 connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+class _Hosts:
+    """The hosts of a URL that names several, each with a time of its own: the one that was reached last is tried first.
+
+    asyncpg has one time for all, and a machine that is gone without a word uses it up.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def connect(
+        self, dialect: Dialect, _record: object, arguments: Any, options: dict[str, Any]
+    ) -> DBAPIConnection | None:
+        """Return a connection, or None if there is one host: then the driver connects."""
+        hosts, ports = options.get("host"), options.get("port")
+        if not isinstance(hosts, list) or not isinstance(ports, list) or len(hosts) < 2:
+            return None
+        options = {**options, "timeout": options["timeout"] / len(hosts)}
+        failures: list[Exception] = []
+        for place in sorted(range(len(hosts)), key=lambda place: place != self._last):
+            try:
+                connection = dialect.connect(*arguments, **{**options, "host": hosts[place], "port": ports[place]})
+            except Exception as error:
+                failures.append(error)
+            else:
+                self._last = place
+                return connection
+        raise failures[-1]
+
+
 class _Pooler:
     """Whether a pooler such as PgBouncer answers in place of PostgreSQL: checked at the first connection.
 
@@ -184,7 +214,9 @@ class _Pooler:
     def connect(self, dialect: Dialect, _record: object, arguments: Any, options: dict[str, Any]) -> None:
         """Change the driver's options before it connects."""
         if self._found is None:
-            self._found = self._look(dialect.connect(*arguments, **{**options, **UNNAMED}))
+            unnamed = {**options, **UNNAMED}
+            connection = _Hosts().connect(dialect, None, arguments, unnamed)
+            self._found = self._look(connection or dialect.connect(*arguments, **unnamed))
         if self._found:
             options.update(UNNAMED)
 

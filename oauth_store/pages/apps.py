@@ -253,7 +253,7 @@ class AppsPage:
             else ", ".join(grant.hosts) or "a program without a browser",
             "expires": _expiry(grant) if is_personal(grant.client_id) else "",
             "scopes": self._scopes_in_words(grant),
-            "choices": self._choices(grant, tools),
+            "choices": self._choices(grant, tools if self._issuer.is_own(grant.resource) else {}),
             "had": " ".join(grant.scopes),
             "subject": short_line(grant.subject or ""),
             "since": f"{since.day} {since:%B %Y}",

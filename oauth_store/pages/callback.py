@@ -50,7 +50,11 @@ class CallbackPage:
         self._sign_in.count_question(self._approver, request, handle, by_address=True)
         secret = mint("browser")
         state = await challenges.ask(self._approver.issuer, self._purpose(secret, handle), ATTEMPT_SECONDS)
-        response = _redirect(await self._account.begin(Attempt(state, secret, self._url)))
+        try:
+            response = _redirect(await self._account.begin(Attempt(state, secret, self._url)))
+        except SignInError as error:
+            emit("sign_in_failed", address=self._approver.address_of(request), reason=error.reason)
+            raise
         kept = f"{secret}.{handle}"
         self._approver.cookies.set(response, _cookie(state), kept, max_age_seconds=ATTEMPT_SECONDS)
         return response

@@ -37,6 +37,7 @@ def arguments_of(setting: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines._Pooler, "connect", lambda *_: None)  # it would connect, to look who answers
+        patch.setattr(engines._Hosts, "connect", lambda *_: None)  # it would connect to each host by itself
         engine = create_engine(database_url(setting), poolclass=NullPool)
 
     @event.listens_for(engine.sync_engine, "do_connect")

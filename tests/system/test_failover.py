@@ -1,11 +1,13 @@
 """A primary is killed under load and its synchronous standby is promoted: the server goes on without a restart."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from oauth_store.database.engines import CONNECT_TIMEOUT_SECONDS
 from oauth_store.database.schema import upgrade
 from tests.databases import administer
 from tests.outages import ALL, Stock, finished_grants, load, says, serving
@@ -61,4 +63,19 @@ def test_the_standby_is_never_used_before(servers: Cluster) -> None:
             assert await stock.away() == set()
 
     servers.ports = dict(reversed(servers.ports.items()))
+    asyncio.run(connected())
+
+
+def test_a_machine_that_is_silent(servers: Cluster) -> None:
+    """A host that never answers, as one without power on a far network, holds nobody up for long."""
+
+    async def connected() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            async with serving(servers.url_after(silent.getsockname()[1], "wiki")) as wiki:
+                stock = Stock(wiki)
+                began = time.monotonic()
+                await stock.fill()
+                assert time.monotonic() - began < CONNECT_TIMEOUT_SECONDS
+                assert await stock.away() == set()
+
     asyncio.run(connected())
