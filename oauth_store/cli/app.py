@@ -1,5 +1,6 @@
 """`oauth-store`: the commands for a whole database, and the exit codes and errors of all commands."""
 
+import asyncio
 import logging
 import os
 import sys
@@ -232,7 +233,7 @@ def main() -> None:
         sys.stdout.flush()
     except OAuthStoreError as error:
         sys.exit(f"oauth-store: {one_line(str(error))}")
-    except (KeyboardInterrupt, EOFError):
+    except (KeyboardInterrupt, asyncio.CancelledError, EOFError):  # of SIGINT, asyncio.run() may leave the second
         sys.exit(130)
     except BrokenPipeError:  # the reader closed the pipe: exit as SIGPIPE would
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -84,7 +84,7 @@ def doctor(
             findings.append(finding)
             if not json:
                 _print_finding(console, finding)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         if json:
             print_json({"ok": False, "findings": [asdict(finding) for finding in findings]})
         raise

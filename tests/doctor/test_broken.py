@@ -253,6 +253,31 @@ def test_what_was_found_is_told_before_the_end(json_too: bool, path: Path) -> No
         assert "integrity" in [each["check"] for each in told["findings"]]
 
 
+@pytest.mark.parametrize("json_too", [False, True])
+def test_an_interrupt_as_a_check_begins(json_too: bool, path: Path) -> None:
+    """SIGINT right after `asyncio.run` installed its handler: it cancels the task and forgets why."""
+    program = (
+        "import os, signal, sys; install = signal.signal\n"
+        "def interrupted(number, handler):\n"
+        "    before = install(number, handler)\n"
+        "    if handler is not signal.default_int_handler: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return before\n"
+        "signal.signal = interrupted; from oauth_store.cli.app import main; main()"
+    )
+    doctor = subprocess.run(
+        [sys.executable, "-c", program, "doctor", *(["--json"] if json_too else [])],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment_for(str(path)),
+        check=False,
+    )
+    assert doctor.returncode == 130, doctor.stderr
+    assert "Traceback" not in doctor.stderr
+    if json_too:
+        assert json.loads(doctor.stdout)["ok"] is False
+
+
 def test_the_bytes_stay_as_they_are(path: Path) -> None:
     """No byte changes, neither of a healthy file nor of the -wal that a killed server left."""
     before = hashlib.sha256(path.read_bytes()).hexdigest()
