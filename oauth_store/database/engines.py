@@ -124,9 +124,10 @@ def create_engine(url: URL, *, wal: bool = True, pools: int = 1, **options: Any)
         event.listen(engine.sync_engine, "connect", _see_all_nodes)
     if url.get_backend_name() == "postgresql":
         _Forgotten().listen(engine.sync_engine)
+        hosts = _Hosts()
         if not declared and options["connect_args"].get("statement_cache_size") != 0:
-            event.listen(engine.sync_engine, "do_connect", _Pooler().connect)
-        event.listen(engine.sync_engine, "do_connect", _Hosts().connect)
+            event.listen(engine.sync_engine, "do_connect", _Pooler(hosts).connect)
+        event.listen(engine.sync_engine, "do_connect", hosts.connect)
     return engine
 
 
@@ -208,14 +209,15 @@ class _Pooler:
     names if the process that responds is not the one that the driver was given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: _Hosts) -> None:
+        self._hosts = hosts
         self._found: bool | None = None
 
     def connect(self, dialect: Dialect, _record: object, arguments: Any, options: dict[str, Any]) -> None:
         """Change the driver's options before it connects."""
         if self._found is None:
             unnamed = {**options, **UNNAMED}
-            connection = _Hosts().connect(dialect, None, arguments, unnamed)
+            connection = self._hosts.connect(dialect, None, arguments, unnamed)
             self._found = self._look(connection or dialect.connect(*arguments, **unnamed))
         if self._found:
             options.update(UNNAMED)

@@ -4,11 +4,13 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-from oauth_store.database.engines import CONNECT_TIMEOUT_SECONDS
+from oauth_store.database.engines import CONNECT_TIMEOUT_SECONDS, create_engine
 from oauth_store.database.schema import upgrade
+from oauth_store.database.url import database_url
 from tests.databases import administer
 from tests.outages import ALL, Stock, finished_grants, load, says, serving
 from tests.standbys import Cluster, cluster
@@ -79,3 +81,23 @@ def test_a_machine_that_is_silent(servers: Cluster) -> None:
                 assert await stock.away() == set()
 
     asyncio.run(connected())
+
+
+def test_a_machine_that_is_silent_is_tried_once(servers: Cluster) -> None:
+    """The first connection, and the look for a pooler before it, wait for such a host together, and not each."""
+
+    async def connected(url: str) -> None:
+        engine = create_engine(database_url(url))
+        async with engine.connect():
+            pass
+        await engine.dispose()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.run(connected(servers.url_after(silent.getsockname()[1], "wiki")))
+        silent.setblocking(False)
+        tried = 0
+        with suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                tried += 1
+        assert tried == 1
