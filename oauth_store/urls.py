@@ -1,6 +1,6 @@
 """The server's URLs, and the comparison of resources."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
 from fastmcp.server.auth.redirect_validation import is_loopback_host
@@ -30,7 +30,7 @@ def check_resources(resources: Sequence[str]) -> None:
         raise ConfigurationError(f"resources is {resources!r}; expected a list, such as [{resources!r}]")
     for place, url in enumerate(resources):
         _check_public_url(f"resources[{place}]", url)
-        if any(same_resource(str(url), str(other)) for other in resources[:place]):
+        if known_as(str(url), map(str, resources[:place])) is not None:
             raise ConfigurationError(f"resources has {str(url)!r} twice")
 
 
@@ -50,6 +50,11 @@ def _check_public_url(name: str, url: AnyHttpUrl | str) -> None:
 def same_resource(first: str, second: str) -> bool:
     """Compare two resource URLs (RFC 8707), ignoring the case of scheme and host and one trailing slash."""
     return first == second or _normalized(first) == _normalized(second)  # 0.1 microseconds instead of 5 with every call
+
+
+def known_as(resource: str | None, known: Iterable[str]) -> str | None:
+    """Return the one of the known resources that a resource is, as it is spelled there, or None."""
+    return next((one for one in known if resource is not None and same_resource(resource, one)), None)
 
 
 def resource_name(resource: str) -> str:

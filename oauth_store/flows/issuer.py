@@ -7,7 +7,7 @@ from mcp.server.auth.settings import ClientRegistrationOptions
 
 from oauth_store.database.store import Store
 from oauth_store.errors import ConfigurationError
-from oauth_store.urls import same_resource
+from oauth_store.urls import known_as, same_resource
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Issuer:
 
         A null one came from VS-2, and belongs to any server that reads it. While the MCP path is unknown, all are ours.
         """
-        return self.is_own(resource) or any(same_resource(str(resource), other) for other in self.resources)
+        return self.is_own(resource) or known_as(resource, self.resources) is not None
 
     def is_own(self, resource: str | None) -> bool:
         """Return whether a token with this resource is good at this server's own MCP endpoint."""
@@ -100,7 +100,7 @@ class Issuer:
         """
         if not asked or self.resource is None:
             return self.resource or asked
-        named = next((known for known in self.known or () if same_resource(asked, known)), None)
+        named = known_as(asked, self.known or ())
         if named is None:
             raise UnknownResourceError("resource does not name this server")
         return named

@@ -26,7 +26,7 @@ from oauth_store.pages.passwords import PASSWORD
 from oauth_store.pages.sign_in import SignIn
 from oauth_store.pages.ways import SignedIn, SignInError
 from oauth_store.pages.wording import Wording, scopes_in_words
-from oauth_store.urls import resource_name, same_resource
+from oauth_store.urls import known_as, resource_name
 from oauth_store.webauthn import CHALLENGE_SECONDS
 
 QUESTION_COOKIE = "oauth_store_question"
@@ -119,9 +119,10 @@ class AppsPage:
     async def _confirm(self, request: Request, form: Form, signed_in: SignedIn, purpose: str) -> None:
         """Check that the user proves again who they are. Raises `SignInError`."""
         user = signed_in.user
-        if _is_fresh(signed_in) and not self._sign_in.is_in(form):
-            return
-        if not self._sign_in.is_in(form):  # from a template of the owner's, made for a release before
+        if not self._sign_in.is_in(form):
+            if _is_fresh(signed_in):
+                return
+            # from a template of the owner's, made for a release before
             account = self._sign_in.account
             if account is not None:
                 raise SignInError(f"Sign in with {account.label} again, then confirm this within 5 minutes.")
@@ -220,18 +221,14 @@ class AppsPage:
         return {resource: resource_name(resource) for resource in known} if len(known) > 1 else {}
 
     def _by_server(self, grants: list[LiveGrant]) -> list[tuple[str, list[LiveGrant]]]:
-        """Return grants by the name of their server, in the order of the servers; all under "" if there is one."""
+        """Return grants under the name of their server, in the order of the servers; all under "" if there is one."""
         servers = self._servers()
         if not servers:
             return [("", grants)]
-        own = next(iter(servers.values()))
-        named = [(self._name_of(grant.resource, servers, own), grant) for grant in grants]
-        grouped = [(name, [grant for of, grant in named if of == name]) for name in servers.values()]
+        own = next(iter(servers))
+        placed = [(known_as(grant.resource, servers) or own, grant) for grant in grants]
+        grouped = [(name, [grant for of, grant in placed if of == server]) for server, name in servers.items()]
         return [(name, listed) for name, listed in grouped if listed]
-
-    def _name_of(self, resource: str | None, servers: dict[str, str], own: str) -> str:
-        found = (name for known, name in servers.items() if resource is not None and same_resource(resource, known))
-        return next(found, own)
 
     def _token_choices(self, tools: Tools) -> Choices:
         server = self._issuer.scopes

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from oauth_store.flows.clients import SCOPES
-from oauth_store.urls import same_resource
+from oauth_store.urls import known_as
 
 SCOPE_LENGTH = 8 * 1024
 """The longest `scope`, in characters."""
@@ -35,10 +35,6 @@ def single(pairs: Iterable[tuple[str, object]], known: Sequence[str] | None) -> 
             continue
         if name != "resource":
             raise ParameterError("a parameter is given twice, with different values")
-        if _is_known(value, known) and not _is_known(earlier, known):
+        if known_as(value, known or ()) is not None and known_as(earlier, known or ()) is None:
             values[name] = value
     return values
-
-
-def _is_known(resource: str, known: Sequence[str] | None) -> bool:
-    return any(same_resource(resource, one) for one in known or ())

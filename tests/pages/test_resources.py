@@ -65,6 +65,18 @@ class TestApps:
         places = [page.index(text) for text in shown]
         assert places == sorted(places)
 
+    async def test_two_of_one_name(self, tmp_path: Path) -> None:
+        """An app stands once, under its own server, also if another one is called the same."""
+        root = "https://wiki.example.com/"
+        async with site(tmp_path / "oauth.db", resources=[WIKI, root]) as served, Browser() as browser:
+            await connected(served, WIKI, "Wiki app")
+            page = (await browser.sign_in(f"{served.url}/apps")).text
+            assert page.count(">Wiki app<") == 1
+            await connected(served, root, "Root app")
+            page = (await browser.open(f"{served.url}/apps")).text
+            assert page.count(">wiki.example.com</h2>") == 2
+            assert page.index(">Wiki app<") < page.rindex(">wiki.example.com</h2>") < page.index(">Root app<")
+
     async def test_one_server(self, tmp_path: Path) -> None:
         """With one server there is no group, and nothing to choose for a token."""
         async with site(tmp_path / "oauth.db") as alone, Browser() as browser:
