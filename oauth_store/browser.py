@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, ImmutableMultiDict
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from oauth_store.credentials import hash_secret
 
@@ -76,6 +76,11 @@ def from_our_page(request: Request, page_url: str) -> bool:
     origins = ("null", f"{page.scheme}://{page.netloc}")
     sites = ("same-origin", "none")
     return request.headers.get("origin", "null") in origins and request.headers.get("sec-fetch-site", "none") in sites
+
+
+def redirect(url: str) -> Response:
+    """Return the response to a form that sends a browser on, and gives away neither this page's URL nor that one."""
+    return RedirectResponse(url, 303, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
 
 
 def media_type(headers: Headers) -> str:

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from oauth_store.approval import Approver
+from oauth_store.browser import redirect
 from oauth_store.credentials import hash_secret, mint
 from oauth_store.events import emit
 from oauth_store.flows import challenges
@@ -51,7 +52,7 @@ class CallbackPage:
         secret = mint("browser")
         state = await challenges.ask(self._approver.issuer, self._purpose(secret, handle), ATTEMPT_SECONDS)
         try:
-            response = _redirect(await self._account.begin(Attempt(state, secret, self._url)))
+            response = redirect(await self._account.begin(Attempt(state, secret, self._url)))
         except SignInError as error:
             emit("sign_in_failed", address=self._approver.address_of(request), reason=error.reason)
             raise
@@ -75,7 +76,7 @@ class CallbackPage:
                 status_code=error.status_code,
                 again=back,
             )
-        response = _redirect(back or self._url)
+        response = redirect(back or self._url)
         self._approver.cookies.delete(response, _cookie(state))
         if handle:
             await self._sign_in.sessions.begin_request(self._approver, response, signed_in, handle)
@@ -101,7 +102,3 @@ class CallbackPage:
 def _cookie(state: str) -> str:
     """Return the name of the cookie of one sign-in, so that two tabs do not collide."""
     return f"oauth_store_attempt_{hash_secret(state).hex()[:16]}"
-
-
-def _redirect(url: str) -> Response:
-    return RedirectResponse(url, 303, {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})

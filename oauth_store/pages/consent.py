@@ -6,10 +6,10 @@ from urllib.parse import urlencode
 from mcp.server.auth.provider import AuthorizeError
 from mcp.shared.auth import OAuthClientInformationFull
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from oauth_store.approval import Approver, AuthorizationRequest
-from oauth_store.browser import Form, form_of, from_our_page, request_cookie
+from oauth_store.browser import Form, form_of, from_our_page, redirect, request_cookie
 from oauth_store.credentials import derive, same
 from oauth_store.display import app_name
 from oauth_store.flows.challenges import about
@@ -78,11 +78,11 @@ class ConsentPage:
         self, request: Request, form: Form, waiting: AuthorizationRequest, csrf: str, browser: str
     ) -> Response:
         if form.get("answer") == "deny":
-            return _redirect(await self._approver.deny(waiting.handle))
+            return redirect(await self._approver.deny(waiting.handle))
         if "account" in form and self._callback is not None:
             return await self._leave(request, self._callback, waiting, csrf)
         if form.get("answer") == "sign_out":
-            signed_out = _redirect(consent_url(self._approver, waiting.handle))
+            signed_out = redirect(consent_url(self._approver, waiting.handle))
             await self._sign_in.sessions.end(self._approver, request, signed_out, waiting.handle)
             return signed_out
         if form.get("answer") != "allow":
@@ -118,7 +118,7 @@ class ConsentPage:
         if await self._approver.pending(waiting.handle, request) is None:  # a device's code was typed again elsewhere
             return self._over()
         choice = {} if scopes is None else {"scopes": scopes}
-        response = _redirect(await self._approver.approve(waiting.handle, subject=signed_in.user, **choice))
+        response = redirect(await self._approver.approve(waiting.handle, subject=signed_in.user, **choice))
         self._sign_in.remember(self._approver, response, signed_in.user)
         if signed_in.stays:
             await self._sign_in.sessions.use(self._approver, request)
@@ -210,7 +210,3 @@ class ConsentPage:
 
     def _message(self, status_code: int, title: str, *paragraphs: str) -> Response:
         return self._pages.message(title, *paragraphs, server=self._approver.public_name, status_code=status_code)
-
-
-def _redirect(url: str) -> Response:
-    return RedirectResponse(url, 303, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})

@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 from limits import parse
 from mcp.server.auth.provider import AuthorizeError
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from oauth_store.approval import Approver, AuthorizationRequest, request_of
-from oauth_store.browser import REQUEST_COOKIE_SECONDS, form_of, from_our_page, request_cookie
+from oauth_store.browser import REQUEST_COOKIE_SECONDS, form_of, from_our_page, redirect, request_cookie
 from oauth_store.credentials import device_handle, user_code_of
 from oauth_store.display import in_minutes, short_line
 from oauth_store.errors import OAuthStoreError
@@ -89,7 +89,7 @@ class DevicePage:
         except AuthorizeError as error:
             await self._approver.deny(opened.handle)
             return self._message(_DENIED, short_line(error.error_description or error.error), status_code=403)
-        response = RedirectResponse(url, 303, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
+        response = redirect(url)
         cookies.set(response, request_cookie(opened.handle), opened.browser, max_age_seconds=REQUEST_COOKIE_SECONDS)
         return response
 

@@ -37,9 +37,8 @@ class Sessions:
 
     async def begin(self, approver: Approver, response: Response, signed_in: SignedIn, *, samesite: str) -> None:
         """Begin a session of a user who has signed in."""
-        value = self._signed(signed_in)
-        await self._store(approver, value, signed_in, SESSION, sessions.SESSION_SECONDS)
-        seconds = sessions.SESSION_SECONDS
+        value, seconds = self._signed(signed_in), sessions.SESSION_SECONDS
+        await self._store(approver, value, signed_in, SESSION, seconds)
         approver.cookies.set(response, SESSION_COOKIE, value, max_age_seconds=seconds, samesite=samesite)
 
     async def current(self, approver: Approver, request: Request) -> tuple[SignedIn, str] | None:
@@ -84,10 +83,11 @@ class Sessions:
 
     async def end(self, approver: Approver, request: Request, response: Response, handle: str = "") -> None:
         """Sign a browser out: of the page of connected apps, of one request, and as a browser that stays signed in."""
-        for name in (SESSION_COOKIE, BROWSER_COOKIE, _request_cookie(handle)):
+        once = _request_cookie(handle)
+        for name in (SESSION_COOKIE, BROWSER_COOKIE, once):
             value = approver.cookies.get(request, name)
             if value is not None:
-                secret = _for_request(value, handle) if name == _request_cookie(handle) else value
+                secret = _for_request(value, handle) if name == once else value
                 await approver.issuer.store.write(sessions.end, secret)
                 approver.cookies.delete(response, name)
 
