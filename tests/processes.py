@@ -3,27 +3,30 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from examples.demo import clean_environment
 from tests.forks import fork
 
 SECONDS = 60
 
 
 class Process:
-    """A process of a server, on the same port at every start."""
+    """A process of a server, on the same port at every start. Its log grows with each."""
+
+    command: Sequence[str] = ("serve",)
 
     def __init__(self, serve: Callable[[], None], log: Path, port: int, environment: Mapping[str, str]) -> None:
         """`serve` runs in the process. TEST_PORT is the port."""
         self.port = port
         self._serve = serve
         self._log = log
-        self._environment = {**os.environ, **environment, "TEST_PORT": str(port)}
+        self._environment = {**clean_environment(), **environment, "TEST_PORT": str(port)}
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        self._process = fork(self._serve, ["serve"], self._environment, [Path(os.devnull), self._log, self._log])
+        self._process = fork(self._serve, [*self.command], self._environment, [Path(os.devnull), self._log, self._log])
         deadline = time.monotonic() + SECONDS
         with socket.socket() as probe:
             while probe.connect_ex(("127.0.0.1", self.port)):

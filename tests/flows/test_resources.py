@@ -1,7 +1,7 @@
 """Several servers with one login: each token is good at one of them (RFC 8707)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,26 @@ async def family(make_provider: Provider, database_url: str) -> AsyncIterator[Fa
     yield provider, resources
     await settle(provider)
     await asyncio.gather(*(resource.aclose() for resource in resources.values()))
+
+
+async def a_machine(provider: SQLAlchemyOAuthProvider) -> Callable[[str | None], Awaitable[str]]:
+    """Register a machine, and return what gets it an access token for a resource."""
+    await provider.register_client(
+        new_client(
+            client_id="nightly",
+            client_secret="the secret of the machine",
+            token_endpoint_auth_method="client_secret_post",
+            grant_types=["client_credentials"],
+            redirect_uris=None,
+            scope="",
+        )
+    )
+
+    async def granted(resource: str | None) -> str:
+        asked = PresentedSecret("nightly", "the secret of the machine", "", resource)
+        return (await machine.grant(provider.issuer, asked)).access_token
+
+    return granted
 
 
 class TestTarget:
@@ -79,21 +99,7 @@ class TestTarget:
     async def test_machines(self, family: FamilyOnOneDatabase) -> None:
         """A machine has one grant for each server, and none for others."""
         provider, resources = family
-        await provider.register_client(
-            new_client(
-                client_id="nightly",
-                client_secret="the secret of the machine",
-                token_endpoint_auth_method="client_secret_post",
-                grant_types=["client_credentials"],
-                redirect_uris=None,
-                scope="",
-            )
-        )
-
-        async def granted(resource: str | None) -> str:
-            asked = PresentedSecret("nightly", "the secret of the machine", "", resource)
-            return (await machine.grant(provider.issuer, asked)).access_token
-
+        granted = await a_machine(provider)
         wiki, files, again = await granted(WIKI), await granted(FILES), await granted(WIKI)
         for token, url in ((wiki, WIKI), (files, FILES), (again, WIKI)):
             assert await resources[url].verify_token(token)
@@ -115,23 +121,13 @@ class TestTarget:
     async def test_a_machine_with_a_grant_of_no_resource(self, family: FamilyOnOneDatabase) -> None:
         """A grant that began before the endpoint was known is for this server's own, and for no other."""
         provider, resources = family
-        await provider.register_client(
-            new_client(
-                client_id="nightly",
-                client_secret="the secret of the machine",
-                token_endpoint_auth_method="client_secret_post",
-                grant_types=["client_credentials"],
-                redirect_uris=None,
-                scope="",
-            )
-        )
-        await machine.grant(provider.issuer, PresentedSecret("nightly", "the secret of the machine", "", None))
+        granted = await a_machine(provider)
+        await granted(None)
         async with transaction(provider) as session:
             await session.execute(update(Token).values(resource=None))
-        asked = PresentedSecret("nightly", "the secret of the machine", "", FILES)
-        token = await machine.grant(provider.issuer, asked)
-        assert await resources[FILES].verify_token(token.access_token)
-        assert await provider.verify_token(token.access_token) is None
+        token = await granted(FILES)
+        assert await resources[FILES].verify_token(token)
+        assert await provider.verify_token(token) is None
 
 
 class TestVerify:
