@@ -27,6 +27,7 @@ from benchmarks.contenders import (
 from benchmarks.databases import new_file, server_databases
 from benchmarks.growth import measure_growth
 from benchmarks.http import measure_http
+from benchmarks.memory import measure_memory
 from benchmarks.plain import PlainSQLite
 from benchmarks.stall import measure_stalls
 from benchmarks.startup import measure_start_up
@@ -80,6 +81,8 @@ async def measure(directory: Path, *, quick: bool) -> dict[str, Any]:
     measures += await measure_growth(directory, sizes, rounds=rounds, seconds=seconds)
     _say("process start")
     measures.append(await measure_start_up(rounds=2 if quick else 9))
+    _say("memory")
+    measures += await measure_memory(directory, rounds=2 if quick else rounds)
     return report.as_json(
         measures,
         costs,

@@ -1,15 +1,15 @@
-"""The targets: bounds for the medians of a run, most of them for ratios taken per round."""
+"""The targets: bounds for the medians of a run, most of them for ratios or differences taken per round."""
 
 from dataclasses import dataclass
 
-from benchmarks import growth, http, stall, startup, steps
+from benchmarks import growth, http, memory, stall, startup, steps
 from benchmarks.contenders import BARE_ASYNCPG, IN_MEMORY, PLAIN_SQLITE, POSTGRESQL, SQLITE
 from benchmarks.timing import Measure, Samples
 
 
 @dataclass(frozen=True)
 class Target:
-    """A bound for one contender's figure, or for its ratio to another contender's."""
+    """A bound for one contender's figure, or for its ratio to another contender's, or for its difference."""
 
     what: str
     measure: str
@@ -18,6 +18,7 @@ class Target:
     reference: str | None = None
     tasks: int = 1
     at_least: bool = False
+    difference: bool = False
     aim: float | None = None
 
     def found(self, measures: list[Measure]) -> Samples | None:
@@ -27,7 +28,8 @@ class Target:
                 if self.reference is None:
                     return measure.contenders[self.contender]
                 if self.reference in measure.contenders:
-                    return measure.ratio(self.contender, self.reference)
+                    compare = measure.difference if self.difference else measure.ratio
+                    return compare(self.contender, self.reference)
         return None
 
     def reached(self, found: Samples) -> bool:
@@ -120,4 +122,19 @@ TARGETS = (
         aim=2.5,
     ),
     Target("start of a process, against one with InMemoryOAuthProvider", startup.START_UP, SQLITE, 1.1, IN_MEMORY),
+    Target(
+        "start of a process, against one with InMemoryOAuthProvider that imports SQLAlchemy",
+        startup.START_UP,
+        SQLITE,
+        1.05,
+        startup.SQLALCHEMY_ALONE,
+    ),
+    Target(
+        "memory of a server with one client, MiB more than with InMemoryOAuthProvider",
+        memory.MEMORY,
+        SQLITE,
+        25,
+        IN_MEMORY,
+        difference=True,
+    ),
 )

@@ -47,6 +47,11 @@ class Measure:
         pairs = zip(self.contenders[contender].rounds, self.contenders[reference].rounds, strict=True)
         return Samples([one / other for one, other in pairs])
 
+    def difference(self, contender: str, reference: str) -> Samples:
+        """Return how much more the contender has in each round."""
+        pairs = zip(self.contenders[contender].rounds, self.contenders[reference].rounds, strict=True)
+        return Samples([one - other for one, other in pairs])
+
     def as_json(self) -> dict[str, Any]:
         return {
             "name": self.name,

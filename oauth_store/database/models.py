@@ -1,17 +1,21 @@
 """The three tables. Times are integer epoch seconds, scopes are space-separated, secrets are SHA-256 hashes."""
 
+from typing import Any
+
 from sqlalchemy import (
     VARBINARY,
     BigInteger,
     BindParameter,
     Boolean,
     ColumnElement,
+    Connection,
     ForeignKey,
     Index,
     LargeBinary,
     MetaData,
     String,
     Text,
+    event,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -62,7 +66,7 @@ class Client(Base):
     last_used_at: Mapped[int | None] = mapped_column(BigInteger)
     """Null until the owner has approved a grant: only such a registration may be purged. Or `NEVER`."""
 
-    __table_args__ = (Index(None, "last_used_at", "created_at"), _OPTIONS)
+    __table_args__ = (Index(None, "last_used_at", "created_at"),)
 
 
 class Code(Base):
@@ -74,7 +78,6 @@ class Code(Base):
     """
 
     __tablename__ = "oauth_codes"
-    __table_args__ = _OPTIONS
 
     handle_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
     code_hash: Mapped[bytes | None] = mapped_column(_Hash, unique=True)
@@ -108,7 +111,6 @@ class Token(Base):
     """
 
     __tablename__ = "oauth_tokens"
-    __table_args__ = _OPTIONS
 
     token_hash: Mapped[bytes] = mapped_column(_Hash, primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
@@ -135,6 +137,14 @@ class Token(Base):
     """On a consumed refresh token: the pair that followed, sealed under the token itself."""
     granted_at: Mapped[int | None] = mapped_column(BigInteger)
     """When the grant was made. Null on its first pair, which is as old: that saves 8 bytes a pair."""
+
+
+@event.listens_for(Base.metadata, "before_create")
+def _set_options(metadata: MetaData, connection: Connection, **_: Any) -> None:
+    """Set the options of MariaDB's tables. On the classes, they would import its dialect on each database: 8 ms."""
+    if connection.dialect.name in ("mysql", "mariadb"):
+        for table in metadata.tables.values():
+            table.dialect_kwargs.update(_OPTIONS)
 
 
 # The hot paths' statements name these tables: with the mapped classes, the ORM would process each statement and row, a
