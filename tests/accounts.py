@@ -19,7 +19,7 @@ from starlette.routing import Route
 from oauth_store import OidcApproval
 from oauth_store.github import GitHub
 from oauth_store.pages.accounts import CALLBACK_PATH
-from tests.assertions import Signer
+from tests.assertions import usual_signer
 from tests.serving import free_port, serving
 from tests.sites import Browser, Site, action_of, csrf_of, site
 
@@ -32,7 +32,7 @@ class AccountProvider:
     def __init__(self) -> None:
         self.port = free_port()
         self.issuer = f"http://127.0.0.1:{self.port}"
-        self.signer = Signer("RS256")
+        self.signer = usual_signer("RS256")
         self.keys = [self.signer]
         self.more_keys: list[dict[str, Any]] = []
         self.user: dict[str, Any] = {"sub": "ada", "email": "ada@example.com", "email_verified": True}

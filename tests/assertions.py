@@ -1,6 +1,7 @@
 """Keys, and what their owners sign with them: clients, and identity providers."""
 
 import base64
+import functools
 import json
 import secrets
 import time
@@ -44,6 +45,12 @@ class Signer:
         values = {"alg": self.algorithm, "kid": self.kid, **header}
         named = {name: value for name, value in values.items() if value is not None}
         return jwt.encode(named, claims, self._key, algorithms=[self.algorithm])
+
+
+@functools.cache
+def usual_signer(algorithm: Algorithm) -> Signer:
+    """One key pair for each identity provider of a run: an RSA key takes 60 ms."""
+    return Signer(algorithm)
 
 
 def claims_of(client_id: str, audience: str | list[str], /, **changed: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from oauth_store import SQLAlchemyOAuthProvider
 from oauth_store.flows.identity import Identities
-from tests.assertions import Algorithm, Signer
+from tests.assertions import Algorithm, Signer, usual_signer
 from tests.deployments import wiki
 from tests.example import ExampleServer
 from tests.serving import free_port, serving
@@ -31,7 +31,7 @@ class Company:
     def __init__(self, algorithm: Algorithm = "RS256") -> None:
         self.port = free_port()
         self.issuer = f"http://127.0.0.1:{self.port}"
-        self.signer = Signer(algorithm)
+        self.signer = usual_signer(algorithm)
         self.requests: list[str] = []
 
     def settings(self, **more: Any) -> IdentityAssertion:
