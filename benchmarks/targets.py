@@ -1,15 +1,16 @@
 """The targets: bounds for the medians of a run, most of them for ratios or differences taken per round."""
 
+import operator
 from dataclasses import dataclass
 
 from benchmarks import growth, http, memory, stall, startup, steps
 from benchmarks.contenders import BARE_ASYNCPG, IN_MEMORY, PLAIN_SQLITE, POSTGRESQL, SQLITE
-from benchmarks.timing import Measure, Samples
+from benchmarks.timing import Comparison, Measure, Samples
 
 
 @dataclass(frozen=True)
 class Target:
-    """A bound for one contender's figure, or for its ratio to another contender's, or for its difference."""
+    """A bound for one contender's figure, or for how it compares with another contender's: by default, the ratio."""
 
     what: str
     measure: str
@@ -18,7 +19,7 @@ class Target:
     reference: str | None = None
     tasks: int = 1
     at_least: bool = False
-    difference: bool = False
+    by: Comparison = operator.truediv
     aim: float | None = None
 
     def found(self, measures: list[Measure]) -> Samples | None:
@@ -28,8 +29,7 @@ class Target:
                 if self.reference is None:
                     return measure.contenders[self.contender]
                 if self.reference in measure.contenders:
-                    compare = measure.difference if self.difference else measure.ratio
-                    return compare(self.contender, self.reference)
+                    return measure.compare(self.contender, self.reference, self.by)
         return None
 
     def reached(self, found: Samples) -> bool:
@@ -135,6 +135,6 @@ TARGETS = (
         SQLITE,
         25,
         IN_MEMORY,
-        difference=True,
+        by=operator.sub,
     ),
 )

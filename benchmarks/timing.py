@@ -9,6 +9,8 @@ from typing import Any
 
 Operation = Callable[[Any], Awaitable[Any]]
 """A timed operation. It takes an item and returns the item of its next turn."""
+Comparison = Callable[[float, float], float]
+"""The ratio of two figures, or their difference."""
 
 
 @dataclass
@@ -42,15 +44,9 @@ class Measure:
     def add(self, contender: str, value: float) -> None:
         self.contenders.setdefault(contender, Samples()).rounds.append(value)
 
-    def ratio(self, contender: str, reference: str) -> Samples:
-        """Return the ratio of each round."""
-        pairs = zip(self.contenders[contender].rounds, self.contenders[reference].rounds, strict=True)
-        return Samples([one / other for one, other in pairs])
-
-    def difference(self, contender: str, reference: str) -> Samples:
-        """Return how much more the contender has in each round."""
-        pairs = zip(self.contenders[contender].rounds, self.contenders[reference].rounds, strict=True)
-        return Samples([one - other for one, other in pairs])
+    def compare(self, contender: str, reference: str, by: Comparison) -> Samples:
+        """Return the comparison of each round."""
+        return Samples(list(map(by, self.contenders[contender].rounds, self.contenders[reference].rounds)))
 
     def as_json(self) -> dict[str, Any]:
         return {
