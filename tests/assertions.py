@@ -49,7 +49,7 @@ class Signer:
 
 @functools.cache
 def usual_signer(algorithm: Algorithm) -> Signer:
-    """One key pair for each identity provider of a run: an RSA key takes 60 ms."""
+    """The key pair of every identity provider of a run: to make one of RSA takes 60 ms."""
     return Signer(algorithm)
 
 

@@ -83,6 +83,21 @@ async def test_an_empty_database_is_created_at_first_use(empty_database_url: str
     assert set(found["rows"]) == {VERSION_TABLE, *Base.metadata.tables}
 
 
+def test_the_tables_of_mariadb(empty_database_url: str) -> None:
+    """Created by a provider or migrated, they compare text exactly, whatever the server's default."""
+    if not empty_database_url.startswith("mysql"):
+        pytest.skip("tables have no options on this database")
+    options = (
+        "SELECT engine, table_collation FROM information_schema.tables"
+        f" WHERE table_schema = database() AND table_name <> '{VERSION_TABLE}'"
+    )
+    start_a_provider(empty_database_url)
+    created = select(empty_database_url, options)
+    downgrade(empty_database_url, "base")
+    upgrade(empty_database_url)
+    assert created == select(empty_database_url, options) == [("InnoDB", "utf8mb4_bin")] * len(Base.metadata.tables)
+
+
 async def test_check_schema_creates_an_empty_database(empty_database_url: str) -> None:
     """To check the schema of an empty database creates it, as the first request would."""
     async with provider_on(empty_database_url) as provider:
