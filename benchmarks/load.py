@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 REDIRECT_URI = "http://127.0.0.1:9000/callback"
@@ -133,16 +134,15 @@ def load(kind: str, seconds: float, connections: int, ports: list[int]) -> tuple
             if not ends.is_set():
                 counts[number] += 1
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(streams))]
-    for thread in threads:
-        thread.start()
-    begins.wait()
-    began, processor = time.perf_counter(), time.process_time()
-    time.sleep(seconds)
-    ends.set()
-    took, processor = time.perf_counter() - began, time.process_time() - processor
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(streams)) as threads:
+        works = [threads.submit(work, number) for number in range(len(streams))]
+        begins.wait()
+        began, processor = time.perf_counter(), time.process_time()
+        time.sleep(seconds)
+        ends.set()
+        took, processor = time.perf_counter() - began, time.process_time() - processor
+    for done in works:
+        done.result()  # a connection that failed would have lowered the rate
     return sum(counts) / took, processor / took
 
 
