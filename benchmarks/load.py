@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 REDIRECT_URI = "http://127.0.0.1:9000/callback"
@@ -39,6 +40,10 @@ class Connection:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._host = f"Host: 127.0.0.1:{port}\r\n"
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
 
     def request(
         self, method: str, path: str, body: str = "", content_type: str = "application/json", headers: str = ""
@@ -120,7 +125,12 @@ KINDS = {"call": calls, "refresh": refreshes, "flow": flows}
 
 def load(kind: str, seconds: float, connections: int, ports: list[int]) -> tuple[float, float]:
     """Return the calls per second over `connections` to each port, and the share of a processor that this took."""
-    streams = [KINDS[kind](Connection(port)) for port in ports for _ in range(connections)]
+    with ExitStack() as opened:
+        kept = [opened.enter_context(closing(Connection(port))) for port in ports for _ in range(connections)]
+        return _rate([KINDS[kind](connection) for connection in kept], seconds)
+
+
+def _rate(streams: list[Iterator[None]], seconds: float) -> tuple[float, float]:
     counts = [0] * len(streams)
     for stream in streams:
         next(stream)
@@ -138,11 +148,13 @@ def load(kind: str, seconds: float, connections: int, ports: list[int]) -> tuple
         works = [threads.submit(work, number) for number in range(len(streams))]
         begins.wait()
         began, processor = time.perf_counter(), time.process_time()
-        time.sleep(seconds)
-        ends.set()
+        try:
+            time.sleep(seconds)
+        finally:  # also after Ctrl-C
+            ends.set()
         took, processor = time.perf_counter() - began, time.process_time() - processor
     for done in works:
-        done.result()  # a connection that failed would have lowered the rate
+        done.result()  # raises if a connection failed, which would have lowered the rate
     return sum(counts) / took, processor / took
 
 
